@@ -1,0 +1,241 @@
+"""The paper in code: one LSTM step, one GRU step, and the gate (Campos et al., ICLR 2018, arXiv 1708.06834).
+
+| code                | paper        | meaning                                                                       |
+|---------------------|--------------|-------------------------------------------------------------------------------|
+| update_gate         | u_t, eq. 2   | 1 where the state is updated, 0 where it is copied                            |
+| update_prob         | u~_t, eq. 5  | gate pre-activation, rounded to give u_t; here k * increment, see below       |
+| increment           | D_t, eq. 4   | sigmoid(W_p s_t + b_p), emitted at an update and held until the next          |
+| steps_since_update  | k            | steps skipped since the last update; the k-th step has update_prob = k * D    |
+| h, c                | s_t          | the state: h, c for an LSTM, h alone for a GRU                                |
+| GateWeights         | W_p, b_p     | read from the top layer: c for an LSTM, h for a GRU (the authors' code)       |
+
+Between two updates the accumulator of eq. 5 only adds up the held increment, so it equals k * D; the minimum of eq. 5 never
+bites below the threshold 0.5. The comparison with 0.5 is made in float32 in every precision.
+
+Shapes: B rows, T steps, I inputs, H units, G gates of the cell (4 or 3), L layers, N any number of rows.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights, gates stacked in torch's order: i f g o (LSTM), r z n (GRU)."""
+
+    weight_ih: Tensor  # [G*H, I]
+    weight_hh: Tensor  # [G*H, H]
+    bias: Tensor | None = None  # [G*H]
+    bias_hh_n: Tensor | None = None  # [H], only GRU with the reset gate after the product
+
+
+class GateWeights(NamedTuple):
+    """The update gate's linear layer: W_p and b_p of eq. 4."""
+
+    weight: Tensor  # [1, H]
+    bias: Tensor  # [1]
+
+
+class SkipRNNState(NamedTuple):
+    """All that a Skip RNN carries from one step to the next; pass it back as `state=` to continue a sequence.
+
+    Floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that gradients cross the
+    seam between two chunks exactly. A fresh state has increment 1, so that the first real step is always an update. Without a
+    learned gate the increment is 0 after the first update.
+    """
+
+    h: Tensor  # [L, B, H]
+    c: Tensor | None  # [L, B, H]; None for a GRU
+    increment: Tensor  # [B]
+    steps_since_update: Tensor  # [B]
+
+    def detach(self) -> "SkipRNNState":
+        """The same values without history: for truncated backpropagation."""
+        return SkipRNNState(*(None if part is None else part.detach() for part in self))
+
+    def reorder(self, index: Tensor) -> "SkipRNNState":
+        """Rows `index` ([N], integer) of the batch, in that order."""
+        return SkipRNNState(
+            self.h[:, index],
+            None if self.c is None else self.c[:, index],
+            self.increment[index],
+            self.steps_since_update[index],
+        )
+
+
+class ScanOutput(NamedTuple):
+    """What every scan returns."""
+
+    sequence: Tensor | None  # [B, T, H], the top layer's h after every step; None unless asked for
+    state: SkipRNNState  # after the last real step
+    num_updates: Tensor  # [B], differentiable through the straight-through gate
+    update_gates: Tensor  # [B, T], 0 or 1, likewise
+
+
+class Step(NamedTuple):
+    """One layer's step with what its backward needs."""
+
+    h: Tensor  # [N, H]
+    c: Tensor | None  # [N, H]
+    gates: tuple[Tensor, ...]  # each [N, H], after their nonlinearities
+
+
+class StepGradient(NamedTuple):
+    """Cotangents of one layer's step, from which all weight gradients are matrix products."""
+
+    inputs: Tensor  # [N, G*H], of the input product W_ih x (+ bias)
+    recurrent: Tensor  # [N, G*H], of the recurrent product W_hh h
+    h: Tensor  # [N, H], of the previous h
+    c: Tensor | None  # [N, H], of the previous c
+
+
+class Cell(Protocol):
+    """A recurrent cell: the transition S of eq. 1 for one layer, and its backward.
+
+    The two products are apart because a skipped run of steps shares one recurrent product.
+    """
+
+    name: str
+    num_gates: int
+    has_cell_state: bool
+
+    def recurrent_product(self, w: LayerWeights, h: Tensor) -> Tensor:
+        """What the held state alone decides: [N, H] -> [N, .]."""
+        ...
+
+    def step(self, w: LayerWeights, x_product: Tensor, h_product: Tensor, h: Tensor, c: Tensor | None) -> Step:
+        """The next state from the input product [N, G*H], the recurrent product, and the state [N, H]."""
+        ...
+
+    def backward(
+        self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
+    ) -> StepGradient:
+        """Cotangents of the step's inputs from those of its outputs; h, c: the state before the step."""
+        ...
+
+    def recurrent_operands(self, step: Step, h: Tensor) -> tuple[Tensor, ...]:
+        """What W_hh multiplies, gate by gate: G tensors [N, H]."""
+        ...
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias in the weight's precision, returned in the state's: [N, K] -> [N, M]."""
+    out = F.linear(x.to(weight.dtype), weight).to(torch.promote_types(weight.dtype, torch.float32))
+    return out if bias is None else out + bias
+
+
+def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
+    """D = sigmoid(W_p top + b_p), eq. 4: [N, H] -> [N]."""
+    return torch.sigmoid(F.linear(top, gate.weight.to(top.dtype), gate.bias.to(top.dtype))).squeeze(-1)
+
+
+def gate_opens(steps: Tensor, increment: Tensor) -> Tensor:
+    """Whether a step `steps` (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
+    return ~(steps.float() * increment.float() < 0.5)
+
+
+class LSTMCell:
+    """i, f, o = sigmoid(.), g = tanh(.); c' = f c + i g; h' = o tanh(c')."""
+
+    name = "lstm"
+    num_gates = 4
+    has_cell_state = True
+
+    def recurrent_product(self, w: LayerWeights, h: Tensor) -> Tensor:
+        return product(h, w.weight_hh)
+
+    def step(self, w: LayerWeights, x_product: Tensor, h_product: Tensor, h: Tensor, c: Tensor | None) -> Step:
+        i, f, g, o = (x_product + h_product).chunk(4, dim=-1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c = f * c + i * g
+        return Step(o * c.tanh(), c, (i, f, g, o))
+
+    def backward(
+        self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
+    ) -> StepGradient:
+        i, f, g, o = step.gates
+        tanh_c = step.c.tanh()
+        grad_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
+        grad_pre = torch.cat(
+            (
+                grad_c * g * i * (1 - i),
+                grad_c * c * f * (1 - f),
+                grad_c * i * (1 - g * g),
+                grad_h * tanh_c * o * (1 - o),
+            ),
+            dim=-1,
+        )
+        return StepGradient(grad_pre, grad_pre, product(grad_pre, w.weight_hh.T), grad_c * f)
+
+    def recurrent_operands(self, step: Step, h: Tensor) -> tuple[Tensor, ...]:
+        return h, h, h, h
+
+
+class GRUCell:
+    """r, z = sigmoid(.); n = tanh(W x + W_hn (r h)); h' = (1 - z) n + z h. Reset before the product: the paper's GRU."""
+
+    name = "gru"
+    num_gates = 3
+    has_cell_state = False
+
+    def recurrent_product(self, w: LayerWeights, h: Tensor) -> Tensor:
+        return product(h, w.weight_hh[: 2 * h.shape[-1]])
+
+    def step(self, w: LayerWeights, x_product: Tensor, h_product: Tensor, h: Tensor, c: Tensor | None) -> Step:
+        units = h.shape[-1]
+        r, z = (x_product[:, : 2 * units] + h_product).sigmoid().chunk(2, dim=-1)
+        n = (x_product[:, 2 * units :] + product(r * h, w.weight_hh[2 * units :])).tanh()
+        return Step((1 - z) * n + z * h, None, (r, z, n))
+
+    def backward(
+        self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
+    ) -> StepGradient:
+        units = h.shape[-1]
+        r, z, n = step.gates
+        grad_n = grad_h * (1 - z) * (1 - n * n)
+        grad_rh = product(grad_n, w.weight_hh[2 * units :].T)
+        grad_rz = torch.cat((grad_rh * h * r * (1 - r), grad_h * (h - n) * z * (1 - z)), dim=-1)
+        previous = grad_h * z + grad_rh * r + product(grad_rz, w.weight_hh[: 2 * units].T)
+        grad_pre = torch.cat((grad_rz, grad_n), dim=-1)
+        return StepGradient(grad_pre, grad_pre, previous, None)
+
+    def recurrent_operands(self, step: Step, h: Tensor) -> tuple[Tensor, ...]:
+        return h, h, step.gates[0] * h
+
+
+class GRUResetAfterCell:
+    """As GRUCell but n = tanh(W x + r (W_hn h + b_hn)): torch.nn.GRU's and cuDNN's."""
+
+    name = "gru_reset_after"
+    num_gates = 3
+    has_cell_state = False
+
+    def recurrent_product(self, w: LayerWeights, h: Tensor) -> Tensor:
+        out = product(h, w.weight_hh)
+        return out if w.bias_hh_n is None else out + F.pad(w.bias_hh_n.to(out.dtype), (2 * h.shape[-1], 0))
+
+    def step(self, w: LayerWeights, x_product: Tensor, h_product: Tensor, h: Tensor, c: Tensor | None) -> Step:
+        units = h.shape[-1]
+        r, z = (x_product[:, : 2 * units] + h_product[:, : 2 * units]).sigmoid().chunk(2, dim=-1)
+        m = h_product[:, 2 * units :]
+        n = (x_product[:, 2 * units :] + r * m).tanh()
+        return Step((1 - z) * n + z * h, None, (r, z, n, m))
+
+    def backward(
+        self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
+    ) -> StepGradient:
+        r, z, n, m = step.gates
+        grad_n = grad_h * (1 - z) * (1 - n * n)
+        grad_r = grad_n * m * r * (1 - r)
+        grad_z = grad_h * (h - n) * z * (1 - z)
+        recurrent = torch.cat((grad_r, grad_z, grad_n * r), dim=-1)
+        previous = grad_h * z + product(recurrent, w.weight_hh.T)
+        return StepGradient(torch.cat((grad_r, grad_z, grad_n), dim=-1), recurrent, previous, None)
+
+    def recurrent_operands(self, step: Step, h: Tensor) -> tuple[Tensor, ...]:
+        return h, h, h
+
+
+CELLS: dict[str, Cell] = {cell.name: cell for cell in (LSTMCell(), GRUCell(), GRUResetAfterCell())}

@@ -1,0 +1,203 @@
+"""Forward by events: only updates are computed, each row at its own position.
+
+An event is the state after an update (the first B events are the rows' initial states); it holds until the row's next one.
+Round r advances every row that has an r-th update, so the rounds are as many as the updates of the slowest row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cells_skip_rnn import (
+    CELLS,
+    Cell,
+    GateWeights,
+    LayerWeights,
+    SkipRNNState,
+    gate_opens,
+    increment_of,
+    product,
+)
+
+
+def steps_to_update(increment: Tensor, steps: Tensor, remaining: Tensor) -> Tensor:
+    """The first n in 1 .. remaining for which `gate_opens(steps + n, increment)`, else remaining + 1: [N] int64.
+
+    Closed form ceil(0.5 / D), corrected by one against the product that defines the gate. A NaN updates at once.
+    """
+    d, k, limit = increment.float(), steps.float(), remaining.float() + 1
+    n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
+    n = torch.where(d.isnan(), torch.ones_like(n), n).clamp(min=1).minimum(limit)
+    n = torch.where(gate_opens(k + n, d), n, n + 1)
+    n = torch.where((n > 1) & gate_opens(k + n - 1, d), n - 1, n)
+    return n.minimum(limit).long()
+
+
+class Timeline:
+    """Where each row's real steps stand, and where its next update is."""
+
+    def __init__(self, batch: int, steps: int, mask: Tensor | None, forced_gates: Tensor | None, device: torch.device):
+        self.batch, self.steps, self.mask = batch, steps, mask
+        self.positions: Tensor | None = None  # [B, T]: positions of the real steps, in order; None: all are real
+        self.lengths = torch.full((batch,), steps, device=device)
+        if mask is not None:
+            self.positions = torch.argsort((~mask).byte(), dim=1, stable=True)
+            self.lengths = mask.sum(1)
+        self.planned: Tensor | None = None  # [B, T + 1]: first forced update at or after a real step
+        if forced_gates is not None:
+            self.planned = self._plan(
+                forced_gates if self.positions is None else forced_gates.gather(1, self.positions)
+            )
+
+    def _plan(self, gates: Tensor) -> Tensor:
+        never = torch.full((self.batch, 1), self.steps, device=gates.device)
+        index = torch.arange(self.steps, device=gates.device).where(gates, self.steps)
+        index = index.where(index < self.lengths.unsqueeze(1), self.steps)
+        return torch.cat((index, never), 1).flip(1).cummin(1).values.flip(1)
+
+    def flat_position(self, rows: Tensor, real_index: Tensor) -> Tensor:
+        """Index into [B * T] of each row's real step."""
+        if self.positions is not None:
+            real_index = self.positions[rows, real_index]
+        return rows * self.steps + real_index
+
+    def next_update(self, front: "Front", learned: bool) -> Tensor:
+        """Real index of each row's first update after those that ran; at least its length where there is none."""
+        if self.planned is not None:
+            return self.planned[front.rows, front.ran]
+        if not learned:
+            return front.ran
+        return front.ran + steps_to_update(front.increment, front.steps, front.length - front.ran) - 1
+
+
+class Events(NamedTuple):
+    """Every event of a forward pass: E = B initial states, then N updates, round by round."""
+
+    h: tuple[Tensor, ...]  # a layer [E, H]
+    c: tuple[Tensor, ...]  # likewise; empty for a GRU
+    increments: Tensor  # [E]
+    rows: Tensor  # [E]
+    flat: Tensor  # [N], position of the update in [B * T]
+    previous: Tensor  # [N], the event that the update replaced
+    steps: Tensor  # [N], k of the update
+    offsets: tuple[int, ...]  # first event of every round, and E
+
+    def holders(self, batch: int, steps: int) -> Tensor:
+        """The event whose state holds at each step: [B, T]."""
+        held = self.rows[:batch].unsqueeze(1).repeat(1, steps)
+        held.view(-1)[self.flat] = torch.arange(batch, len(self.rows), device=held.device)
+        return held.cummax(1).values
+
+
+@dataclass
+class Recorder:
+    """Collects the events of a forward pass, a round at a time."""
+
+    rounds: list[tuple[Any, ...]] = field(default_factory=list)
+    flat: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+
+    def add(self, front: "Front") -> None:
+        self.rounds.append((tuple(front.h), tuple(front.c), front.increment, front.rows))
+
+    def events(self) -> Events:
+        h, c, increments, rows = zip(*self.rounds, strict=True)
+        all_rows = torch.cat(rows)
+        offsets = [0]
+        for part in rows:
+            offsets.append(offsets[-1] + len(part))
+        latest, previous = torch.arange(offsets[1], device=all_rows.device), []
+        for part, first in zip(rows[1:], offsets[1:-1], strict=True):
+            previous.append(latest[part])
+            latest[part] = torch.arange(first, first + len(part), device=all_rows.device)
+        empty = all_rows.new_zeros(0)
+        return Events(
+            tuple(torch.cat(layer) for layer in zip(*h, strict=True)),
+            tuple(torch.cat(layer) for layer in zip(*c, strict=True)),
+            torch.cat(increments),
+            all_rows,
+            torch.cat([empty, *self.flat]),
+            torch.cat([empty, *previous]),
+            torch.cat([increments[0][:0], *self.steps]),
+            tuple(offsets),
+        )
+
+
+@dataclass
+class Front:
+    """The rows that still have updates to make, A of B."""
+
+    rows: Tensor  # [A]
+    at: Tensor  # [A], real index of the next update
+    length: Tensor  # [A], real steps
+    ran: Tensor  # [A], real steps up to and with the last update
+    increment: Tensor  # [A]
+    steps: Tensor  # [A], steps since the last update when `ran` was reached
+    h: list[Tensor]  # a layer [A, H]
+    c: list[Tensor]
+
+    def select(self, index: Tensor) -> "Front":
+        tensors = (self.rows, self.at, self.length, self.ran, self.increment, self.steps)
+        return Front(*(part[index] for part in tensors), [p[index] for p in self.h], [p[index] for p in self.c])
+
+    def advance(self, x: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell) -> None:
+        """One update of every row from its input [A, I]."""
+        for index, w in enumerate(layers):
+            h, c = self.h[index], self.c[index] if self.c else None
+            step = cell.step(w, product(x, w.weight_ih, w.bias), cell.recurrent_product(w, h), h, c)
+            x = self.h[index] = step.h
+            if step.c is not None:
+                self.c[index] = step.c
+        top = self.c[-1] if self.c else self.h[-1]
+        self.increment = torch.zeros_like(self.increment) if gate is None else increment_of(gate, top)
+        self.steps = torch.zeros_like(self.steps)
+        self.ran = self.at + 1
+
+
+def run_updates(
+    inputs: Tensor,
+    layers: Sequence[LayerWeights],
+    gate: GateWeights | None,
+    state: SkipRNNState,
+    cell: Cell,
+    time: Timeline,
+    recorder: Recorder | None = None,
+) -> tuple[SkipRNNState, Tensor]:
+    """Advance every row through its updates: the last state, and the gates [B, T]. Events go to the recorder."""
+    flat_inputs = inputs.reshape(-1, inputs.shape[-1])
+    gates = state.increment.new_zeros(time.batch * time.steps)
+    last = SkipRNNState(*(None if part is None else part.clone() for part in state))
+    start, rows = torch.zeros_like(time.lengths), torch.arange(time.batch, device=inputs.device)
+    h, c = list(state.h.unbind()), [] if state.c is None else list(state.c.unbind())
+    front = Front(rows, start, time.lengths, start, state.increment, state.steps_since_update, h, c)
+    if recorder:
+        recorder.add(front)
+    while len(front.rows):
+        front.at = time.next_update(front, gate is not None)
+        alive = front.at < front.length
+        if not bool(alive.all()):
+            _settle(front.select((~alive).nonzero().squeeze(1)), last)
+            front = front.select(alive.nonzero().squeeze(1))
+            if not len(front.rows):
+                break
+        flat = time.flat_position(front.rows, front.at)
+        if recorder:
+            recorder.flat.append(flat)
+            recorder.steps.append(front.steps + (front.at + 1 - front.ran))
+        front.advance(flat_inputs.index_select(0, flat), layers, gate, cell)
+        gates[flat] = 1
+        if recorder:
+            recorder.add(front)
+    return last, gates.view(time.batch, time.steps)
+
+
+def _settle(done: Front, last: SkipRNNState) -> None:
+    """Write the rows that have made all their updates into the last state."""
+    last.h[:, done.rows] = torch.stack(done.h)
+    if last.c is not None:
+        last.c[:, done.rows] = torch.stack(done.c)
+    last.increment[done.rows] = done.increment
+    last.steps_since_update[done.rows] = done.steps + (done.length - done.ran)

@@ -1,0 +1,144 @@
+"""Time: how a stack of cells under one shared gate runs over a sequence, in plain PyTorch.
+
+`dense_scan` is the definition: the paper's loop over all steps, differentiated by autograd.
+`event_scan` computes the same from the updates alone, with a backward of its own (`SkipScan`).
+
+Every backend is a function of this signature:
+
+    scan(inputs, layers, gate, state, *, cell, mask=None, forced_gates=None, sequence=False) -> ScanOutput
+
+inputs        [B, T, I] floating point
+layers        LayerWeights of each layer, bottom first
+gate          GateWeights, or None where nothing is learned: then `forced_gates` is the plan, and None means every step
+state         SkipRNNState to start from
+cell          "lstm" | "gru" | "gru_reset_after"
+mask          [B, T] bool, True at real steps; None: all real. A masked step does not exist
+forced_gates  [B, T] bool: these gates are taken instead of computed ones. With a learned gate the gradient still flows as if
+              the gate had chosen them. Masked steps are closed whatever it says
+sequence      also return the top layer's h at every step, [B, T, H]
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .cells_skip_rnn import (
+    CELLS,
+    Cell,
+    GateWeights,
+    LayerWeights,
+    ScanOutput,
+    SkipRNNState,
+    gate_opens,
+    increment_of,
+    product,
+)
+
+
+class StraightThrough(torch.autograd.Function):
+    """u_t forward; d u_t / d update_prob = 1 backward (section 3.1)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(update_prob: Tensor, opened: Tensor) -> Tensor:  # type: ignore[override]
+        return opened.to(update_prob.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+class Blend(torch.autograd.Function):
+    """u * new + (1 - u) * old for u of 0 or 1; what a closed gate shuts out stays out, even a NaN."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, new: Tensor, old: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.where(gate > 0.5, new, old)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        gate, new, old = ctx.saved_tensors
+        grad_gate = grad * (new - old)
+        if gate.shape != grad.shape:
+            grad_gate = grad_gate.sum(-1, keepdim=True)
+        zero = torch.zeros_like(grad)
+        return grad_gate, torch.where(gate > 0.5, grad, zero), torch.where(gate > 0.5, zero, grad)
+
+
+def dense_scan(
+    inputs: Tensor,
+    layers: Sequence[LayerWeights],
+    gate: GateWeights | None,
+    state: SkipRNNState,
+    *,
+    cell: str,
+    mask: Tensor | None = None,
+    forced_gates: Tensor | None = None,
+    sequence: bool = False,
+) -> ScanOutput:
+    """The definition: every step is computed, and the gate blends it in or not. Differentiable any number of times."""
+    batch, steps, _ = inputs.shape
+    real = inputs.new_ones(batch, steps, dtype=torch.bool) if mask is None else mask
+    inputs = inputs.masked_fill(~real.unsqueeze(-1), 0)  # whatever stands at masked steps stays out of the gradients
+    gates, outputs = [], []
+    for t in range(steps):
+        forced = None if forced_gates is None else forced_gates[:, t]
+        state, opened = _dense_step(CELLS[cell], inputs[:, t], real[:, t], forced, layers, gate, state)
+        gates.append(opened)
+        outputs.append(state.h[-1])
+    update_gates = torch.stack(gates, 1) if gates else state.increment.new_zeros(batch, 0)
+    held = None
+    if sequence:
+        held = torch.stack(outputs, 1) if outputs else state.h.new_zeros(batch, 0, state.h.shape[-1])
+    return ScanOutput(held, state, update_gates.sum(1), update_gates)
+
+
+def _dense_step(
+    cell: Cell,
+    x: Tensor,  # [B, I]
+    real: Tensor,  # [B] bool
+    forced: Tensor | None,  # [B] bool
+    layers: Sequence[LayerWeights],
+    gate: GateWeights | None,
+    state: SkipRNNState,
+) -> tuple[SkipRNNState, Tensor]:
+    """One step of the definition: the next state and u [B]."""
+    steps = state.steps_since_update + 1  # k
+    update_prob = steps * state.increment
+    if forced is None:
+        opened = gate_opens(steps, state.increment) if gate is not None else torch.ones_like(real)
+    else:
+        opened = forced
+    u = (opened & real).to(update_prob.dtype)
+    if gate is not None:
+        u = StraightThrough.apply(update_prob, opened & real) * real
+    u_column = u.unsqueeze(-1)
+
+    h, c = [], []
+    for index, w in enumerate(layers):
+        old_h, old_c = state.h[index], None if state.c is None else state.c[index]
+        new = cell.step(w, product(x, w.weight_ih, w.bias), cell.recurrent_product(w, old_h), old_h, old_c)
+        h.append(Blend.apply(u_column, new.h, old_h))
+        if old_c is not None:
+            c.append(Blend.apply(u_column, new.c, old_c))
+        x = new.h
+    top = new.h if new.c is None else new.c
+    increment = torch.zeros_like(u) if gate is None else increment_of(gate, top)
+    return SkipRNNState(
+        torch.stack(h),
+        torch.stack(c) if c else None,
+        Blend.apply(u, increment, state.increment),
+        torch.where(real, (1 - u) * steps, state.steps_since_update),
+    ), u
