@@ -1,0 +1,45 @@
+"""Skip RNN for Hugging Face transformers: a sequence model that decides which steps to read."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from hf_skiprnn.cells_skip_rnn import SkipRNNState
+from hf_skiprnn.configuration_skip_rnn import SkipRNNConfig
+from hf_skiprnn.modeling_skip_rnn import (
+    SkipRNNForFrameClassification,
+    SkipRNNForSequenceClassification,
+    SkipRNNModel,
+    SkipRNNPreTrainedModel,
+)
+from hf_skiprnn.recurrent import SkipGRU, SkipLSTM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SkipGRU",
+    "SkipLSTM",
+    "SkipRNNConfig",
+    "SkipRNNForFrameClassification",
+    "SkipRNNForSequenceClassification",
+    "SkipRNNModel",
+    "SkipRNNPreTrainedModel",
+    "SkipRNNState",
+]
+
+AutoConfig.register("skip_rnn", SkipRNNConfig, exist_ok=True)
+AutoModel.register(SkipRNNConfig, SkipRNNModel, exist_ok=True)
+for _auto in (AutoModelForSequenceClassification, AutoModelForImageClassification, AutoModelForAudioClassification):
+    _auto.register(SkipRNNConfig, SkipRNNForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(SkipRNNConfig, SkipRNNForFrameClassification, exist_ok=True)
+
+# The code travels with every checkpoint, also with one that is loaded and saved again.
+SkipRNNConfig.register_for_auto_class()
+SkipRNNModel.register_for_auto_class("AutoModel")
+SkipRNNForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+SkipRNNForFrameClassification.register_for_auto_class("AutoModelForTokenClassification")

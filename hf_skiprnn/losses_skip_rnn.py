@@ -1,0 +1,111 @@
+"""What is minimised: a task's loss, with its labels checked, and the budget (section 3.3)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100  # a label that does not count, as everywhere in transformers
+
+
+def budget_loss(num_updates: Tensor, lengths: Tensor, weight: float, kind: str, target: float | None) -> Tensor:
+    """lambda times the cost of a row's updates, mean over rows.
+
+    Args:
+        num_updates: [B], N.
+        lengths: [B], real steps of each row, L.
+        weight: lambda.
+        kind: "cost": N; "l1": |N - target * L|; "l2": (N - target * L)^2.
+        target: wanted share of real steps read; None with "cost".
+
+    Returns:
+        A scalar, differentiable through the straight-through gate.
+    """
+    if kind == "cost" or target is None:
+        cost = num_updates
+    else:
+        excess = num_updates - target * lengths
+        cost = excess.abs() if kind == "l1" else excess.square()
+    return weight * cost.mean()
+
+
+def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """Mean over rows of a classifier's loss.
+
+    Args:
+        logits: [B, C].
+        labels: [B] integers in [0, C) or -100 for "single_label_classification"; [B, C] of 0 and 1 for
+            "multi_label_classification"; [B] (C = 1) or [B, C] numbers for "regression".
+        problem_type: as in transformers.
+
+    Raises:
+        ValueError: labels of another shape or type, or out of range.
+    """
+    batch, classes = logits.shape
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    if problem_type == "regression":
+        if labels.shape not in ((batch, classes), (batch,) if classes == 1 else (batch, classes)):
+            raise ValueError(
+                f"Regression labels must be [B, num_labels] = {(batch, classes)}; got {tuple(labels.shape)}."
+            )
+        return F.mse_loss(logits, labels.to(logits.dtype).view(batch, classes))
+    if problem_type == "multi_label_classification":
+        _check_shape(labels, (batch, classes), "[B, num_labels]")
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    _check_shape(labels, (batch,), "[B]")
+    _check_classes(labels, classes)
+    total = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def frame_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over a row's real, labelled steps, then over rows: the same however rows are split over processes.
+
+    Args:
+        logits: [B, T, C].
+        labels: [B, T] integers in [0, C), or [B, T, C] of 0 and 1 (several labels at a step; element-wise binary
+            cross-entropy, mean over classes). -100 is ignored.
+        mask: [B, T] bool, real steps; None: all.
+
+    Raises:
+        ValueError: labels of another shape or type, or out of range.
+    """
+    batch, steps, classes = logits.shape
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    if labels.dim() == 3:
+        _check_shape(labels, (batch, steps, classes), "[B, T, num_labels]")
+        counts = labels != IGNORED
+        targets = labels.to(logits.dtype).where(counts, 0)
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").where(counts, 0)
+        losses, counts = losses.sum(-1) / counts.sum(-1).clamp(min=1), counts.any(-1)
+    else:
+        _check_shape(labels, (batch, steps), "[B, T]")
+        _check_classes(labels, classes)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.long().flatten(), ignore_index=IGNORED, reduction="none")
+        losses, counts = losses.view(batch, steps), labels != IGNORED
+    if mask is not None:
+        counts = counts & mask
+    return (losses.where(counts, 0).sum(1) / counts.sum(1).clamp(min=1)).mean()
+
+
+def infer_problem_type(labels: Tensor, num_labels: int) -> str:
+    """transformers' rule: one output is regression, integers are classes, floats are several labels."""
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def _check_shape(labels: Tensor, shape: tuple[int, ...], legend: str) -> None:
+    if labels.shape != shape:
+        raise ValueError(f"labels must be {legend} = {shape}; got {tuple(labels.shape)}.")
+
+
+def _check_classes(labels: Tensor, classes: int) -> None:
+    """On a GPU an unchecked label would end the process's CUDA context."""
+    if labels.is_floating_point():
+        raise ValueError(f"Class labels must be integers; got {labels.dtype}. Use problem_type or labels.long().")
+    if torch.compiler.is_compiling() or not labels.numel():
+        return
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
+    if bool(wrong.any()):
+        values = labels[wrong].unique().tolist()[:5]
+        raise ValueError(f"labels must be in [0, num_labels = {classes}) or {IGNORED}; got {values}. Set num_labels.")

@@ -1,0 +1,356 @@
+"""Skip RNN models: SkipRNNModel and its heads, as transformers expects them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .cells_skip_rnn import CELLS, SkipRNNState
+from .configuration_skip_rnn import SkipRNNConfig
+from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
+from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
+
+
+@dataclass
+class SkipRNNModelOutput(ModelOutput):
+    """Output of SkipRNNModel.
+
+    Attributes:
+        last_hidden_state: [B, T, H], the top layer's h after every step, held at skipped and masked ones.
+        pooler_output: [B, H], the top layer's h after the last real step.
+        state: pass it back as `state=` to continue the sequences.
+        num_updates: [B], updates of each row, differentiable through the straight-through gate.
+        update_gates: [B, T], 0 or 1, with output_update_gates=True.
+        budget_loss: scalar, lambda times the cost of the updates, mean over rows.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    state: SkipRNNState | None = None
+    num_updates: Tensor | None = None
+    update_gates: Tensor | None = None
+    budget_loss: Tensor | None = None
+
+
+@dataclass
+class SkipRNNClassifierOutput(ModelOutput):
+    """Output of the classifiers.
+
+    Attributes:
+        loss: scalar, task_loss + budget_loss; only with labels.
+        logits: [B, num_labels], or [B, T, num_labels] for frames.
+        task_loss: scalar; only with labels.
+        budget_loss, num_updates, update_gates, state: see SkipRNNModelOutput.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    task_loss: Tensor | None = None
+    budget_loss: Tensor | None = None
+    num_updates: Tensor | None = None
+    update_gates: Tensor | None = None
+    state: SkipRNNState | None = None
+
+
+class SkipRNNPreTrainedModel(PreTrainedModel):
+    """Weights, their initialisation, and what all Skip RNN models share."""
+
+    config: SkipRNNConfig
+    base_model_prefix = "skip_rnn"
+    main_input_name = "input_values"
+    # The budget is a mean over rows: Trainer shall divide by the accumulation steps, not rescale by item counts.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["SkipRNNModel"]  # noqa: RUF012 - transformers' own form
+    _keep_in_fp32_modules_strict = ["update_gate"]  # noqa: RUF012
+
+    def __init__(self, config: SkipRNNConfig) -> None:
+        super().__init__(config)
+        if config.vocab_size is not None:
+            self.main_input_name = "input_ids"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SkipRNNLayer):
+            init_layer(module, self.config.forget_bias)
+        elif isinstance(module, UpdateGate):
+            init_update_gate(module, self.config.update_bias)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -0.25, 0.25)  # as the paper's unknown words (section 4.4)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+
+    def set_scan_backend(self, backend: str) -> None:
+        """Choose the scan: "auto", "dense", "events", "cpu" or "triton"; see SkipStack.set_scan_backend."""
+        SkipStack.set_scan_backend(self.base_model, backend)
+
+
+class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
+    """A stack of LSTM or GRU layers that reads only some steps of a sequence (Campos et al., ICLR 2018)."""
+
+    def __init__(self, config: SkipRNNConfig) -> None:
+        super().__init__(config)
+        self.cell, self.gate, self.hidden_size = config.cell, config.gate, config.hidden_size
+        self.skip_probability, self.stride = float(config.skip_probability), config.stride
+        if config.vocab_size is not None:
+            self.embeddings = nn.Embedding(config.vocab_size, config.input_size, padding_idx=config.pad_token_id)
+            self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self._build_stack(config.input_size, config.num_hidden_layers, True, config.learn_initial_state)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        return getattr(self, "embeddings", None)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        state: SkipRNNState | None = None,
+        forced_gates: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_sequence: bool = True,
+        output_update_gates: bool = False,
+        check_inputs: bool = False,
+    ) -> SkipRNNModelOutput:
+        """Run the sequences through the stack.
+
+        Args:
+            input_values: [B, T, input_size] floating point, cast to the weights' precision.
+            attention_mask: [B, T], 1 at real steps, any pattern. Masked steps do not exist.
+            input_ids: [B, T] integers, instead of input_values where the config has vocab_size.
+            pixel_values: [B, C, H, W] floating point with C = input_size, instead of input_values: T = H*W, row by row.
+            state: SkipRNNState to continue from; default: the initial state.
+            forced_gates: [B, T], replay these gates instead of computing them.
+            generator: draws the gates of gate="random"; default: torch's global one.
+            output_sequence: return last_hidden_state; without it no state but the last leaves the scan.
+            output_update_gates: return update_gates.
+            check_inputs: raise if a real step's input is NaN or infinite. Otherwise a NaN updates and shows in the output.
+
+        Raises:
+            ValueError: inputs, mask, gates or state of a wrong shape, type or value; the message says which.
+        """
+        inputs = self._embed(input_values, input_ids, pixel_values)
+        batch, steps = inputs.shape[:2]
+        mask = self._as_flags("attention_mask", attention_mask, batch, steps)
+        if input_ids is not None and attention_mask is None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        if check_inputs:
+            self._check_finite(inputs, mask)
+        forced = self._as_flags("forced_gates", forced_gates, batch, steps)
+        state = self.initial_state(batch) if state is None else self._check_state(state, batch)
+        out = self.scan(inputs, state, mask, forced, output_sequence, generator)
+        lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
+        c = self.config
+        dtype = self.layers[0].weight_hh.dtype
+        return SkipRNNModelOutput(
+            last_hidden_state=None if out.sequence is None else out.sequence.to(dtype),
+            pooler_output=out.state.h[-1].to(dtype),
+            state=out.state,
+            num_updates=out.num_updates,
+            update_gates=out.update_gates if output_update_gates else None,
+            budget_loss=budget_loss(out.num_updates, lengths, c.budget_weight, c.budget_loss, c.budget_target),
+        )
+
+    def _embed(self, input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None) -> Tensor:
+        """[B, T, input_size] from whichever input came."""
+        given = {"input_values": input_values, "input_ids": input_ids, "pixel_values": pixel_values}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise ValueError(
+                f"Give exactly one of input_values, input_ids and pixel_values; got {' and '.join(names) or 'none'}."
+            )
+        if (input_ids is not None) != (self.config.vocab_size is not None):
+            wanted = "input_values or pixel_values" if self.config.vocab_size is None else "input_ids"
+            raise ValueError(
+                f"config.vocab_size={self.config.vocab_size}, so the model takes {wanted}; got {names[0]}."
+            )
+        legend = {"input_values": "[B, T, input_size]", "input_ids": "[B, T]", "pixel_values": "[B, C, H, W]"}[names[0]]
+        inputs = given[names[0]]
+        if inputs.dim() != len(legend.split(",")):
+            raise ValueError(f"{names[0]} must be {legend}; got {tuple(inputs.shape)}.")
+        if inputs.is_floating_point() == (input_ids is not None) or inputs.is_complex() or inputs.dtype == torch.bool:
+            kind = "integers (long or int)" if input_ids is not None else "floating point"
+            raise ValueError(f"{names[0]} must be {kind}; got {inputs.dtype}.")
+        if pixel_values is not None:
+            inputs = pixel_values.flatten(2).transpose(1, 2)
+        if 0 in inputs.shape[:2]:
+            raise ValueError(f"{names[0]} must have at least one row and one step; got {tuple(given[names[0]].shape)}.")
+        if input_ids is not None:
+            return self._look_up(inputs)
+        if inputs.shape[-1] != self.config.input_size:
+            raise ValueError(
+                f"{names[0]} must have input_size = {self.config.input_size} {'channels' if pixel_values is not None else 'columns'}; "
+                f"got {tuple(given[names[0]].shape)}."
+            )
+        return inputs
+
+    def _look_up(self, input_ids: Tensor) -> Tensor:
+        vocab = self.embeddings.num_embeddings
+        if not torch.compiler.is_compiling() and bool(((input_ids < 0) | (input_ids >= vocab)).any()):
+            low, high = int(input_ids.min()), int(input_ids.max())
+            raise ValueError(f"input_ids must be in [0, vocab_size = {vocab}); got values from {low} to {high}.")
+        return self.embedding_dropout(self.embeddings(input_ids))
+
+    def _as_flags(self, name: str, flags: Tensor | None, batch: int, steps: int) -> Tensor | None:
+        """[B, T] bool of a mask or gates."""
+        if flags is None:
+            return None
+        if flags.shape != (batch, steps):
+            hint = " Flatten the image's mask row by row." if flags.dim() > 2 or flags.shape[0] == batch else ""
+            raise ValueError(f"{name} must be [B, T] = {(batch, steps)}; got {tuple(flags.shape)}.{hint}")
+        if flags.dtype == torch.bool:
+            return flags
+        if not torch.compiler.is_compiling() and bool(((flags != 0) & (flags != 1)).any()):
+            raise ValueError(f"{name} must hold 0 and 1; got values from {flags.min().item()} to {flags.max().item()}.")
+        return flags != 0
+
+    def _check_finite(self, inputs: Tensor, mask: Tensor | None) -> None:
+        wrong = ~inputs.isfinite()
+        if mask is not None:
+            wrong = wrong & mask.unsqueeze(-1)
+        if bool(wrong.any()):
+            row, step, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"Input holds {inputs[row, step, column].item()} at row {row}, step {step}, column {column} "
+                f"({int(wrong.sum())} such values in all). Clean the data, or mask the step with attention_mask."
+            )
+
+    def _check_state(self, state: SkipRNNState, batch: int) -> SkipRNNState:
+        """The state, in the scan's precision."""
+        shape = (len(self.layers), batch, self.hidden_size)
+        wanted = {"h": shape, "increment": (batch,), "steps_since_update": (batch,)}
+        if CELLS[self.cell].has_cell_state:
+            wanted["c"] = shape
+        got = {name: tuple(part.shape) for name, part in state._asdict().items() if part is not None}
+        if got != wanted:
+            raise ValueError(f"state must have shapes {wanted}; got {got}. Pass the state that this model returned.")
+        dtype = torch.promote_types(self.layers[0].weight_hh.dtype, torch.float32)
+        return SkipRNNState(*(None if part is None else part.to(dtype) for part in state))
+
+
+class SkipRNNForSequenceClassification(SkipRNNPreTrainedModel):
+    """One label, several labels or numbers from the state after a sequence's last real step."""
+
+    def __init__(self, config: SkipRNNConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.skip_rnn = SkipRNNModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        state: SkipRNNState | None = None,
+        forced_gates: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_update_gates: bool = False,
+        check_inputs: bool = False,
+    ) -> SkipRNNClassifierOutput:
+        """Classify sequences; arguments as in SkipRNNModel.forward.
+
+        Args:
+            labels: [B] classes, [B] or [B, num_labels] numbers, or [B, num_labels] of 0 and 1; see losses_skip_rnn.
+
+        Raises:
+            ValueError: see SkipRNNModel.forward; labels of a wrong shape, type or range.
+        """
+        out = self.skip_rnn(
+            input_values,
+            attention_mask,
+            input_ids,
+            pixel_values,
+            state,
+            forced_gates,
+            generator,
+            output_sequence=False,
+            output_update_gates=output_update_gates,
+            check_inputs=check_inputs,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(out.pooler_output))
+        task_loss = None
+        if labels is not None:
+            if self.config.problem_type is None:
+                self.config.problem_type = infer_problem_type(labels, self.num_labels)
+            task_loss = sequence_loss(logits, labels, self.config.problem_type)
+        return _classifier_output(out, logits, task_loss)
+
+
+class SkipRNNForFrameClassification(SkipRNNPreTrainedModel):
+    """One or several labels at every step, from the state that holds there."""
+
+    def __init__(self, config: SkipRNNConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.skip_rnn = SkipRNNModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        state: SkipRNNState | None = None,
+        forced_gates: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_update_gates: bool = False,
+        check_inputs: bool = False,
+    ) -> SkipRNNClassifierOutput:
+        """Classify every step; arguments as in SkipRNNModel.forward.
+
+        Args:
+            labels: [B, T] classes, or [B, T, num_labels] of 0 and 1; -100 is ignored.
+
+        Raises:
+            ValueError: see SkipRNNModel.forward; labels of a wrong shape, type or range.
+        """
+        out = self.skip_rnn(
+            input_values,
+            attention_mask,
+            input_ids,
+            pixel_values,
+            state,
+            forced_gates,
+            generator,
+            output_update_gates=output_update_gates,
+            check_inputs=check_inputs,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(out.last_hidden_state))
+        mask = None if attention_mask is None else attention_mask != 0
+        return _classifier_output(out, logits, None if labels is None else frame_loss(logits, labels, mask))
+
+
+def _classifier_output(out: SkipRNNModelOutput, logits: Tensor, task_loss: Tensor | None) -> SkipRNNClassifierOutput:
+    return SkipRNNClassifierOutput(
+        loss=None if task_loss is None else task_loss + out.budget_loss,
+        logits=logits,
+        task_loss=task_loss,
+        budget_loss=out.budget_loss,
+        num_updates=out.num_updates,
+        update_gates=out.update_gates,
+        state=out.state,
+    )
