@@ -1,0 +1,41 @@
+"""Sequential MNIST: a handwritten digit, read pixel by pixel (Campos et al. 2018, section 4.3, Table 2).
+
+Source: LeCun, Cortes and Burges, 28 x 28 grayscale images, 60000 for training and 10000 for test; `ylecun/mnist` on the
+Hub (licence: MIT, says its page), or a local folder in the same layout. 784 steps of one value in [0, 1]. As in the
+paper, 5000 training images are held out for validation, here by seed.
+
+    {"image": <PIL image 28x28, mode L>, "label": 5}
+"""
+
+from dataclasses import dataclass, field
+
+from datasets import DatasetDict, load_dataset
+
+from .base import ImageTask, Splits
+
+
+@dataclass
+class MNIST(ImageTask):
+    """Which digit is on 28 x 28 pixels."""
+
+    name = "mnist"
+    size = (28, 28)
+    labels = tuple("0123456789")
+    dataset_name: str = field(
+        default="ylecun/mnist", metadata={"help": "Hub id, or local folder in the same layout: columns image, label."}
+    )
+    validation_rows: int = field(default=5000, metadata={"help": "Training images held out for validation."})
+    split_seed: int = field(default=0, metadata={"help": "Decides which training images are held out."})
+
+    def load(self, seed: int) -> Splits:
+        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        data = load_dataset(self.dataset_name)
+        if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
+            raise ValueError(f"{self.dataset_name} must have splits train and test, as ylecun/mnist has; got {data}.")
+        if not {"image", "label"} <= set(data["train"].column_names):
+            raise ValueError(
+                f"{self.dataset_name} must have columns image and label, as ylecun/mnist has; got "
+                f"{data['train'].column_names}."
+            )
+        held_out = data["train"].train_test_split(test_size=self.validation_rows, seed=self.split_seed)
+        return Splits(held_out["train"], held_out["test"], data["test"])
