@@ -9,8 +9,8 @@
 | h, c                | s_t          | the state: h, c for an LSTM, h alone for a GRU                                |
 | GateWeights         | W_p, b_p     | read from the top layer: c for an LSTM, h for a GRU (the authors' code)       |
 
-Between two updates the accumulator of eq. 5 only adds up the held increment, so it equals k * D; the minimum of eq. 5 never
-bites below the threshold 0.5. The comparison with 0.5 is made in float32 in every precision.
+Between two updates the accumulator of eq. 5 only adds up the held increment, so it equals k * D; the minimum of
+eq. 5 never bites below the threshold 0.5. The comparison with 0.5 is made in float32 in every precision.
 
 Shapes: B rows, T steps, I inputs, H units, G gates of the cell (4 or 3), L layers, N any number of rows.
 """
@@ -41,9 +41,9 @@ class GateWeights(NamedTuple):
 class SkipRNNState(NamedTuple):
     """All that a Skip RNN carries from one step to the next; pass it back as `state=` to continue a sequence.
 
-    Floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that gradients cross the
-    seam between two chunks exactly. A fresh state has increment 1, so that the first real step is always an update. Without a
-    learned gate the increment is 0 after the first update.
+    Floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that gradients cross
+    the seam between two chunks exactly. A fresh state has increment 1, so that the first real step is always an update.
+    Without a learned gate the increment is 0 after the first update.
     """
 
     h: Tensor  # [L, B, H]
@@ -53,7 +53,8 @@ class SkipRNNState(NamedTuple):
 
     def detach(self) -> "SkipRNNState":
         """The same values without history: for truncated backpropagation."""
-        return SkipRNNState(*(None if part is None else part.detach() for part in self))
+        h, c, increment, steps = self
+        return SkipRNNState(h.detach(), None if c is None else c.detach(), increment.detach(), steps.detach())
 
     def reorder(self, index: Tensor) -> "SkipRNNState":
         """Rows `index` ([N], integer) of the batch, in that order."""
@@ -120,9 +121,14 @@ class Cell(Protocol):
         ...
 
 
+def state_dtype(weight: Tensor) -> torch.dtype:
+    """Precision of states, increments and counters beside these weights: float32 in half precision."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias in the weight's precision, returned in the state's: [N, K] -> [N, M]."""
-    out = F.linear(x.to(weight.dtype), weight).to(torch.promote_types(weight.dtype, torch.float32))
+    out = F.linear(x.to(weight.dtype), weight).to(state_dtype(weight))
     return out if bias is None else out + bias
 
 
@@ -147,6 +153,7 @@ class LSTMCell:
         return product(h, w.weight_hh)
 
     def step(self, w: LayerWeights, x_product: Tensor, h_product: Tensor, h: Tensor, c: Tensor | None) -> Step:
+        assert c is not None
         i, f, g, o = (x_product + h_product).chunk(4, dim=-1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c = f * c + i * g
@@ -155,6 +162,9 @@ class LSTMCell:
     def backward(
         self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
     ) -> StepGradient:
+        assert c is not None
+        assert step.c is not None
+        assert grad_c is not None
         i, f, g, o = step.gates
         tanh_c = step.c.tanh()
         grad_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
@@ -174,7 +184,7 @@ class LSTMCell:
 
 
 class GRUCell:
-    """r, z = sigmoid(.); n = tanh(W x + W_hn (r h)); h' = (1 - z) n + z h. Reset before the product: the paper's GRU."""
+    """r, z = sigmoid(.); n = tanh(W x + W_hn (r h)); h' = (1 - z) n + z h. Reset before the product: the paper's."""
 
     name = "gru"
     num_gates = 3

@@ -13,9 +13,9 @@ class SkipRNNConfig(PreTrainedConfig):
 
     Args:
         cell_type: "lstm" or "gru".
-        gru_reset: where a GRU's reset gate acts: "before" the recurrent product (the paper) or "after" it (torch.nn.GRU).
-        gate: "learned" (the paper's), "always" (a plain LSTM or GRU), or one of two baselines: "random" (each step is skipped
-            with probability `skip_probability`) and "strided" (every `stride`-th step is read).
+        gru_reset: where a GRU's reset gate acts: "before" the recurrent product (paper) or "after" it (torch.nn.GRU).
+        gate: "learned" (the paper's), "always" (a plain LSTM or GRU), or one of two baselines: "random" (each step is
+            skipped with probability `skip_probability`) and "strided" (every `stride`-th step is read).
         skip_probability: p_skip of the "random" gate, in [0, 1).
         stride: of the "strided" gate, at least 1.
         input_size: width of an input vector, or of a token's embedding where `vocab_size` is set.
@@ -24,8 +24,8 @@ class SkipRNNConfig(PreTrainedConfig):
         vocab_size: number of tokens; where set, the model takes `input_ids` and embeds them.
         pad_token_id: token whose embedding stays zero.
         budget_weight: lambda of the budget loss (section 3.3), per update of a sequence.
-        budget_loss: "cost": lambda * N; "l1": lambda * |N - budget_target * L|; "l2": lambda * (N - budget_target * L)^2,
-            with N updates over the L real steps of a row.
+        budget_loss: "cost": lambda * N; "l1": lambda * |N - budget_target * L|; "l2": its square times lambda; with N
+            updates over the L real steps of a row.
         budget_target: wanted share of real steps read, in [0, 1]; needed by "l1" and "l2", refused with "cost".
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
         update_bias: initial value of b_p; at 1 every step is an update at the start of training.
@@ -96,7 +96,8 @@ class SkipRNNConfig(PreTrainedConfig):
         """A target goes with a budget that has one."""
         if self.budget_loss == "cost" and self.budget_target is not None:
             raise ValueError(
-                f"budget_loss='cost' has no target; got budget_target={self.budget_target}. Use budget_loss='l1' or 'l2'."
+                f"budget_loss='cost' has no target; got budget_target={self.budget_target}. "
+                "Use budget_loss='l1' or 'l2'."
             )
         if self.budget_loss != "cost" and self.budget_target is None:
             raise ValueError(

@@ -1,7 +1,7 @@
 """The event scan: `dense_scan`'s values from the updates alone, with an exact backward of its own.
 
-The backward pass visits the rounds of events in reverse. At an update it is the cell's own backward. At a skipped step the
-straight-through gate needs one number (r: cotangent of the gate itself, k: steps since the update, D: increment),
+The backward pass visits the rounds of events in reverse. At an update it is the cell's own backward. At a skipped step
+the straight-through gate needs one number (r: cotangent of the gate itself, k: steps since the update, D: increment),
 
     g_u = r + <g_s, S(s, x) - s> + g_D (D~ - D) - g_k k
     g_D += g_u k;  g_k += g_u D                           since update_prob = k D
@@ -205,6 +205,7 @@ class Reverse:
         self, flat: Tensor, event: Tensor, first: int, carry: Cotangents, outputs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """r + <g_s, S(s, x) - s> and D~ - D at skipped steps [M]: forward values only."""
+        assert self.gate is not None
         local = event - first
         constant = self.grad_gate[flat]
         x = self.flat_inputs.index_select(0, flat)
@@ -215,7 +216,7 @@ class Reverse:
             if outputs is not None and index == len(self.layers) - 1:
                 grad_h = grad_h + outputs
             constant = constant + ((step.h - h) * grad_h).sum(-1)
-            if c is not None:
+            if step.c is not None and c is not None:
                 constant = constant + ((step.c - c) * carry.c[index][local]).sum(-1)
             x = step.h
         top = step.h if step.c is None else step.c
@@ -316,7 +317,7 @@ class Reverse:
             None if w.bias is None else inputs.sum(0),
             None if w.bias_hh_n is None else recurrent.chunk(gates, 1)[-1].sum(0),
         ]
-        return [None if grad is None else grad.to(part.dtype) for grad, part in zip(grads, w, strict=True)]
+        return [None if grad is None else grad.to(w.weight_ih.dtype) for grad in grads]
 
 
 def _sum_dtype(grad: Tensor) -> torch.dtype:
@@ -328,23 +329,25 @@ class SkipScan(torch.autograd.Function):
     """`run_updates` forward, `Reverse` backward."""
 
     @staticmethod
-    def forward(ctx, plan: Plan, *tensors):  # type: ignore[override]
+    def forward(ctx: Any, plan: Plan, *tensors: Any) -> tuple[Tensor | None, ...]:
         inputs, state, gate, layers = plan.unpack(tensors)
-        recorder = Recorder() if any(ctx.needs_input_grad) or plan.sequence else None
+        trains, held = any(ctx.needs_input_grad), None
+        recorder = Recorder() if trains or plan.sequence else None
         last, gates = run_updates(inputs, layers, gate, state, plan.cell, plan.time, recorder)
-        held, events = None, recorder.events() if recorder else None
-        if plan.sequence:
-            held = events.h[-1][events.holders(plan.time.batch, plan.time.steps)]
-        if any(ctx.needs_input_grad):
-            ctx.plan, ctx.offsets = plan, events.offsets
-            ctx.save_for_backward(*tensors, *events.h, *events.c, *events[2:7], gates)
+        if recorder is not None:
+            events = recorder.events()
+            if plan.sequence:
+                held = events.h[-1][events.holders(plan.time.batch, plan.time.steps)]
+            if trains:
+                ctx.plan, ctx.offsets = plan, events.offsets
+                ctx.save_for_backward(*tensors, *events.h, *events.c, *events[2:7], gates)
         num_updates = gates.sum(1)
         if not plan.learned:
             ctx.mark_non_differentiable(num_updates, gates)
         return held, *last, num_updates, gates
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[override]
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "The 'events' backend has no second derivative (backward was called with create_graph=True). "
@@ -353,9 +356,10 @@ class SkipScan(torch.autograd.Function):
         plan, saved = ctx.plan, list(ctx.saved_tensors)
         count = 5 + 2 * plan.learned + 4 * plan.num_layers
         tensors, saved = saved[:count], saved[count:]
-        h, c, rest = saved[: plan.num_layers], saved[plan.num_layers : -6], saved[-6:]
-        events = Events(tuple(h), tuple(c), *rest[:5], ctx.offsets)
-        return None, *Reverse(plan, tensors, events, rest[5], grads).gradients()
+        h, c = saved[: plan.num_layers], saved[plan.num_layers : -6]
+        increments, rows, flat, previous, steps, gates = saved[-6:]
+        events = Events(tuple(h), tuple(c), increments, rows, flat, previous, steps, ctx.offsets)
+        return None, *Reverse(plan, tensors, events, gates, grads).gradients()
 
 
 def event_scan(
@@ -370,7 +374,7 @@ def event_scan(
     sequence: bool = False,
 ) -> ScanOutput:
     """The updates only. Same values, gates and first derivatives as `dense_scan`; no second derivative."""
-    time = Timeline(*inputs.shape[:2], mask, forced_gates, inputs.device)
+    time = Timeline(inputs.shape[0], inputs.shape[1], mask, forced_gates, inputs.device)
     plan = Plan(CELLS[cell], time, len(layers), gate is not None, sequence)
     tensors = (inputs, *state, *(gate or ()), *(part for w in layers for part in w))
     held, h, c, increment, steps, num_updates, gates = SkipScan.apply(plan, *tensors)

@@ -1,7 +1,7 @@
 """Forward by events: only updates are computed, each row at its own position.
 
-An event is the state after an update (the first B events are the rows' initial states); it holds until the row's next one.
-Round r advances every row that has an r-th update, so the rounds are as many as the updates of the slowest row.
+An event is the state after an update (the first B events are the rows' initial states); it holds until the row's next
+one. Round r advances every row that has an r-th update: there are as many rounds as updates of the slowest row.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .cells_skip_rnn import (
-    CELLS,
     Cell,
     GateWeights,
     LayerWeights,
@@ -140,8 +139,17 @@ class Front:
     c: list[Tensor]
 
     def select(self, index: Tensor) -> "Front":
-        tensors = (self.rows, self.at, self.length, self.ran, self.increment, self.steps)
-        return Front(*(part[index] for part in tensors), [p[index] for p in self.h], [p[index] for p in self.c])
+        """Rows `index` of these."""
+        return Front(
+            self.rows[index],
+            self.at[index],
+            self.length[index],
+            self.ran[index],
+            self.increment[index],
+            self.steps[index],
+            [part[index] for part in self.h],
+            [part[index] for part in self.c],
+        )
 
     def advance(self, x: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell) -> None:
         """One update of every row from its input [A, I]."""
@@ -169,10 +177,11 @@ def run_updates(
     """Advance every row through its updates: the last state, and the gates [B, T]. Events go to the recorder."""
     flat_inputs = inputs.reshape(-1, inputs.shape[-1])
     gates = state.increment.new_zeros(time.batch * time.steps)
-    last = SkipRNNState(*(None if part is None else part.clone() for part in state))
+    h0, c0, increment, since = state
+    last = SkipRNNState(h0.clone(), None if c0 is None else c0.clone(), increment.clone(), since.clone())
     start, rows = torch.zeros_like(time.lengths), torch.arange(time.batch, device=inputs.device)
-    h, c = list(state.h.unbind()), [] if state.c is None else list(state.c.unbind())
-    front = Front(rows, start, time.lengths, start, state.increment, state.steps_since_update, h, c)
+    h, c = list(h0.unbind()), [] if c0 is None else list(c0.unbind())
+    front = Front(rows, start, time.lengths, start, increment, since, h, c)
     if recorder:
         recorder.add(front)
     while len(front.rows):

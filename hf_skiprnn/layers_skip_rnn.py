@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState
+from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, state_dtype
 from .event_scan_skip_rnn import event_scan
 from .scan_skip_rnn import dense_scan
 
@@ -32,7 +32,8 @@ def select_scan(backend: str, inputs: Tensor, cell: str, hidden_size: int) -> Sc
         if backend == "auto":
             return event_scan
         raise RuntimeError(
-            f"Scan backend {backend!r} needs the hf_skiprnn package: pip install hf_skiprnn. Or use 'events', which runs anywhere."
+            f"Scan backend {backend!r} needs the hf_skiprnn package: pip install hf_skiprnn. "
+            "Or use 'events', which runs anywhere."
         ) from error
     return select(backend, inputs, cell, hidden_size) or event_scan
 
@@ -48,8 +49,8 @@ def plan_gates(
 ) -> Tensor | None:
     """Gates of the baselines, known before the scan: [B, T] bool; None where nothing is planned.
 
-    A row's gates depend on the index among its real steps, not on where padding stands. A fresh row updates at its first
-    real step.
+    A row's gates depend on the index among its real steps, not on where padding stands. A fresh row updates at its
+    first real step.
     """
     if gate not in ("random", "strided"):
         return None
@@ -96,7 +97,11 @@ class SkipRNNLayer(nn.Module):
     def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
         """What the scan multiplies with, in `dtype` under autocast."""
         w = LayerWeights(self.weight_ih, self.weight_hh, self.bias, self.bias_hh_n)
-        return w if dtype is None else LayerWeights(*(None if part is None else part.to(dtype) for part in w))
+        if dtype is None:
+            return w
+        return LayerWeights(
+            w.weight_ih.to(dtype), w.weight_hh.to(dtype), *(b if b is None else b.to(dtype) for b in w[2:])
+        )
 
 
 class SkipStack(nn.Module):
@@ -130,6 +135,11 @@ class SkipStack(nn.Module):
         self._scan_backend = backend
 
     @property
+    def stack(self) -> list[SkipRNNLayer]:
+        """The layers, bottom first."""
+        return cast("list[SkipRNNLayer]", list(self.layers))
+
+    @property
     def scan_backend(self) -> str:
         """The backend in force."""
         backend = self._scan_backend or os.environ.get("HF_SKIPRNN_BACKEND", "auto")
@@ -139,12 +149,12 @@ class SkipStack(nn.Module):
 
     def initial_state(self, batch_size: int) -> SkipRNNState:
         """The state before the first step: learned, or zero. Its increment of 1 makes the first step an update."""
-        weight = self.layers[0].weight_hh
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        weight = self.stack[0].weight_hh
+        dtype = state_dtype(weight)
 
         def stack(name: str) -> Tensor:
             zero = weight.new_zeros(self.hidden_size, dtype=dtype)
-            parts = [getattr(layer, name) for layer in self.layers]
+            parts = [getattr(layer, name) for layer in self.stack]
             stacked = torch.stack([zero if part is None else part.to(dtype) for part in parts])
             return stacked.unsqueeze(1).expand(-1, batch_size, -1)
 
@@ -161,7 +171,7 @@ class SkipStack(nn.Module):
         sequence: bool = False,
         generator: torch.Generator | None = None,
     ) -> ScanOutput:
-        """Run the stack over inputs [B, T, input_size] from `state`, in the operand precision of autocast or the weights."""
+        """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's or the weights' precision."""
         device = inputs.device.type
         operand = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if forced_gates is None:
@@ -169,7 +179,7 @@ class SkipStack(nn.Module):
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
         scan = select_scan(self.scan_backend, inputs, self.cell, self.hidden_size)
         with torch.autocast(device, enabled=False):
-            layers = [layer.weights(operand) for layer in self.layers]
+            layers = [layer.weights(operand) for layer in self.stack]
             gate = GateWeights(*self.update_gate.parameters()) if self.gate == "learned" else None
             inputs = inputs.to(layers[0].weight_ih.dtype)
             return scan(
@@ -179,10 +189,10 @@ class SkipStack(nn.Module):
 
 @torch.no_grad()
 def init_layer(layer: SkipRNNLayer, forget_bias: float) -> None:
-    """As the authors' code: Glorot-uniform on [x, h], forget bias as given, a GRU's r and z biases 1, s_0 from N(0, 1).
+    """As the authors' code: Glorot-uniform on [x, h], forget bias as given, a GRU's r, z biases 1, s_0 from N(0, 1).
 
-    Their GRU has one matrix for r and z and one for the candidate. `init` leaves loaded parameters alone, so that a bias
-    must be written whole, never a slice of it.
+    Their GRU has one matrix for r and z and one for the candidate. `init` leaves loaded parameters alone: so a bias
+    is written whole, never a slice of it.
     """
     units = layer.weight_hh.shape[1]
     is_lstm = layer.cell == "lstm"

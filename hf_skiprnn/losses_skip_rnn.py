@@ -1,9 +1,12 @@
 """What is minimised: a task's loss, with its labels checked, and the budget (section 3.3)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 IGNORED = -100  # a label that does not count, as everywhere in transformers
 
 
@@ -28,7 +31,7 @@ def budget_loss(num_updates: Tensor, lengths: Tensor, weight: float, kind: str, 
     return weight * cost.mean()
 
 
-def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+def sequence_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:
     """Mean over rows of a classifier's loss.
 
     Args:
@@ -87,7 +90,7 @@ def frame_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
     return (losses.where(counts, 0).sum(1) / counts.sum(1).clamp(min=1)).mean()
 
 
-def infer_problem_type(labels: Tensor, num_labels: int) -> str:
+def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
     """transformers' rule: one output is regression, integers are classes, floats are several labels."""
     if num_labels == 1:
         return "regression"

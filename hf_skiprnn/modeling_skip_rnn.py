@@ -1,17 +1,25 @@
 """Skip RNN models: SkipRNNModel and its heads, as transformers expects them."""
 
 from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .cells_skip_rnn import CELLS, SkipRNNState
+from .cells_skip_rnn import CELLS, SkipRNNState, state_dtype
 from .configuration_skip_rnn import SkipRNNConfig
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
 from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
+
+# What each input must be: shape, rank, type.
+INPUTS = {
+    "input_values": ("[B, T, input_size]", 3, "floating point"),
+    "input_ids": ("[B, T]", 2, "integers (int32 or int64)"),
+    "pixel_values": ("[B, C, H, W], C = input_size", 4, "floating point"),
+}
 
 
 @dataclass
@@ -87,7 +95,7 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
 
     def set_scan_backend(self, backend: str) -> None:
         """Choose the scan: "auto", "dense", "events", "cpu" or "triton"; see SkipStack.set_scan_backend."""
-        SkipStack.set_scan_backend(self.base_model, backend)
+        SkipStack.set_scan_backend(cast(SkipStack, self.base_model), backend)
 
 
 class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
@@ -103,13 +111,17 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         self._build_stack(config.input_size, config.num_hidden_layers, True, config.learn_initial_state)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module | None:
-        return getattr(self, "embeddings", None)
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings [vocab_size, input_size]; without vocab_size there are none."""
+        if self.config.vocab_size is None:
+            raise NotImplementedError("This Skip RNN reads numbers, not tokens (config.vocab_size is None).")
+        return self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings = value
+        """Replace the token embeddings."""
+        self.embeddings = cast(nn.Embedding, value)
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_values: Tensor | None = None,
@@ -135,7 +147,8 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
             generator: draws the gates of gate="random"; default: torch's global one.
             output_sequence: return last_hidden_state; without it no state but the last leaves the scan.
             output_update_gates: return update_gates.
-            check_inputs: raise if a real step's input is NaN or infinite. Otherwise a NaN updates and shows in the output.
+            check_inputs: raise if a real step's input is NaN or infinite. Otherwise a NaN updates and shows in the
+                output.
 
         Raises:
             ValueError: inputs, mask, gates or state of a wrong shape, type or value; the message says which.
@@ -152,7 +165,7 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         out = self.scan(inputs, state, mask, forced, output_sequence, generator)
         lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
         c = self.config
-        dtype = self.layers[0].weight_hh.dtype
+        dtype = self.stack[0].weight_hh.dtype
         return SkipRNNModelOutput(
             last_hidden_state=None if out.sequence is None else out.sequence.to(dtype),
             pooler_output=out.state.h[-1].to(dtype),
@@ -165,34 +178,31 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
     def _embed(self, input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None) -> Tensor:
         """[B, T, input_size] from whichever input came."""
         given = {"input_values": input_values, "input_ids": input_ids, "pixel_values": pixel_values}
-        names = [name for name, value in given.items() if value is not None]
-        if len(names) != 1:
-            raise ValueError(
-                f"Give exactly one of input_values, input_ids and pixel_values; got {' and '.join(names) or 'none'}."
-            )
-        if (input_ids is not None) != (self.config.vocab_size is not None):
+        present = {name: value for name, value in given.items() if value is not None}
+        if len(present) != 1:
+            names = " and ".join(present) or "none"
+            raise ValueError(f"Give exactly one of input_values, input_ids and pixel_values; got {names}.")
+        ((name, inputs),) = present.items()
+        if (name == "input_ids") != (self.config.vocab_size is not None):
             wanted = "input_values or pixel_values" if self.config.vocab_size is None else "input_ids"
-            raise ValueError(
-                f"config.vocab_size={self.config.vocab_size}, so the model takes {wanted}; got {names[0]}."
-            )
-        legend = {"input_values": "[B, T, input_size]", "input_ids": "[B, T]", "pixel_values": "[B, C, H, W]"}[names[0]]
-        inputs = given[names[0]]
-        if inputs.dim() != len(legend.split(",")):
-            raise ValueError(f"{names[0]} must be {legend}; got {tuple(inputs.shape)}.")
-        if inputs.is_floating_point() == (input_ids is not None) or inputs.is_complex() or inputs.dtype == torch.bool:
-            kind = "integers (long or int)" if input_ids is not None else "floating point"
-            raise ValueError(f"{names[0]} must be {kind}; got {inputs.dtype}.")
-        if pixel_values is not None:
-            inputs = pixel_values.flatten(2).transpose(1, 2)
+            raise ValueError(f"config.vocab_size={self.config.vocab_size}, so the model takes {wanted}; got {name}.")
+        legend, rank, kind = INPUTS[name]
+        if inputs.dim() != rank:
+            raise ValueError(f"{name} must be {legend}; got {tuple(inputs.shape)}.")
+        is_right = (
+            inputs.is_floating_point() if kind == "floating point" else inputs.dtype in (torch.int32, torch.int64)
+        )
+        if not is_right:
+            raise ValueError(f"{name} must be {kind}; got {inputs.dtype}.")
+        shape = tuple(inputs.shape)
+        if name == "pixel_values":
+            inputs = inputs.flatten(2).transpose(1, 2)
         if 0 in inputs.shape[:2]:
-            raise ValueError(f"{names[0]} must have at least one row and one step; got {tuple(given[names[0]].shape)}.")
-        if input_ids is not None:
+            raise ValueError(f"{name} must have at least one row and one step; got {shape}.")
+        if name == "input_ids":
             return self._look_up(inputs)
         if inputs.shape[-1] != self.config.input_size:
-            raise ValueError(
-                f"{names[0]} must have input_size = {self.config.input_size} {'channels' if pixel_values is not None else 'columns'}; "
-                f"got {tuple(given[names[0]].shape)}."
-            )
+            raise ValueError(f"{name} must be {legend} with {self.config.input_size} inputs a step; got {shape}.")
         return inputs
 
     def _look_up(self, input_ids: Tensor) -> Tensor:
@@ -235,22 +245,25 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         got = {name: tuple(part.shape) for name, part in state._asdict().items() if part is not None}
         if got != wanted:
             raise ValueError(f"state must have shapes {wanted}; got {got}. Pass the state that this model returned.")
-        dtype = torch.promote_types(self.layers[0].weight_hh.dtype, torch.float32)
-        return SkipRNNState(*(None if part is None else part.to(dtype) for part in state))
+        dtype = state_dtype(self.stack[0].weight_hh)
+        h, c, increment, steps = state
+        return SkipRNNState(h.to(dtype), None if c is None else c.to(dtype), increment.to(dtype), steps.to(dtype))
 
 
-class SkipRNNForSequenceClassification(SkipRNNPreTrainedModel):
-    """One label, several labels or numbers from the state after a sequence's last real step."""
+class SkipRNNClassifier(SkipRNNPreTrainedModel):
+    """What both heads share: dropout and a linear layer on the top layer's h."""
+
+    per_frame: ClassVar[bool]
 
     def __init__(self, config: SkipRNNConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.skip_rnn = SkipRNNModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_values: Tensor | None = None,
@@ -264,10 +277,20 @@ class SkipRNNForSequenceClassification(SkipRNNPreTrainedModel):
         output_update_gates: bool = False,
         check_inputs: bool = False,
     ) -> SkipRNNClassifierOutput:
-        """Classify sequences; arguments as in SkipRNNModel.forward.
+        """Classify sequences, or their steps.
 
         Args:
-            labels: [B] classes, [B] or [B, num_labels] numbers, or [B, num_labels] of 0 and 1; see losses_skip_rnn.
+            input_values: [B, T, input_size]; this and the following: see SkipRNNModel.forward.
+            attention_mask: [B, T].
+            labels: for sequences [B] classes, [B] or [B, num_labels] numbers, or [B, num_labels] of 0 and 1; for frames
+                [B, T] classes or [B, T, num_labels] of 0 and 1. A label of -100 is ignored.
+            input_ids: [B, T].
+            pixel_values: [B, C, H, W].
+            state: to continue from.
+            forced_gates: [B, T].
+            generator: draws random gates.
+            output_update_gates: return update_gates.
+            check_inputs: raise if a real step's input is NaN or infinite.
 
         Raises:
             ValueError: see SkipRNNModel.forward; labels of a wrong shape, type or range.
@@ -280,77 +303,42 @@ class SkipRNNForSequenceClassification(SkipRNNPreTrainedModel):
             state,
             forced_gates,
             generator,
-            output_sequence=False,
+            output_sequence=self.per_frame,
             output_update_gates=output_update_gates,
             check_inputs=check_inputs,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(out.pooler_output))
-        task_loss = None
-        if labels is not None:
-            if self.config.problem_type is None:
-                self.config.problem_type = infer_problem_type(labels, self.num_labels)
-            task_loss = sequence_loss(logits, labels, self.config.problem_type)
-        return _classifier_output(out, logits, task_loss)
+        logits = self.classifier(self.dropout(out.last_hidden_state if self.per_frame else out.pooler_output))
+        task_loss = None if labels is None else self._task_loss(logits, labels, attention_mask)
+        return SkipRNNClassifierOutput(
+            loss=None if task_loss is None else task_loss + out.budget_loss,
+            logits=logits,
+            task_loss=task_loss,
+            budget_loss=out.budget_loss,
+            num_updates=out.num_updates,
+            update_gates=out.update_gates,
+            state=out.state,
+        )
+
+    def _task_loss(self, logits: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+        raise NotImplementedError
 
 
-class SkipRNNForFrameClassification(SkipRNNPreTrainedModel):
+class SkipRNNForSequenceClassification(SkipRNNClassifier):
+    """One label, several labels or numbers for a sequence, from the state after its last real step."""
+
+    per_frame = False
+
+    def _task_loss(self, logits: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+        problem_type = self.config.problem_type or infer_problem_type(labels, self.num_labels)
+        self.config.problem_type = problem_type  # pipelines choose softmax or sigmoid by it
+        return sequence_loss(logits, labels, problem_type)
+
+
+class SkipRNNForFrameClassification(SkipRNNClassifier):
     """One or several labels at every step, from the state that holds there."""
 
-    def __init__(self, config: SkipRNNConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.skip_rnn = SkipRNNModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
+    per_frame = True
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        state: SkipRNNState | None = None,
-        forced_gates: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        output_update_gates: bool = False,
-        check_inputs: bool = False,
-    ) -> SkipRNNClassifierOutput:
-        """Classify every step; arguments as in SkipRNNModel.forward.
-
-        Args:
-            labels: [B, T] classes, or [B, T, num_labels] of 0 and 1; -100 is ignored.
-
-        Raises:
-            ValueError: see SkipRNNModel.forward; labels of a wrong shape, type or range.
-        """
-        out = self.skip_rnn(
-            input_values,
-            attention_mask,
-            input_ids,
-            pixel_values,
-            state,
-            forced_gates,
-            generator,
-            output_update_gates=output_update_gates,
-            check_inputs=check_inputs,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(out.last_hidden_state))
-        mask = None if attention_mask is None else attention_mask != 0
-        return _classifier_output(out, logits, None if labels is None else frame_loss(logits, labels, mask))
-
-
-def _classifier_output(out: SkipRNNModelOutput, logits: Tensor, task_loss: Tensor | None) -> SkipRNNClassifierOutput:
-    return SkipRNNClassifierOutput(
-        loss=None if task_loss is None else task_loss + out.budget_loss,
-        logits=logits,
-        task_loss=task_loss,
-        budget_loss=out.budget_loss,
-        num_updates=out.num_updates,
-        update_gates=out.update_gates,
-        state=out.state,
-    )
+    def _task_loss(self, logits: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+        return frame_loss(logits, labels, None if attention_mask is None else attention_mask != 0)

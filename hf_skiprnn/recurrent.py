@@ -43,7 +43,7 @@ class _SkipRecurrent(SkipStack):
             )
         if dropout:
             raise ValueError(
-                f"dropout={dropout} is refused: a new mask at every step would change the state that skipped steps hold. "
+                f"dropout={dropout} is refused: a new mask at every step would change the state that is held. "
                 "Apply dropout to the inputs or the output."
             )
         if gate not in ("learned", "always", "random", "strided"):
@@ -60,7 +60,7 @@ class _SkipRecurrent(SkipStack):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as the authors' code does (not torch's uniform)."""
-        for layer in self.layers:
+        for layer in self.stack:
             init_layer(layer, self.forget_bias)
         if self.gate == "learned":
             init_update_gate(self.update_gate, self.update_bias)
@@ -71,15 +71,15 @@ class _SkipRecurrent(SkipStack):
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate={self.gate!r}"
 
-    def forward(self, input: Tensor | PackedSequence, hx: Any = None, *, return_updates: bool = False) -> Any:
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None, *, return_updates: bool = False) -> Any:  # noqa: A002 - nn.LSTM's name
         """As nn.LSTM / nn.GRU: (output, (h_n, c_n)) or (output, h_n).
 
         Args:
             input: [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence.
             hx: (h_0, c_0) or h_0, [num_layers, B, H] ([num_layers, H] without a batch); default: the learned initial
                 state, or zeros. The first step is always an update.
-            return_updates: also return (num_updates [B], update_gates [B, T]), both differentiable: their sum times lambda
-                is the budget loss. Padding of a PackedSequence has gate 0.
+            return_updates: also return (num_updates [B], update_gates [B, T]), differentiable, so that lambda times
+                num_updates.mean() is the budget loss. Padding of a PackedSequence has gate 0.
 
         Raises:
             ValueError: input or hx of another shape than above.
@@ -87,59 +87,59 @@ class _SkipRecurrent(SkipStack):
         if isinstance(input, PackedSequence):
             padded, lengths = pad_packed_sequence(input, batch_first=True)
             mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
-            out, state = self._run(padded, hx, mask.to(padded.device))
-            output: Any = _pack_like(input, out.sequence, lengths)
-        else:
-            batched = self._as_batch(input)
-            hx = hx if input.dim() == 3 or hx is None else self._map_state(hx, lambda part: part.unsqueeze(1))
-            out, state = self._run(batched, hx, None)
-            output = out.sequence if self.batch_first else out.sequence.transpose(0, 1)
-            if input.dim() == 2:
-                output, state = out.sequence[0], self._map_state(state, lambda part: part.squeeze(1))
-        updates = (out.num_updates, out.update_gates)
-        if not isinstance(input, PackedSequence) and input.dim() == 2:
+            out, sequence, last = self._run(padded, hx, mask.to(padded.device))
+            output: Any = _pack_like(input, sequence, lengths)
+            updates = (out.num_updates, out.update_gates)
+        elif input.dim() == 2:
+            hx = None if hx is None else self._map_state(hx, lambda part: part.unsqueeze(1))
+            out, sequence, last = self._run(self._as_batch(input), hx, None)
+            output, last = sequence[0], self._map_state(last, lambda part: part.squeeze(1))
             updates = (out.num_updates[0], out.update_gates[0])
-        return (output, state, updates) if return_updates else (output, state)
+        else:
+            out, sequence, last = self._run(self._as_batch(input), hx, None)
+            output = sequence if self.batch_first else sequence.transpose(0, 1)
+            updates = (out.num_updates, out.update_gates)
+        return (output, last, updates) if return_updates else (output, last)
 
-    def _as_batch(self, input: Tensor) -> Tensor:
+    def _as_batch(self, inputs: Tensor) -> Tensor:
         """[B, T, I] of whatever came."""
         shape = "[T, I], [B, T, I]" if self.batch_first else "[T, I], [T, B, I]"
-        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
+        if inputs.dim() not in (2, 3) or inputs.shape[-1] != self.input_size:
             raise ValueError(
-                f"input must be {shape} with I = {self.input_size}; got {tuple(input.shape)}. "
+                f"input must be {shape} with I = {self.input_size}; got {tuple(inputs.shape)}. "
                 f"Layers made with batch_first={self.batch_first}."
             )
-        if not input.is_floating_point():
-            raise ValueError(f"input must be floating point; got {input.dtype}. Convert it: input.float().")
-        batched = input.unsqueeze(0) if input.dim() == 2 else input if self.batch_first else input.transpose(0, 1)
+        if not inputs.is_floating_point():
+            raise ValueError(f"input must be floating point; got {inputs.dtype}. Convert it with .float().")
+        batched = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs if self.batch_first else inputs.transpose(0, 1)
         if batched.shape[1] == 0:
-            raise ValueError(f"input must have at least one step; got {tuple(input.shape)}.")
+            raise ValueError(f"input must have at least one step; got {tuple(inputs.shape)}.")
         return batched
 
-    def _run(self, inputs: Tensor, hx: Any, mask: Tensor | None) -> tuple[ScanOutput, Any]:
+    def _run(self, inputs: Tensor, hx: Any, mask: Tensor | None) -> tuple[ScanOutput, Tensor, Any]:
+        """The scan's output; its sequence [B, T, H] and (h_n, c_n) or h_n in the inputs' precision."""
         state = self.initial_state(inputs.shape[0])
         if hx is not None:
             h, c = hx if self.has_cell_state else (hx, None)
             for name, part in (("h_0", h), ("c_0", c)):
                 if part is not None and part.shape != state.h.shape:
-                    raise ValueError(
-                        f"{name} must be [num_layers, B, H] = {tuple(state.h.shape)}; got {tuple(part.shape)}."
-                    )
+                    shape = tuple(state.h.shape)
+                    raise ValueError(f"{name} must be [num_layers, B, H] = {shape}; got {tuple(part.shape)}.")
             state = state._replace(h=h.to(state.h.dtype), c=None if c is None else c.to(state.h.dtype))
         out = self.scan(inputs, state, mask, sequence=True)
-        dtype = inputs.dtype
-        last = (out.state.h.to(dtype), out.state.c.to(dtype)) if self.has_cell_state else out.state.h.to(dtype)
-        return out._replace(sequence=out.sequence.to(dtype)), last
+        assert out.sequence is not None  # asked for
+        h, c = out.state.h.to(inputs.dtype), out.state.c
+        return out, out.sequence.to(inputs.dtype), h if c is None else (h, c.to(inputs.dtype))
 
     def _arguments_for_native(self) -> dict[str, Any]:
         if self.gate != "always":
             raise ValueError(
                 f"gate={self.gate!r} may skip, which {type(self).__name__[4:]} cannot; needs gate='always'."
             )
-        if self.layers[0].initial_h is not None:
+        if self.stack[0].initial_h is not None:
             raise ValueError("A learned initial state has no place in the native layer; pass it as hx instead.")
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first")
-        weight = self.layers[0].weight_ih
+        weight = self.stack[0].weight_ih
         return {name: getattr(self, name) for name in names} | {"device": weight.device, "dtype": weight.dtype}
 
     def _map_state(self, hx: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -164,8 +164,8 @@ def _native_arguments(native: nn.RNNBase) -> dict[str, Any]:
 class SkipLSTM(_SkipRecurrent):
     """A Skip LSTM where nn.LSTM stands.
 
-    Same arguments, defaults and return value, plus the gate's options (see SkipRNNConfig). Differences: parameters are drawn as
-    in the paper; `bidirectional`, `proj_size` and `dropout` are refused; `return_updates=True` in forward.
+    Same arguments, defaults and return value, plus the gate's options (see SkipRNNConfig). Differences: parameters are
+    drawn as in the paper; `bidirectional`, `proj_size` and `dropout` are refused; `return_updates=True` in forward.
     """
 
     has_cell_state = True
@@ -186,10 +186,10 @@ class SkipLSTM(_SkipRecurrent):
             ValueError: `native` is bidirectional, or has projections or dropout.
         """
         layer = cls(**_native_arguments(native), proj_size=native.proj_size, **gate_options)
-        for index, mine in enumerate(layer.layers):
+        for index, mine in enumerate(layer.stack):
             mine.weight_ih.copy_(getattr(native, f"weight_ih_l{index}"))
             mine.weight_hh.copy_(getattr(native, f"weight_hh_l{index}"))
-            if native.bias:
+            if mine.bias is not None:
                 mine.bias.copy_(getattr(native, f"bias_ih_l{index}") + getattr(native, f"bias_hh_l{index}"))
         return layer
 
@@ -201,10 +201,10 @@ class SkipLSTM(_SkipRecurrent):
             ValueError: the gate may skip, or the initial state is learned: nn.LSTM has neither.
         """
         native = nn.LSTM(**self._arguments_for_native())
-        for index, mine in enumerate(self.layers):
+        for index, mine in enumerate(self.stack):
             getattr(native, f"weight_ih_l{index}").copy_(mine.weight_ih)
             getattr(native, f"weight_hh_l{index}").copy_(mine.weight_hh)
-            if self.bias:
+            if mine.bias is not None:
                 getattr(native, f"bias_ih_l{index}").copy_(mine.bias)
                 getattr(native, f"bias_hh_l{index}").zero_()
         return native
@@ -229,14 +229,14 @@ class SkipGRU(_SkipRecurrent):
         """A SkipGRU with the weights of `native`; equal to it with gate="always".
 
         Raises:
-            ValueError: `native` is bidirectional or has dropout, or gru_reset="before" is asked for: nn.GRU resets after.
+            ValueError: `native` is bidirectional or has dropout, or gru_reset="before" is asked for.
         """
         layer = cls(**_native_arguments(native), **gate_options)
         layer._check_reset()
-        for index, mine in enumerate(layer.layers):
+        for index, mine in enumerate(layer.stack):
             mine.weight_ih.copy_(getattr(native, f"weight_ih_l{index}"))
             mine.weight_hh.copy_(getattr(native, f"weight_hh_l{index}"))
-            if native.bias:
+            if mine.bias is not None and mine.bias_hh_n is not None:
                 hidden = getattr(native, f"bias_hh_l{index}").clone()
                 mine.bias_hh_n.copy_(hidden[2 * native.hidden_size :])
                 hidden[2 * native.hidden_size :] = 0
@@ -252,10 +252,10 @@ class SkipGRU(_SkipRecurrent):
         """
         self._check_reset()
         native = nn.GRU(**self._arguments_for_native())
-        for index, mine in enumerate(self.layers):
+        for index, mine in enumerate(self.stack):
             getattr(native, f"weight_ih_l{index}").copy_(mine.weight_ih)
             getattr(native, f"weight_hh_l{index}").copy_(mine.weight_hh)
-            if self.bias:
+            if mine.bias is not None:
                 getattr(native, f"bias_ih_l{index}").copy_(mine.bias)
                 getattr(native, f"bias_hh_l{index}").zero_()[2 * self.hidden_size :] = mine.bias_hh_n
         return native

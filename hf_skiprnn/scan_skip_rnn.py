@@ -13,12 +13,13 @@ gate          GateWeights, or None where nothing is learned: then `forced_gates`
 state         SkipRNNState to start from
 cell          "lstm" | "gru" | "gru_reset_after"
 mask          [B, T] bool, True at real steps; None: all real. A masked step does not exist
-forced_gates  [B, T] bool: these gates are taken instead of computed ones. With a learned gate the gradient still flows as if
-              the gate had chosen them. Masked steps are closed whatever it says
+forced_gates  [B, T] bool: these gates are taken instead of computed ones. With a learned gate the gradient still flows
+              as if the gate had chosen them. Masked steps are closed whatever it says
 sequence      also return the top layer's h at every step, [B, T, H]
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,15 +43,15 @@ class StraightThrough(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(update_prob: Tensor, opened: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(update_prob: Tensor, opened: Tensor) -> Tensor:
         return opened.to(update_prob.dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -60,15 +61,15 @@ class Blend(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gate: Tensor, new: Tensor, old: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(gate: Tensor, new: Tensor, old: Tensor) -> Tensor:
         return torch.where(gate > 0.5, new, old)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate, new, old = ctx.saved_tensors
         grad_gate = grad * (new - old)
         if gate.shape != grad.shape:
