@@ -1,10 +1,10 @@
 """The event scan: `dense_scan`'s values from the updates alone, with an exact backward of its own.
 
 The backward pass visits the rounds of events in reverse. At an update it is the cell's own backward. At a skipped step
-the straight-through gate needs one number (r: cotangent of the gate itself, k: steps since the update, D: increment),
+the straight-through gate needs one number (r: cotangent of the gate itself, q: accumulator, D: increment),
 
-    g_u = r + <g_s, S(s, x) - s> + g_D (D~ - D) - g_k k
-    g_D += g_u k;  g_k += g_u D                           since update_prob = k D
+    g_u = r + <g_s, S(s, x) - s> + g_D (D~ - D) - g_q update_prob
+    g_q += g_u;  g_D += g_q                                         since update_prob = q + D; its value is k D
 
 for which S(s, x) is a forward value off the sequential path: a round's skipped steps are one batch.
 """
@@ -56,21 +56,23 @@ class Cotangents:
     h: list[Tensor]  # a layer [A, H]
     c: list[Tensor]
     increment: Tensor  # [A]
-    steps: Tensor  # [A], of steps_since_update
+    accumulator: Tensor  # [A]
 
     def take(self, rows: Tensor) -> "Cotangents":
-        if len(rows) == len(self.steps):  # rows keep their order: these are all
-            return Cotangents(list(self.h), list(self.c), self.increment, self.steps)
+        """Of these rows."""
+        if len(rows) == len(self.increment):  # rows keep their order: these are all
+            return Cotangents(list(self.h), list(self.c), self.increment, self.accumulator)
         parts = [part[rows] for part in self.h], [part[rows] for part in self.c]
-        return Cotangents(*parts, self.increment[rows], self.steps[rows])
+        return Cotangents(*parts, self.increment[rows], self.accumulator[rows])
 
     def put(self, rows: Tensor, other: "Cotangents") -> None:
-        if len(rows) == len(self.steps):
-            self.h, self.c, self.increment, self.steps = other.h, other.c, other.increment, other.steps
+        """Replace those of these rows."""
+        if len(rows) == len(self.increment):
+            self.h, self.c, self.increment, self.accumulator = other.h, other.c, other.increment, other.accumulator
             return
         for mine, theirs in zip([*self.h, *self.c], [*other.h, *other.c], strict=True):
             mine[rows] = theirs
-        self.increment[rows], self.steps[rows] = other.increment, other.steps
+        self.increment[rows], self.accumulator[rows] = other.increment, other.accumulator
 
 
 class HeldSteps:
@@ -126,12 +128,19 @@ class Reverse:
             list(grad_h.clone().unbind()),
             [] if state.c is None else list(grad_c.clone().unbind()),
             grad_increment.clone(),
-            grad_steps.clone(),
+            self._across_seam(events, grad_steps),
         )
         self.held = HeldSteps(events, plan.time, gates, state.steps_since_update)
         self._recompute_updates()
         for index in reversed(range(len(events.offsets) - 1)):
             self._round(index)
+
+    def _across_seam(self, events: Events, grad_steps: Tensor) -> Tensor:
+        """Cotangent of the accumulator from that of steps_since_update, which carries it scaled by the increment."""
+        event = torch.arange(len(events.rows), device=grad_steps.device)
+        last = torch.zeros_like(self.plan.time.lengths).scatter_reduce(0, events.rows, event, "amax")
+        increment = events.increments[last]
+        return (grad_steps / increment).where((increment != 0) & self.plan.learned, 0)
 
     def _recompute_updates(self) -> None:
         """All updates' gates at once: the states are known, so nothing here is sequential."""
@@ -181,9 +190,9 @@ class Reverse:
             ]
             constant, slope = (torch.cat(part) for part in zip(*terms, strict=True))
             place = (self.held.slot[start:end], self.held.event[skipped] - first)
-            self._recur(
-                self.held.longest[index], place, (constant, slope, self.held.steps[start:end]), first, last, carry
-            )
+            update_prob = self.held.steps[start:end] * self.events.increments[self.held.event[skipped]]
+            values = (constant, slope, update_prob, torch.ones_like(slope))
+            self._recur(self.held.longest[index], last - first, place, values, carry)
         if total is not None:
             carry.h[-1] = carry.h[-1] + total
 
@@ -225,19 +234,17 @@ class Reverse:
     def _recur(
         self,
         longest: int,
+        rows: int,
         place: tuple[Tensor, Tensor],
         terms: Sequence[Tensor],
-        first: int,
-        last: int,
         carry: Cotangents,
     ) -> None:
         """g_u of the skipped steps, latest first: three numbers a row and step, zero beyond a row's segment."""
-        padded = [term.new_zeros(longest, last - first).index_put(place, term.to(carry.steps.dtype)) for term in terms]
-        increment = self.events.increments[first:last]
-        for constant, slope, k in zip(*(part.flip(0).unbind() for part in padded), strict=True):
-            grad_u = torch.addcmul(constant, carry.increment, slope).addcmul_(carry.steps, k, value=-1)
-            carry.increment = torch.addcmul(carry.increment, grad_u, k)
-            carry.steps = torch.addcmul(carry.steps, grad_u, increment)
+        padded = [term.new_zeros(longest, rows).index_put(place, term) for term in terms]
+        for constant, slope, update_prob, skipped in zip(*(part.flip(0).unbind() for part in padded), strict=True):
+            grad_u = torch.addcmul(constant, carry.increment, slope).addcmul_(carry.accumulator, update_prob, value=-1)
+            carry.accumulator = carry.accumulator + grad_u
+            carry.increment = torch.addcmul(carry.increment, carry.accumulator, skipped)
 
     def _through_update(self, first: int, last: int, rows: Tensor, carry: Cotangents) -> None:
         """The cell's backward, and the gate that chose to update."""
@@ -265,15 +272,13 @@ class Reverse:
             if gradient.c is not None:
                 carry.c[index] = gradient.c
             above = product(gradient.inputs, w.weight_ih.T) if index else None
-        carry.increment, carry.steps = torch.zeros_like(carry.increment), torch.zeros_like(carry.steps)
-        if self.plan.learned:
-            carry.increment = grad_u * events.steps[now]
-            carry.steps = grad_u * events.increments[previous]
+        carry.increment = carry.accumulator = grad_u if self.plan.learned else torch.zeros_like(carry.increment)
 
     def _gate_at_update(self, first: int, last: int, now: slice, carry: Cotangents) -> Tensor:
         """g_u at an update [A]."""
         events, previous = self.events, self.events.previous[now]
-        grad_u = self.grad_gate[events.flat[now]] - carry.steps * events.steps[now]
+        update_prob = events.steps[now] * events.increments[previous]
+        grad_u = self.grad_gate[events.flat[now]] - carry.accumulator * update_prob
         grad_u = grad_u + carry.increment * (events.increments[first:last] - events.increments[previous])
         for states, grads in ((events.h, carry.h), (events.c, carry.c)):
             for state, grad in zip(states, grads, strict=True):
@@ -302,7 +307,8 @@ class Reverse:
                 grad_z.sum(0, keepdim=True).to(self.gate.bias.dtype),
             ]
         carry = self.carry
-        state = [torch.stack(carry.h), torch.stack(carry.c) if carry.c else None, carry.increment, carry.steps]
+        steps = carry.accumulator * self.events.increments[: self.plan.time.batch]
+        state = [torch.stack(carry.h), torch.stack(carry.c) if carry.c else None, carry.increment, steps]
         return grad_x.view_as(self.inputs), *state, *gate, *weights
 
     def _weight_gradients(self, index: int, w: LayerWeights, inputs: Tensor, recurrent: Tensor) -> list[Tensor | None]:
@@ -343,7 +349,7 @@ class SkipScan(torch.autograd.Function):
                 ctx.save_for_backward(*tensors, *events.h, *events.c, *events[2:7], gates)
         num_updates = gates.sum(1)
         if not plan.learned:
-            ctx.mark_non_differentiable(num_updates, gates)
+            ctx.mark_non_differentiable(last.steps_since_update, num_updates, gates)
         return held, *last, num_updates, gates
 
     @staticmethod

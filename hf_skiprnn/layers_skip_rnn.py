@@ -171,7 +171,7 @@ class SkipStack(nn.Module):
         sequence: bool = False,
         generator: torch.Generator | None = None,
     ) -> ScanOutput:
-        """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's or the weights' precision."""
+        """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's precision."""
         device = inputs.device.type
         operand = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if forced_gates is None:

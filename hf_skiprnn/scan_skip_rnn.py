@@ -19,7 +19,7 @@ sequence      also return the top layer's h at every step, [B, T, H]
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,17 +93,43 @@ def dense_scan(
     batch, steps, _ = inputs.shape
     real = inputs.new_ones(batch, steps, dtype=torch.bool) if mask is None else mask
     inputs = inputs.masked_fill(~real.unsqueeze(-1), 0)  # whatever stands at masked steps stays out of the gradients
+    carry = Carry.start(state)
     gates, outputs = [], []
     for t in range(steps):
         forced = None if forced_gates is None else forced_gates[:, t]
-        state, opened = _dense_step(CELLS[cell], inputs[:, t], real[:, t], forced, layers, gate, state)
-        gates.append(opened)
-        outputs.append(state.h[-1])
+        carry, u = _dense_step(CELLS[cell], inputs[:, t], real[:, t], forced, layers, gate, carry)
+        gates.append(u)
+        outputs.append(carry.h[-1])
     update_gates = torch.stack(gates, 1) if gates else state.increment.new_zeros(batch, 0)
     held = None
     if sequence:
         held = torch.stack(outputs, 1) if outputs else state.h.new_zeros(batch, 0, state.h.shape[-1])
-    return ScanOutput(held, state, update_gates.sum(1), update_gates)
+    return ScanOutput(held, carry.end(learned=gate is not None), update_gates.sum(1), update_gates)
+
+
+class Carry(NamedTuple):
+    """The state inside the definition's loop, with the accumulator of eq. 5 as a variable of its own."""
+
+    h: tuple[Tensor, ...]  # a layer [B, H]
+    c: tuple[Tensor, ...]  # likewise; empty for a GRU
+    increment: Tensor  # [B]
+    accumulator: Tensor  # [B], q; its value is k * increment
+    steps: Tensor  # [B], k, without gradient
+
+    @classmethod
+    def start(cls, state: SkipRNNState) -> "Carry":
+        """The seam: steps_since_update carries the accumulator's gradient, scaled by the increment."""
+        accumulator = state.steps_since_update * state.increment.detach()
+        c = () if state.c is None else state.c.unbind()
+        return cls(state.h.unbind(), c, state.increment, accumulator, state.steps_since_update.detach())
+
+    def end(self, learned: bool) -> SkipRNNState:
+        """The inverse of `start`."""
+        steps, increment = self.steps, self.increment.detach()
+        if learned:
+            unscaled = (self.accumulator - self.accumulator.detach()) / increment.where(increment != 0, torch.inf)
+            steps = steps + unscaled.where(~unscaled.isnan(), 0)
+        return SkipRNNState(torch.stack(self.h), torch.stack(self.c) if self.c else None, self.increment, steps)
 
 
 def _dense_step(
@@ -113,23 +139,24 @@ def _dense_step(
     forced: Tensor | None,  # [B] bool
     layers: Sequence[LayerWeights],
     gate: GateWeights | None,
-    state: SkipRNNState,
-) -> tuple[SkipRNNState, Tensor]:
-    """One step of the definition: the next state and u [B]."""
-    steps = state.steps_since_update + 1  # k
-    update_prob = steps * state.increment
-    if forced is None:
-        opened = gate_opens(steps, state.increment) if gate is not None else torch.ones_like(real)
-    else:
-        opened = forced
-    u = (opened & real).to(update_prob.dtype)
+    carry: Carry,
+) -> tuple[Carry, Tensor]:
+    """One step of the definition: what is carried on, and u [B]."""
+    steps = carry.steps + 1  # k
+    update_prob = carry.accumulator + carry.increment
+    opened = real
+    if forced is not None:
+        opened = opened & forced
+    elif gate is not None:
+        opened = opened & gate_opens(steps, carry.increment)
+    u = opened.to(update_prob.dtype)
     if gate is not None:
-        u = StraightThrough.apply(update_prob, opened & real) * real
+        u = StraightThrough.apply(update_prob, opened) * real
     u_column = u.unsqueeze(-1)
 
     h, c = [], []
     for index, w in enumerate(layers):
-        old_h, old_c = state.h[index], None if state.c is None else state.c[index]
+        old_h, old_c = carry.h[index], carry.c[index] if carry.c else None
         new = cell.step(w, product(x, w.weight_ih, w.bias), cell.recurrent_product(w, old_h), old_h, old_c)
         h.append(Blend.apply(u_column, new.h, old_h))
         if old_c is not None:
@@ -137,9 +164,10 @@ def _dense_step(
         x = new.h
     top = new.h if new.c is None else new.c
     increment = torch.zeros_like(u) if gate is None else increment_of(gate, top)
-    return SkipRNNState(
-        torch.stack(h),
-        torch.stack(c) if c else None,
-        Blend.apply(u, increment, state.increment),
-        torch.where(real, (1 - u) * steps, state.steps_since_update),
+    return Carry(
+        tuple(h),
+        tuple(c),
+        Blend.apply(u, increment, carry.increment),
+        torch.where(real, Blend.apply(u, torch.zeros_like(u), update_prob), carry.accumulator),
+        torch.where(real, steps.where(~opened, 0), carry.steps),
     ), u

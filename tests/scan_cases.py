@@ -120,7 +120,9 @@ def _state(case: Case, has_cell_state: bool, randn: Callable[..., Tensor], g: to
     if case.state == "running":
         increment = torch.rand(case.batch, generator=g, dtype=torch.float64) * 0.2
         steps = torch.randint(0, 4, (case.batch,), generator=g).double()
-    return SkipRNNState(randn(*shape, scale=0.5), randn(*shape, scale=0.5) if has_cell_state else None, increment, steps)
+    return SkipRNNState(
+        randn(*shape, scale=0.5), randn(*shape, scale=0.5) if has_cell_state else None, increment, steps
+    )
 
 
 def _mask(case: Case, g: torch.Generator) -> Tensor | None:
@@ -176,5 +178,6 @@ def assert_close(name: str, got: Tensor | None, want: Tensor | None, tolerance: 
     if got is None or not got.numel():
         return
     assert got.shape == want.shape, f"{name}: {tuple(got.shape)} against {tuple(want.shape)}"
-    error = (got.double() - want.double()).abs().max() / max(1.0, float(want.double().abs().max()))
+    got, want = got.detach().double(), want.detach().double()
+    error = (got - want).abs().max() / max(1.0, float(want.abs().max()))
     assert error <= tolerance, f"{name}: differs by {float(error):.2e}, allowed {tolerance:.0e}"
