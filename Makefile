@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the first target that needs it sets up: constraints.txt pins every version.
+# Another interpreter: make PYTHON=python3.12 test. Arguments for pytest: make test ARGS="-k scan".
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean distclean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(STAMP)  ## install the package and its tools into .venv
+
+demo: $(STAMP)  ## train a Skip LSTM on handwritten digits, reload it and show what it read
+	$(RUN) scripts/demo.py
+
+test: $(STAMP)  ## run the tests
+	$(RUN) -m pytest $(ARGS)
+
+check: $(STAMP)  ## check format, lint and types
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+format: $(STAMP)  ## format the code and apply the safe fixes
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean:  ## remove builds and caches; what runs have written stays
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf $(VENV)
+
+# The stamp is written last, so an interrupted set-up is taken up again. A virtual environment that does not run is made
+# anew; a package whose installation was cut short (pip writes INSTALLER after the package's files) is installed again.
+# Without build isolation the build, too, uses a pinned setuptools.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit(f"needs Python 3.11 or later, but $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12")'
+	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@find $(VENV) -type d -name '*.dist-info' ! -exec test -e '{}/INSTALLER' ';' -prune -exec rm -rf '{}' +
+	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,dev]'
+	@touch $@

@@ -1,0 +1,91 @@
+"""What every test runs under: no network, own caches, one thread, fixed seeds, NaN in memory that nobody wrote."""
+
+import functools
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+CACHES = tempfile.mkdtemp(prefix="hf_skiprnn-tests-")
+
+# huggingface_hub, datasets and torch read these at their first import; child processes inherit them. A developer's own
+# settings (caches, a token, another endpoint, a forced backend) stay out.
+for _name in list(os.environ):
+    if _name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
+        del os.environ[_name]
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HOME": CACHES,
+    "HF_DATASETS_CACHE": f"{CACHES}/datasets",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+}
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# The same examples in every run, of any duration, and no folder of failures in the checkout.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("tests")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(CACHES, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds_and_one_thread() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """shared_data("mnist"): the folder of a real data set beside the checkout; where it is absent, the test skips."""
+
+    def folder(name: str) -> Path:
+        path = SHARED_DATA / name
+        if not path.is_dir():
+            pytest.skip(f"no data in {os.path.relpath(path, ROOT)}")
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """Whoever reads memory that nobody wrote gets NaN (integers: their largest value; booleans: True).
+
+    torch.utils.deterministic.fill_uninitialized_memory would need deterministic mode, which swaps operators under test
+    for others. So Python's ways to such tensors are wrapped instead; what compiled code allocates is left alone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("empty", "empty_like", "empty_strided", "empty_permuted"):
+            patch.setattr(torch, name, _filled(getattr(torch, name)))
+        for name in ("new_empty", "new_empty_strided"):
+            patch.setattr(torch.Tensor, name, _filled(getattr(torch.Tensor, name)))
+        yield
+
+
+def _filled(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(allocate)
+    def wrapper(*args: object, **kwargs: object) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return tensor
+        with torch.no_grad():
+            if tensor.is_floating_point() or tensor.is_complex():
+                return tensor.fill_(torch.nan)
+            return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max)
+
+    return wrapper
