@@ -1,0 +1,490 @@
+"""The native CPU scan: C++ behind a C ABI (csrc/), as PyTorch operators.
+
+`cpu_scan` has the signature of every backend (scan_skip_rnn.py). A row jumps from update to update, so that skipped steps
+cost nothing; the backward pass recomputes a few rows at a time from checkpoints instead of storing activations. The
+arithmetic is float64 where any operand is, else float32. First derivatives only.
+
+The engine is three libraries of one source (portable, AVX2, AVX-512), built with the package where a C++ compiler is found.
+HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 forces one. It uses `torch.get_num_threads()` threads.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState
+
+ABI = 1  # csrc/call.h
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
+ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
+REMEDY = (
+    "With a C++17 compiler (g++ or clang++) on this machine, reinstall: "
+    "`pip install --no-cache-dir --force-reinstall --no-deps hf_skiprnn`, or `pip install -e .` in a checkout. "
+    "Everything works without the engine on the 'events' backend."
+)
+
+
+class Call(ctypes.Structure):
+    """SkipRnnCall of csrc/call.h, field by field."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("size", "is_double", "cell", "batch", "steps", "inputs", "units", "layers")
+        ),
+        *((name, ctypes.c_int64) for name in ("threads", "every", "rows")),
+        *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
+        *((name, ctypes.c_void_p) for name in ("h0", "c0", "increment0", "since0")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
+        ),
+        *((name, ctypes.c_void_p) for name in ("updates", "counts", "checkpoints")),
+        *((name, ctypes.c_void_p) for name in ("grad_sequence", "grad_h", "grad_c", "grad_increment", "grad_since")),
+        *((name, ctypes.c_void_p) for name in ("grad_num_updates", "grad_update_gates", "grad_x", "grad_weights")),
+        *((name, ctypes.c_void_p) for name in ("grad_gate_weight", "grad_gate_bias")),
+        *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_since0")),
+    ]
+
+
+def engine() -> ctypes.CDLL:
+    """The library that this process uses.
+
+    Raises:
+        RuntimeError: the engine was not built, is older than its source, or cannot run here; the message has the remedy.
+    """
+    return _engine(os.environ.get(ISA_VARIABLE))
+
+
+def unavailable_reason() -> str | None:
+    """Why `engine` raises, or None where it does not."""
+    try:
+        engine()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _engine(wanted: str | None) -> ctypes.CDLL:
+    best = _load("portable").skip_rnn_cpu_level()
+    if wanted is None:
+        return _load(INSTRUCTION_SETS[best])
+    if wanted not in INSTRUCTION_SETS:
+        raise RuntimeError(f"{ISA_VARIABLE} must be one of {', '.join(INSTRUCTION_SETS)}; got {wanted!r}.")
+    if INSTRUCTION_SETS.index(wanted) > best:
+        raise RuntimeError(f"{ISA_VARIABLE}={wanted}, but this CPU runs {INSTRUCTION_SETS[best]} at most. Unset it.")
+    return _load(wanted)
+
+
+@functools.cache
+def _load(isa: str) -> ctypes.CDLL:
+    spec = find_spec(f"{__package__}._cpu_{isa}")
+    if spec is None or spec.origin is None:
+        raise RuntimeError(f"The native CPU engine is not built (no {isa} library). {REMEDY}")
+    sources = list((Path(__file__).parent / "csrc").glob("*"))  # only in a checkout
+    built = Path(spec.origin).stat().st_mtime
+    if any(source.stat().st_mtime > built for source in sources):
+        raise RuntimeError(f"The native CPU engine ({isa}) is older than its source. {REMEDY}")
+    library = ctypes.CDLL(spec.origin)
+    if library.skip_rnn_abi() != ABI:
+        raise RuntimeError(f"The native CPU engine ({isa}) is of another version of this package. {REMEDY}")
+    for function in (library.skip_rnn_forward, library.skip_rnn_backward):
+        function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int
+    return library
+
+
+class Blocking(NamedTuple):
+    """How the backward pass divides its work; the forward pass places checkpoints accordingly."""
+
+    every: int  # updates between two checkpoints
+    rows: int  # recomputed together
+
+    @classmethod
+    def of(cls, batch: int, inputs: int, units: int, layers: int) -> "Blocking":
+        """From the shape alone: gradients then do not depend on the number of threads."""
+        wide = max(inputs, units) > 256
+        return cls(32 if wide else 16, max(1, min((batch + 1) // 2, 12)))
+
+
+Optional = Tensor | None
+
+
+def _call(
+    inputs: Tensor,
+    ids: Optional,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    state: Sequence[Optional],
+    mask: Optional,
+    forced: Optional,
+    cell: str,
+) -> tuple[Call, list[Any]]:
+    """The call's inputs, and what must live until it returns."""
+    keep: list[Any] = []
+
+    def pointer(tensor: Optional) -> int | None:
+        if tensor is None:
+            return None
+        keep.append(tensor.contiguous())
+        return keep[-1].data_ptr()
+
+    parts = (ctypes.c_void_p * len(weights))(*(pointer(w) if w.numel() else None for w in weights))
+    keep.append(parts)
+    batch, steps = (inputs if ids is None else ids).shape[:2]
+    call = Call(
+        size=ctypes.sizeof(Call),
+        is_double=inputs.dtype == torch.float64,
+        cell=list(CELLS).index(cell),
+        batch=batch,
+        steps=steps,
+        inputs=inputs.shape[-1],
+        units=weights[1].shape[1],
+        layers=len(weights) // 4,
+        threads=torch.get_num_threads(),
+        x=pointer(inputs),
+        ids=pointer(ids),
+        mask=pointer(mask),
+        forced=pointer(forced),
+        weights=ctypes.addressof(parts),
+        gate_weight=pointer(gate[0]) if gate else None,
+        gate_bias=pointer(gate[1]) if gate else None,
+        h0=pointer(state[0]),
+        c0=pointer(state[1]),
+        increment0=pointer(state[2]),
+        since0=pointer(state[3]),
+    )
+    call.every, call.rows = Blocking.of(batch, call.inputs, call.units, call.layers)
+    return call, keep
+
+
+def _run(function: Any, call: Call) -> None:
+    status = function(ctypes.byref(call))
+    if status == 2:
+        raise MemoryError("The native CPU scan ran out of memory; use a smaller batch.")
+    if status:
+        raise RuntimeError(f"The native CPU scan refused its arguments (status {status}); this is a bug in hf_skiprnn.")
+
+
+def _results(
+    inputs: Tensor, ids: Optional, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool
+) -> list[Tensor]:
+    """Empty tensors for the forward operators' results: held, h, c, increment, since, num_updates, update_gates."""
+    batch, steps = (inputs if ids is None else ids).shape[:2]
+    layers, units = len(weights) // 4, weights[1].shape[1]
+    return [
+        inputs.new_empty((batch, steps, units) if sequence else (0,)),
+        inputs.new_empty(layers, batch, units),
+        inputs.new_empty((layers, batch, units) if state[1] is not None else (0,)),
+        inputs.new_empty(batch),
+        inputs.new_empty(batch),
+        inputs.new_empty(batch),
+        inputs.new_zeros(batch, steps),
+    ]
+
+
+def _records(inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Optional]) -> list[Tensor]:
+    """Empty tensors for what a training forward keeps: update times, counts, checkpoints."""
+    (batch, steps, width), units, layers = inputs.shape, weights[1].shape[1], len(weights) // 4
+    every = Blocking.of(batch, width, units, layers).every
+    return [
+        inputs.new_empty(batch, steps, dtype=torch.int32),
+        inputs.new_empty(batch, dtype=torch.int32),
+        inputs.new_empty(batch, steps // every, layers, 1 + (state[1] is not None), units),
+    ]
+
+
+def _check(
+    inputs: Tensor,
+    ids: Optional,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    state: Sequence[Optional],
+    mask: Optional,
+    forced: Optional,
+    cell: str,
+) -> None:
+    """Everything the native code relies on but the ids' range."""
+
+    def expect(name: str, tensor: Tensor, *shape: int, dtype: torch.dtype = inputs.dtype) -> None:
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{name} must be {dtype} of shape {shape} on the CPU; "
+                f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
+            )
+
+    if cell not in CELLS:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}.")
+    if inputs.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"The native CPU scan computes in float32 or float64; got {inputs.dtype}.")
+    if inputs.dim() != (3 if ids is None else 2) or inputs.shape[-1] < 1:
+        raise ValueError(f"inputs must be [B, T, I] with I >= 1; got {tuple(inputs.shape)}.")
+    if not weights or len(weights) % 4 or weights[1].dim() != 2 or weights[1].shape[1] < 1:
+        raise ValueError(f"Four weights a layer, H >= 1, are needed; got {[tuple(w.shape) for w in weights]}.")
+    if ids is not None and (ids.dim() != 2 or ids.dtype != torch.int64):
+        raise ValueError(f"ids must be int64 [B, T]; got {ids.dtype} of shape {tuple(ids.shape)}.")
+    (batch, steps), units, layers = (inputs if ids is None else ids).shape[:2], weights[1].shape[1], len(weights) // 4
+    gates = CELLS[cell].num_gates
+    for i in range(layers):
+        input_weight, recurrent_weight, bias, bias_hh_n = weights[4 * i : 4 * i + 4]
+        expect(f"layer {i}: weight_ih", input_weight, gates * units, units if i else inputs.shape[-1])
+        expect(f"layer {i}: weight_hh", recurrent_weight, gates * units, units)
+        if bias.numel():
+            expect(f"layer {i}: bias", bias, gates * units)
+        if bias_hh_n.numel():
+            expect(f"layer {i}: bias_hh_n", bias_hh_n, units)
+            if cell != "gru_reset_after":
+                raise ValueError(f"layer {i}: bias_hh_n is only for 'gru_reset_after'; the cell is {cell!r}.")
+    if gate:
+        expect("the gate's weight", gate[0], 1, units)
+        expect("the gate's bias", gate[1], 1)
+    h, c, increment, since = state
+    if h is None or increment is None or since is None or (c is not None) != CELLS[cell].has_cell_state:
+        raise ValueError(
+            f"The state of a {cell!r} has h{', c' * CELLS[cell].has_cell_state}, increment, steps_since_update."
+        )
+    expect("state.h", h, layers, batch, units)
+    if c is not None:
+        expect("state.c", c, layers, batch, units)
+    expect("state.increment", increment, batch)
+    expect("state.steps_since_update", since, batch)
+    for name, part in (("mask", mask), ("forced_gates", forced)):
+        if part is not None:
+            expect(name, part, batch, steps, dtype=torch.bool)
+
+
+def _forward(
+    inputs: Tensor,
+    ids: Optional,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    state: Sequence[Optional],
+    mask: Optional,
+    forced: Optional,
+    cell: str,
+    sequence: bool,
+    records: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    _check(inputs, ids, weights, gate, state, mask, forced, cell)
+    if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
+        raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
+    results = _results(inputs, ids, weights, state, sequence)
+    call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell)
+    names = (
+        "sequence",
+        "h",
+        "c",
+        "increment",
+        "since",
+        "num_updates",
+        "update_gates",
+        "updates",
+        "counts",
+        "checkpoints",
+    )
+    for name, result in zip(names, (*results, *records), strict=False):
+        absent = (name == "sequence" and not sequence) or (name == "c" and state[1] is None)
+        setattr(call, name, None if absent else result.data_ptr())
+    _run(engine().skip_rnn_forward, call)
+    del keep
+    return [*results, *records]
+
+
+Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Ten = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("hf_skiprnn::cpu_inference", mutates_args=(), device_types="cpu")
+def cpu_inference(
+    inputs: Tensor,
+    ids: Tensor | None,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    h: Tensor,
+    c: Tensor | None,
+    increment: Tensor,
+    since: Tensor,
+    mask: Tensor | None,
+    forced: Tensor | None,
+    cell: str,
+    sequence: bool,
+) -> Seven:
+    """The scan without what a backward pass needs. With ids [B, T], inputs is the table [V, I] that they index."""
+    state = (h, c, increment, since)
+    return tuple(_forward(inputs, ids, weights, gate, state, mask, forced, cell, sequence))  # type: ignore[return-value]
+
+
+@cpu_inference.register_fake
+def _(inputs, ids, weights, gate, h, c, increment, since, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
+    _check(inputs, ids, weights, gate, (h, c, increment, since), mask, forced, cell)
+    return tuple(_results(inputs, ids, weights, (h, c, increment, since), sequence))
+
+
+@torch.library.custom_op("hf_skiprnn::cpu_training", mutates_args=(), device_types="cpu")
+def cpu_training(
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    h: Tensor,
+    c: Tensor | None,
+    increment: Tensor,
+    since: Tensor,
+    mask: Tensor | None,
+    forced: Tensor | None,
+    cell: str,
+    sequence: bool,
+) -> Ten:
+    """`cpu_inference` and the records for its backward pass: update times, counts, checkpoints."""
+    state = (h, c, increment, since)
+    _check(inputs, None, weights, gate, state, mask, forced, cell)
+    records = _records(inputs, weights, state)
+    return tuple(_forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, records))  # type: ignore[return-value]
+
+
+@cpu_training.register_fake
+def _(inputs, weights, gate, h, c, increment, since, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
+    state = (h, c, increment, since)
+    _check(inputs, None, weights, gate, state, mask, forced, cell)
+    return (*_results(inputs, None, weights, state, sequence), *_records(inputs, weights, state))
+
+
+@torch.library.custom_op("hf_skiprnn::cpu_backward", mutates_args=(), device_types="cpu")
+def cpu_backward(
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    h: Tensor,
+    c: Tensor | None,
+    increment: Tensor,
+    since: Tensor,
+    mask: Tensor | None,
+    last_increment: Tensor,
+    updates: Tensor,
+    counts: Tensor,
+    checkpoints: Tensor,
+    grad_sequence: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    grad_increment: Tensor | None,
+    grad_since: Tensor | None,
+    grad_num_updates: Tensor | None,
+    grad_update_gates: Tensor | None,
+    cell: str,
+    grad_inputs: bool,
+) -> list[Tensor]:
+    """Gradients of inputs (empty unless asked for), h, c, increment, since, gate and weights, in this order."""
+    state = (h, c, increment, since)
+    _check(inputs, None, weights, gate, state, mask, None, cell)
+    results = _gradients(inputs, weights, gate, state, grad_inputs)
+    call, keep = _call(inputs, None, weights, gate, state, mask, None, cell)
+    cotangents = {
+        "grad_sequence": grad_sequence,
+        "grad_h": grad_h,
+        "grad_c": grad_c,
+        "grad_increment": grad_increment,
+        "grad_since": grad_since,
+        "grad_num_updates": grad_num_updates,
+        "grad_update_gates": grad_update_gates,
+    }
+    for name, tensor in cotangents.items():
+        if tensor is not None:
+            keep.append(tensor.to(inputs.dtype).contiguous())
+            setattr(call, name, keep[-1].data_ptr())
+    call.increment = last_increment.data_ptr()
+    call.updates, call.counts, call.checkpoints = (part.data_ptr() for part in (updates, counts, checkpoints))
+    call.grad_x = results[0].data_ptr() if grad_inputs else None
+    call.grad_h0, call.grad_increment0, call.grad_since0 = (results[i].data_ptr() for i in (1, 3, 4))
+    call.grad_c0 = None if c is None else results[2].data_ptr()
+    if gate:
+        call.grad_gate_weight, call.grad_gate_bias = results[5].data_ptr(), results[6].data_ptr()
+    parts = results[5 + len(gate) :]
+    pointers = (ctypes.c_void_p * len(parts))(*(part.data_ptr() if part.numel() else None for part in parts))
+    call.grad_weights = ctypes.addressof(pointers)
+    _run(engine().skip_rnn_backward, call)
+    del keep, pointers
+    return results
+
+
+def _gradients(
+    inputs: Tensor, weights: Sequence[Tensor], gate: Sequence[Tensor], state: Sequence[Optional], grad_inputs: bool
+) -> list[Tensor]:
+    like = [inputs.new_empty(part.shape if part is not None else (0,)) for part in (*state, *gate, *weights)]
+    return [inputs.new_zeros(inputs.shape if grad_inputs else (0,)), *like]
+
+
+@cpu_backward.register_fake
+def _(inputs, weights, gate, h, c, increment, since, *rest):  # type: ignore[no-untyped-def]
+    return _gradients(inputs, weights, gate, (h, c, increment, since), rest[-1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weights, gate, h, c, increment, since, mask, _, ctx.cell, ctx.sequence = inputs
+    ctx.num_gate, ctx.num_weights = len(gate), len(weights)
+    ctx.save_for_backward(x, *weights, *gate, h, c, increment, since, mask, output[3], *output[7:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    x, *rest = ctx.saved_tensors
+    weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
+    gate, (h, c, increment, since, mask, *records) = rest[: ctx.num_gate], rest[ctx.num_gate :]
+    of_sequence, of_h, of_c, *others = grads[:7]
+    of_sequence, of_c = of_sequence if ctx.sequence else None, of_c if c is not None else None
+    cotangents = (of_sequence, of_h, of_c, *others)
+    args = (x, weights, gate, h, c, increment, since, mask, *records, *cotangents, ctx.cell, ctx.needs_input_grad[0])
+    grad_x, grad_h, grad_c, grad_increment, grad_since, *of_weights = torch.ops.hf_skiprnn.cpu_backward(*args)
+    of_gate, of_weights = of_weights[: ctx.num_gate], of_weights[ctx.num_gate :]
+    state = (grad_h, None if c is None else grad_c, grad_increment, grad_since)
+    return grad_x if ctx.needs_input_grad[0] else None, of_weights, of_gate, *state, None, None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError(
+        "The 'cpu' backend has no second derivative (backward was called with create_graph=True). "
+        "Use the 'dense' backend: model.set_scan_backend('dense')."
+    )
+
+
+cpu_training.register_autograd(_backward, setup_context=_setup)
+cpu_backward.register_autograd(_no_second_derivative)
+for _operator in (cpu_inference, cpu_training):
+    _operator.register_autocast("cpu", torch.float32)
+
+
+def cpu_scan(
+    inputs: Tensor,
+    layers: Sequence[LayerWeights],
+    gate: GateWeights | None,
+    state: SkipRNNState,
+    *,
+    cell: str,
+    mask: Tensor | None = None,
+    forced_gates: Tensor | None = None,
+    sequence: bool = False,
+) -> ScanOutput:
+    """The native scan; arguments as every backend's (scan_skip_rnn.py), on the CPU.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message says which.
+        RuntimeError: the engine cannot run (see `engine`), or a second derivative was asked for.
+    """
+    flat = [part for layer in layers for part in layer]
+    floats = [inputs, *(part for part in (*flat, *(gate or ()), *state) if part is not None)]
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in floats), torch.float32)
+    weights = [inputs.new_empty(0, dtype=dtype) if part is None else part.to(dtype) for part in flat]
+    tensors = (inputs.to(dtype), weights, [part.to(dtype) for part in gate or ()])
+    options = (*(None if part is None else part.to(dtype) for part in state), mask, forced_gates, cell, sequence)
+    if torch.is_grad_enabled() and any(part.requires_grad for part in floats):
+        results = torch.ops.hf_skiprnn.cpu_training(*tensors, *options)
+    else:
+        results = torch.ops.hf_skiprnn.cpu_inference(tensors[0], None, *tensors[1:], *options)
+    held, h, c, increment, since, num_updates, update_gates = results[:7]
+    last = SkipRNNState(h, None if state.c is None else c, increment, since)
+    return ScanOutput(held if sequence else None, last, num_updates, update_gates)

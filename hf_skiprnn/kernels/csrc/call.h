@@ -1,0 +1,50 @@
+// The C ABI's one argument. cpu.py mirrors it field by field; a changed field needs a new kAbi there and here.
+#pragma once
+
+#include <cstdint>
+
+constexpr std::int64_t kAbi = 1;
+
+// Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
+struct SkipRnnCall {
+  // sizes and flags
+  std::int64_t size;      // sizeof(SkipRnnCall)
+  std::int64_t is_double;
+  std::int64_t cell;      // 0 lstm, 1 gru, 2 gru_reset_after
+  std::int64_t batch, steps, inputs, units, layers;
+  std::int64_t threads;
+  std::int64_t every;     // training: updates between two checkpoints
+  std::int64_t rows;      // backward: rows of one chunk
+
+  // inputs
+  const void* x;                   // [B, T, I]; with ids: the embedding table [., I]
+  const std::int64_t* ids;         // [B, T], rows of x, or null
+  const std::uint8_t* mask;        // [B, T], 1 at real steps, or null: all are
+  const std::uint8_t* forced;      // [B, T], 1 at updates, or null
+  const void* const* weights;      // [L * 4]: weight_ih [G H, I], weight_hh [G H, H], bias [G H] or null, bias_hh_n [H] or null
+  const void* gate_weight;         // [H], or null: no learned gate
+  const void* gate_bias;           // [1]
+  const void *h0, *c0;             // [L, B, H]; c0 null for a GRU
+  const void *increment0, *since0; // [B]
+
+  // forward: outputs
+  void* sequence;            // [B, T, H] or null
+  void *h, *c;               // [L, B, H]
+  void *increment, *since;   // [B]; the backward pass reads increment
+  void* num_updates;         // [B]
+  void* update_gates;        // [B, T], zeros on entry
+  // training: written by the forward pass, read by the backward pass; null in inference
+  std::int32_t* updates;     // [B, T], times of each row's updates
+  std::int32_t* counts;      // [B]
+  void* checkpoints;         // [B, T / every, L, 1 or 2, H], the state (h, then c) after each `every` updates
+
+  // backward: cotangents, each may be null
+  const void *grad_sequence, *grad_h, *grad_c, *grad_increment, *grad_since, *grad_num_updates, *grad_update_gates;
+  // backward: outputs
+  void* grad_x;              // [B, T, I], zeros on entry, or null
+  void* const* grad_weights; // as weights
+  void *grad_gate_weight, *grad_gate_bias;
+  void *grad_h0, *grad_c0, *grad_increment0, *grad_since0;
+};
+
+enum SkipRnnStatus : int { kDone = 0, kBadCall = 1, kNoMemory = 2 };

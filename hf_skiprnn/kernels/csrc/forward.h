@@ -1,0 +1,155 @@
+// The forward pass: each row jumps from update to update, several rows at a time.
+#pragma once
+
+#include "model.h"
+#include "threads.h"
+
+namespace {
+
+// Rows that one thread advances together. When a row ends, the next one takes its place.
+template <class T>
+class ForwardTeam {
+ public:
+  ForwardTeam(const Model<T>& model, Arena& arena, i64 slots, std::atomic<i64>& next_row)
+      : m_(model), s_(model.shape), slots_(slots), next_row_(next_row), clocks_(slots), counts_(slots), order_(slots) {
+    h_ = arena.take<T>(slots * s_.layers * s_.padded);
+    c_ = s_.has_c() ? arena.take<T>(slots * s_.layers * s_.padded) : nullptr;
+    recurrent_ = arena.take<T>(slots * s_.recurrent());
+    gates_ = arena.take<T>(slots * s_.gates());
+    extra_ = arena.take<T>(slots * s_.padded);
+    scratch_ = arena.take<T>(slots * s_.padded);
+  }
+
+  void run() {
+    i64 active = 0;
+    for (i64 slot = 0; slot < slots_; ++slot)
+      if (take_row(slot)) order_[active++] = slot;
+    while (active) {
+      update(active);
+      i64 kept = 0;
+      for (i64 i = 0; i < active; ++i) {
+        const i64 slot = order_[i];
+        if (after_update(slot) || take_row(slot)) order_[kept++] = slot;
+      }
+      active = kept;
+    }
+  }
+
+ private:
+  T* h(i64 slot, i64 l) { return h_ + (slot * s_.layers + l) * s_.padded; }
+  T* c(i64 slot, i64 l) { return c_ ? c_ + (slot * s_.layers + l) * s_.padded : nullptr; }
+
+  // The next row that has an update; rows without one are finished on the way.
+  bool take_row(i64 slot) {
+    for (i64 b; (b = next_row_.fetch_add(1)) < s_.batch;) {
+      for (i64 l = 0; l < s_.layers; ++l) {
+        read_state(m_.call.h0, l, b, h(slot, l));
+        if (c_) read_state(m_.call.c0, l, b, c(slot, l));
+      }
+      clocks_[slot].start(m_, b);
+      counts_[slot] = 0;
+      if (clocks_[slot].advance(m_)) {
+        emit(slot, 0, clocks_[slot].now);
+        return true;
+      }
+      finish(slot, 0, clocks_[slot].since);
+    }
+    return false;
+  }
+
+  void read_state(const void* from, i64 l, i64 b, T* to) const {
+    std::memcpy(to, typed<T>(from) + (l * s_.batch + b) * s_.units, s_.units * sizeof(T));
+    clear_padding(to, s_.units, s_.padded);
+  }
+
+  void update(i64 active) {
+    Lane<T> lanes[kLanes];
+    T* recurrent[kLanes];
+    for (i64 l = 0; l < s_.layers; ++l) {
+      for (i64 i = 0; i < active; ++i) {
+        const i64 slot = order_[i];
+        const T* x = l ? h(slot, l - 1) : m_.x(clocks_[slot].row, clocks_[slot].now);
+        recurrent[i] = recurrent_ + i * s_.recurrent();
+        lanes[i] = {x, h(slot, l), c(slot, l), recurrent[i], gates_ + i * s_.gates(), extra_ + i * s_.padded,
+                    h(slot, l), c(slot, l)};
+      }
+      recurrent_products(m_.layers[l], lanes, active, recurrent);
+      input_products(s_, m_.layers[l], lanes, active);
+      step(s_, m_.layers[l], lanes, active, false, scratch_);
+    }
+  }
+
+  // Records the update and moves on; false where it was the row's last.
+  bool after_update(i64 slot) {
+    Clock<T>& clock = clocks_[slot];
+    const i64 at = clock.now, b = clock.row;
+    typed<T>(m_.call.update_gates)[b * s_.steps + at] = 1;
+    if (m_.call.updates) record(slot, b, at);
+    ++counts_[slot];
+    const i64 top = s_.layers - 1;
+    clock.increment = m_.increment_of(c_ ? c(slot, top) : h(slot, top));
+    clock.since = 0;
+    if (clock.advance(m_)) {
+      emit(slot, at, clock.now);
+      return true;
+    }
+    finish(slot, at, T(0));
+    return false;
+  }
+
+  void record(i64 slot, i64 b, i64 at) {
+    m_.call.updates[b * s_.steps + counts_[slot]] = std::int32_t(at);
+    const i64 done = counts_[slot] + 1, every = m_.call.every, states = s_.has_c() ? 2 : 1;
+    if (done % every) return;
+    T* to = typed<T>(m_.call.checkpoints) + (b * (s_.steps / every) + done / every - 1) * s_.layers * states * s_.units;
+    for (i64 l = 0; l < s_.layers; ++l, to += states * s_.units) {
+      std::memcpy(to, h(slot, l), s_.units * sizeof(T));
+      if (c_) std::memcpy(to + s_.units, c(slot, l), s_.units * sizeof(T));
+    }
+  }
+
+  // The held output at times begin .. end-1.
+  void emit(i64 slot, i64 begin, i64 end) {
+    if (!m_.call.sequence) return;
+    T* to = typed<T>(m_.call.sequence) + clocks_[slot].row * s_.steps * s_.units;
+    for (i64 t = begin; t < end; ++t) std::memcpy(to + t * s_.units, h(slot, s_.layers - 1), s_.units * sizeof(T));
+  }
+
+  void finish(i64 slot, i64 begin, T since) {
+    const Clock<T>& clock = clocks_[slot];
+    const i64 b = clock.row;
+    emit(slot, begin, s_.steps);
+    for (i64 l = 0; l < s_.layers; ++l) {
+      std::memcpy(typed<T>(m_.call.h) + (l * s_.batch + b) * s_.units, h(slot, l), s_.units * sizeof(T));
+      if (c_) std::memcpy(typed<T>(m_.call.c) + (l * s_.batch + b) * s_.units, c(slot, l), s_.units * sizeof(T));
+    }
+    typed<T>(m_.call.increment)[b] = clock.increment;
+    typed<T>(m_.call.since)[b] = since + T(clock.left);
+    typed<T>(m_.call.num_updates)[b] = T(counts_[slot]);
+    if (m_.call.counts) m_.call.counts[b] = std::int32_t(counts_[slot]);
+  }
+
+  const Model<T>& m_;
+  const Shape& s_;
+  i64 slots_;
+  std::atomic<i64>& next_row_;
+  std::vector<Clock<T>> clocks_;
+  std::vector<i64> counts_, order_;
+  T *h_, *c_, *recurrent_, *gates_, *extra_, *scratch_;
+};
+
+constexpr i64 kSlots = 24;  // rows a thread advances together: their states and one panel of weights fit the first-level cache
+
+template <class T>
+void forward(const SkipRnnCall& call) {
+  Arena arena;
+  const Model<T> model(call, arena, false);
+  const i64 threads = std::max<i64>(1, std::min(call.threads, call.batch));
+  const i64 slots = std::min((call.batch + threads - 1) / threads, kSlots);
+  std::atomic<i64> next_row{0};
+  std::vector<std::unique_ptr<ForwardTeam<T>>> teams;
+  for (i64 i = 0; i < threads; ++i) teams.push_back(std::make_unique<ForwardTeam<T>>(model, arena, slots, next_row));
+  run_threads(int(threads), [&](int i) { teams[i]->run(); });
+}
+
+}  // namespace

@@ -1,0 +1,190 @@
+// One call's view of the model: typed arguments, packed weights, working memory, and when a row's next update is.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "call.h"
+#include "cells.h"
+
+namespace {
+
+constexpr i64 kDirectInputs = 4;
+
+// Working memory of one call. It is taken before the threads start: they allocate nothing.
+class Arena {
+ public:
+  template <class T>
+  T* take(i64 count) {
+    const std::size_t bytes = (std::size_t(std::max<i64>(count, 1)) * sizeof(T) + 63) / 64 * 64;
+    void* block = std::aligned_alloc(64, bytes);
+    if (!block) throw std::bad_alloc();
+    blocks_.emplace_back(block, &std::free);
+#ifdef SKIP_RNN_POISON
+    std::memset(block, 0xff, bytes);  // NaN: what is read before it is written shows
+#endif
+    return static_cast<T*>(block);
+  }
+  template <class T>
+  T* zeros(i64 count) {
+    T* block = take<T>(count);
+    std::fill(block, block + count, T(0));
+    return block;
+  }
+
+ private:
+  std::vector<std::unique_ptr<void, void (*)(void*)>> blocks_;
+};
+
+template <class T>
+const T* typed(const void* p) {
+  return static_cast<const T*>(p);
+}
+template <class T>
+T* typed(void* p) {
+  return static_cast<T*>(p);
+}
+
+template <class T>
+struct Model {
+  const SkipRnnCall& call;
+  Shape shape;
+  std::vector<LayerWeights<T>> layers;
+  T* gate_weight = nullptr;  // [padded], or null
+  T gate_bias = 0;
+  const T* zero = nullptr;   // [padded]
+
+  Model(const SkipRnnCall& call, Arena& arena, bool backward) : call(call), layers(call.layers) {
+    constexpr int W = Simd<T>::W;
+    shape = {call.batch, call.steps, call.inputs, call.units, call.layers, (call.units + W - 1) / W * W, int(call.cell),
+             layout_of(int(call.cell))};
+    zero = arena.zeros<T>(shape.padded);
+    for (i64 l = 0; l < shape.layers; ++l) pack_layer(l, arena, backward);
+    if (!call.gate_weight) return;
+    gate_weight = padded_copy(arena, typed<T>(call.gate_weight), {1, {0}});
+    gate_bias = *typed<T>(call.gate_bias);
+  }
+
+  bool learned() const { return gate_weight != nullptr; }
+  bool is_real(i64 b, i64 t) const { return !call.mask || call.mask[b * shape.steps + t]; }
+  i64 count_real(i64 b, i64 begin, i64 end) const {
+    if (!call.mask) return end - begin;
+    i64 count = 0;
+    for (const std::uint8_t *m = call.mask + b * shape.steps, *p = m + begin; p < m + end; ++p) count += *p != 0;
+    return count;
+  }
+  const T* x(i64 b, i64 t) const {
+    const i64 at = b * shape.steps + t;
+    return typed<T>(call.x) + (call.ids ? call.ids[at] : at) * shape.inputs;
+  }
+  // Eq. 4; 0 without a learned gate.
+  T increment_of(const T* top) const {
+    if (!learned()) return 0;
+    return T(1) / (T(1) + std::exp(-(dot(gate_weight, top, shape.padded) + gate_bias)));
+  }
+
+ private:
+  T* padded_copy(Arena& arena, const T* bias, const GateOrder& order) {
+    T* out = arena.zeros<T>(order.count * shape.padded);
+    for (int g = 0; bias && g < order.count; ++g)
+      std::memcpy(out + g * shape.padded, bias + order.gate[g] * shape.units, shape.units * sizeof(T));
+    return out;
+  }
+
+  Packed<T> packed(Arena& arena, const T* weight, i64 depth, const GateOrder& order) {
+    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth};
+    m.data = arena.take<T>(m.elements());
+    pack(m, weight, shape.units, shape.padded, order);
+    return m;
+  }
+
+  Packed<T> packed_t(Arena& arena, const T* weight, i64 columns, const GateOrder& order) {
+    constexpr int W = Simd<T>::W;
+    Packed<T> m{nullptr, (columns + W - 1) / W, order.count * shape.padded};
+    m.data = arena.take<T>(m.elements());
+    pack_transposed(m, weight, shape.units, shape.padded, columns, order);
+    return m;
+  }
+
+  void pack_layer(i64 l, Arena& arena, bool backward) {
+    const CellLayout& cell = shape.layout;
+    const T* part[4];
+    for (int i = 0; i < 4; ++i) part[i] = typed<T>(call.weights[4 * l + i]);
+    LayerWeights<T>& w = layers[l];
+    w.inputs = l ? shape.units : shape.inputs;
+    w.direct = l == 0 && w.inputs <= kDirectInputs;
+    w.input_bias = padded_copy(arena, part[2], cell.input);
+    w.recurrent_bias = arena.zeros<T>(shape.recurrent());
+    if (part[3]) std::memcpy(w.recurrent_bias, part[3], shape.units * sizeof(T));  // m comes first
+    w.recurrent = packed(arena, part[1], shape.units, cell.recurrent);
+    if (w.direct) pack_rows(w, part[0], arena);
+    else w.input = packed(arena, part[0], w.inputs, cell.input);
+    if (cell.candidate.count) w.candidate = packed(arena, part[1], shape.units, cell.candidate);
+    if (!backward) return;
+    w.recurrent_t = packed_t(arena, part[1], shape.units, cell.recurrent);
+    if (cell.candidate.count) w.candidate_t = packed_t(arena, part[1], shape.units, cell.candidate);
+    if (l || call.grad_x) w.input_t = packed_t(arena, part[0], w.inputs, cell.input);
+  }
+
+  void pack_rows(LayerWeights<T>& w, const T* weight, Arena& arena) {
+    const GateOrder& order = shape.layout.input;
+    w.rows = arena.zeros<T>(w.inputs * order.count * shape.padded);
+    for (i64 k = 0; k < w.inputs; ++k)
+      for (int g = 0; g < order.count; ++g)
+        for (i64 u = 0; u < shape.units; ++u)
+          w.rows[(k * order.count + g) * shape.padded + u] = weight[(order.gate[g] * shape.units + u) * w.inputs + k];
+  }
+};
+
+// How many real steps from now the next update is: 1, 2, ..., or `left` + 1 where it is beyond the `left` that remain.
+// The comparison with 0.5 is float32 in every precision; a NaN updates at once.
+template <class T>
+i64 steps_to_update(T since, T increment, i64 left) {
+  const float d = float(increment);
+  const auto opens = [&](i64 j) { return !(float(since + T(j)) * d < 0.5f); };
+  const float most = float(left + 1);
+  float guess = std::ceil(0.5f / d) - float(since);
+  guess = guess >= 1 ? guess : 1;  // also where it is NaN
+  i64 j = guess < most ? i64(guess) : left + 1;
+  if (!(d > 0)) j = opens(1) ? 1 : left + 1;
+  while (j > 1 && opens(j - 1)) --j;
+  while (j <= left && !opens(j)) ++j;
+  return j;
+}
+
+// Where one row is in its sequence.
+template <class T>
+struct Clock {
+  i64 row = 0, now = -1;  // time of the last update, or of the next once `advance` found it
+  i64 left = 0;           // real steps after `now`
+  T increment = 0, since = 0;
+
+  void start(const Model<T>& m, i64 b) {
+    row = b, now = -1, left = m.count_real(b, 0, m.shape.steps);
+    increment = typed<T>(m.call.increment0)[b], since = typed<T>(m.call.since0)[b];
+  }
+
+  // To the next update; false (and nothing changed) where there is none.
+  bool advance(const Model<T>& m) {
+    const std::uint8_t* forced = m.call.forced ? m.call.forced + row * m.shape.steps : nullptr;
+    const i64 wanted = forced || !m.learned() ? 1 : steps_to_update(since, increment, left);
+    if (wanted > left) return false;
+    if (!forced && !m.call.mask) {
+      now += wanted, left -= wanted;
+      return true;
+    }
+    i64 passed = 0;
+    for (i64 t = now + 1; t < m.shape.steps; ++t) {
+      if (!m.is_real(row, t)) continue;
+      ++passed;
+      if (forced ? !forced[t] : passed < wanted) continue;
+      now = t, left -= passed;
+      return true;
+    }
+    return false;
+  }
+};
+
+}  // namespace

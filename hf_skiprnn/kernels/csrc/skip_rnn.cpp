@@ -1,0 +1,50 @@
+// The Skip RNN scan on a CPU, behind a C ABI. Built three times, for three instruction sets, each a library of its own:
+// everything but the functions below has internal linkage, so that no library can pick up another's code.
+#include "backward.h"
+
+#define SKIP_RNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+// No exception leaves the library.
+template <class Run>
+int guarded(const SkipRnnCall* call, const Run& run) noexcept {
+  if (!call || call->size != i64(sizeof(SkipRnnCall))) return kBadCall;
+  if (call->batch < 0 || call->steps < 0 || call->inputs < 1 || call->units < 1 || call->layers < 1) return kBadCall;
+  if (call->cell < kLstm || call->cell > kGruResetAfter || call->steps > INT32_MAX) return kBadCall;
+  try {
+    run();
+    return kDone;
+  } catch (...) {  // std::bad_alloc, or std::length_error from a size beyond all memory
+    return kNoMemory;
+  }
+}
+
+}  // namespace
+
+SKIP_RNN_EXPORT std::int64_t skip_rnn_abi() { return kAbi; }
+
+SKIP_RNN_EXPORT int skip_rnn_forward(const SkipRnnCall* call) {
+  return guarded(call, [call] { call->is_double ? forward<double>(*call) : forward<float>(*call); });
+}
+
+SKIP_RNN_EXPORT int skip_rnn_backward(const SkipRnnCall* call) {
+  if (call && (call->every < 1 || call->rows < 1 || call->rows > kLanes)) return kBadCall;
+  return guarded(call, [call] { call->is_double ? backward<double>(*call) : backward<float>(*call); });
+}
+
+#if !defined(__AVX2__)
+// What this machine runs: 0 portable, 1 AVX2 with FMA, 2 AVX-512 F, BW, VL and DQ besides.
+SKIP_RNN_EXPORT int skip_rnn_cpu_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512dq")
+             ? 2
+             : 1;
+#else
+  return 0;
+#endif
+}
+#endif
