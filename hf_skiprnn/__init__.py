@@ -2,15 +2,18 @@
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.utils.import_utils import is_vision_available
 
 from hf_skiprnn.cells_skip_rnn import SkipRNNState
 from hf_skiprnn.configuration_skip_rnn import SkipRNNConfig
+from hf_skiprnn.image_processing_skip_rnn import SkipRNNImageProcessor
 from hf_skiprnn.modeling_skip_rnn import (
     SkipRNNForFrameClassification,
     SkipRNNForSequenceClassification,
@@ -27,6 +30,7 @@ __all__ = [
     "SkipRNNConfig",
     "SkipRNNForFrameClassification",
     "SkipRNNForSequenceClassification",
+    "SkipRNNImageProcessor",
     "SkipRNNModel",
     "SkipRNNPreTrainedModel",
     "SkipRNNState",
@@ -37,6 +41,11 @@ AutoModel.register(SkipRNNConfig, SkipRNNModel, exist_ok=True)
 for _auto in (AutoModelForSequenceClassification, AutoModelForImageClassification, AutoModelForAudioClassification):
     _auto.register(SkipRNNConfig, SkipRNNForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(SkipRNNConfig, SkipRNNForFrameClassification, exist_ok=True)
+
+if is_vision_available():  # AutoImageProcessor needs Pillow
+    _backends: dict[str, type] = dict.fromkeys(("pil", "torchvision"), SkipRNNImageProcessor)
+    AutoImageProcessor.register(SkipRNNConfig, image_processor_classes=_backends, exist_ok=True)
+    SkipRNNImageProcessor.register_for_auto_class()
 
 # The code travels with every checkpoint, also with one that is loaded and saved again.
 SkipRNNConfig.register_for_auto_class()

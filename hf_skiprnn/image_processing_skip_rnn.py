@@ -94,7 +94,7 @@ def _as_list(images: Any) -> list[Any]:
     return [images]
 
 
-def _from_pil(image: Image.Image, channels: int) -> np.ndarray:
+def _from_pil(image: "Image.Image", channels: int) -> np.ndarray:
     """-> uint8 [C, H, W]."""
     if image.mode in DEEP_MODES:
         raise ValueError(f"Images must have 8 bits per channel; got PIL mode {image.mode!r}. Scale it to 0..255 first.")

@@ -1,8 +1,6 @@
 """Tasks against their definitions: what the paper says of the data, and what the data sets' sources say."""
 
-import os
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from transformers import EvalPrediction
 from hf_skiprnn.tasks import TASKS, Adding, Digits, Frequency
 from hf_skiprnn.tasks.mnist import MNIST
 
-MNIST_FOLDER = Path(os.environ.get("HF_SKIPRNN_MNIST", "../shared/data/mnist"))
 GENERATED = {"adding": Adding(eval_rows=200), "frequency": Frequency(eval_rows=200)}
 generated = pytest.mark.parametrize("task", GENERATED.values(), ids=GENERATED.keys())
 
@@ -220,15 +217,15 @@ def test_digits_batches_are_pixels_over_255():
     assert batch["labels"].tolist() == [row["label"] for row in rows]
 
 
-@pytest.mark.skipif(not MNIST_FOLDER.is_dir(), reason=f"no MNIST at {MNIST_FOLDER}")
-def test_mnist_holds_5000_training_images_out():
-    task = MNIST(dataset_name=str(MNIST_FOLDER))
+def test_mnist_holds_5000_training_images_out(shared_data):
+    folder = str(shared_data("mnist"))
+    task = MNIST(dataset_name=folder)
     splits = task.load(0)
     check_images(splits, (55_000, 5000, 10_000), (28, 28))
     assert splits.test["label"][:10] == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # the canonical order
-    again = MNIST(dataset_name=str(MNIST_FOLDER)).load(9)
+    again = MNIST(dataset_name=folder).load(9)
     assert again.validation["label"] == splits.validation["label"]
-    other = MNIST(dataset_name=str(MNIST_FOLDER), split_seed=1).load(0)
+    other = MNIST(dataset_name=folder, split_seed=1).load(0)
     assert other.validation["label"] != splits.validation["label"]
     batch = task.collate([splits.train[0]])
     assert batch["pixel_values"].shape == (1, 1, 28, 28)
