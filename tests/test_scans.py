@@ -18,7 +18,7 @@ EXACT_GRADIENT = 1e-11  # gradients by that of a few thousand
 
 
 def paper_scan(problem: Problem) -> ScanOutput:
-    """The authors' graph, written down from the paper's equations: an accumulator, min, round, and blends by products."""
+    """The authors' graph, from the paper's equations: an accumulator, min, round, and blends by products."""
     cell, state = CELLS[problem.case.cell], problem.state
     h, c = list(state.h), [] if state.c is None else list(state.c)
     increment = state.increment
