@@ -16,7 +16,7 @@ SCAN_BACKENDS = ("auto", "dense", "events", "cpu", "triton")
 Scan = Callable[..., ScanOutput]
 
 
-def select_scan(backend: str, inputs: Tensor, cell: str, hidden_size: int) -> Scan:
+def select_scan(backend: str, inputs: Tensor) -> Scan:
     """The scan of that name for these inputs; "auto" takes the fastest one that runs here.
 
     Raises:
@@ -35,7 +35,7 @@ def select_scan(backend: str, inputs: Tensor, cell: str, hidden_size: int) -> Sc
             f"Scan backend {backend!r} needs the hf_skiprnn package: pip install hf_skiprnn. "
             "Or use 'events', which runs anywhere."
         ) from error
-    return select(backend, inputs, cell, hidden_size) or event_scan
+    return select(backend, inputs) or event_scan
 
 
 def plan_gates(
@@ -173,11 +173,12 @@ class SkipStack(nn.Module):
     ) -> ScanOutput:
         """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's precision."""
         device = inputs.device.type
-        operand = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
-        scan = select_scan(self.scan_backend, inputs, self.cell, self.hidden_size)
+        scan, operand = select_scan(self.scan_backend, inputs), None
+        if torch.is_autocast_enabled(device) and scan in (dense_scan, event_scan):
+            operand = torch.get_autocast_dtype(device)  # the engines choose their own
         with torch.autocast(device, enabled=False):
             layers = [layer.weights(operand) for layer in self.stack]
             gate = GateWeights(*self.update_gate.parameters()) if self.gate == "learned" else None

@@ -3,10 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 
 from hf_skiprnn.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState
+from hf_skiprnn.event_scan_skip_rnn import event_scan
+from hf_skiprnn.kernels.cpu import cpu_scan, unavailable_reason
+from hf_skiprnn.scan_skip_rnn import dense_scan
+
+# Every backend that this machine runs; tests loop over them.
+MISSING = unavailable_reason()
+NATIVE = pytest.param(cpu_scan, id="cpu", marks=pytest.mark.skipif(MISSING is not None, reason=MISSING or ""))
+FAST_SCANS = [pytest.param(event_scan, id="events"), NATIVE]
+SCANS = [pytest.param(dense_scan, id="dense"), *FAST_SCANS]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def outputs(result) -> list[torch.Tensor]:
     return [output, *(state if isinstance(state, tuple) else (state,))]
 
 
-@pytest.mark.parametrize("backend", ["dense", "events"])
+@pytest.mark.parametrize("backend", ["dense", "events", "auto"])
 @pytest.mark.parametrize(
     ("pair", "layers", "batch_first", "bias"), list(itertools.product(PAIRS, [1, 3], [True, False], [True, False]))
 )

@@ -5,11 +5,10 @@ import math
 
 import pytest
 import torch
-from scan_cases import Case, Problem, assert_close, assert_same_values, gradients, make_problem
+from scan_cases import FAST_SCANS, SCANS, Case, Problem, assert_close, assert_same_values, gradients, make_problem
 from torch import Tensor
 
 from hf_skiprnn.cells_skip_rnn import CELLS, ScanOutput, SkipRNNState, gate_opens, increment_of, product
-from hf_skiprnn.event_scan_skip_rnn import event_scan
 from hf_skiprnn.events_skip_rnn import steps_to_update
 from hf_skiprnn.scan_skip_rnn import dense_scan
 
@@ -94,10 +93,11 @@ AWKWARD = [
 ]
 
 
+@pytest.mark.parametrize("scan", FAST_SCANS)
 @pytest.mark.parametrize("case", CASES + AWKWARD, ids=str)
-def test_events_equal_dense(case: Case) -> None:
+def test_fast_scans_equal_dense(case: Case, scan) -> None:
     problem = make_problem(case, seed=len(str(case)))
-    want, got = problem.run(dense_scan), problem.run(event_scan)
+    want, got = problem.run(dense_scan), problem.run(scan)
     assert_same_values(got, want, EXACT)
     if case.steps:
         assert got.update_gates.requires_grad == got.num_updates.requires_grad == want.num_updates.requires_grad
@@ -106,12 +106,13 @@ def test_events_equal_dense(case: Case) -> None:
         assert_close(name, got_grads[name], grad, EXACT_GRADIENT)
 
 
-def test_a_row_that_never_skips_beside_one_that_almost_always_does() -> None:
+@pytest.mark.parametrize("scan", FAST_SCANS)
+def test_a_row_that_never_skips_beside_one_that_almost_always_does(scan) -> None:
     problem = make_problem(Case(batch=2, steps=200, gate="forced", sequence=True))
     problem.forced_gates = torch.zeros(2, 200, dtype=torch.bool)
     problem.forced_gates[0] = True
     problem.forced_gates[1, [0, 150]] = True
-    want, got = problem.run(dense_scan), problem.run(event_scan)
+    want, got = problem.run(dense_scan), problem.run(scan)
     assert got.num_updates.tolist() == [200, 2]
     assert_same_values(got, want, EXACT)
     want_grads, got_grads = gradients(problem, want), gradients(problem, got)
@@ -119,7 +120,7 @@ def test_a_row_that_never_skips_beside_one_that_almost_always_does() -> None:
         assert_close(name, got_grads[name], grad, EXACT_GRADIENT)
 
 
-@pytest.mark.parametrize("scan", [dense_scan, event_scan])
+@pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_float32_under_replayed_gates(cell: str, scan) -> None:
     """Gates are chaotic near a tie in float32: floats are compared under the gates of float64 (house rule 9)."""
@@ -134,20 +135,22 @@ def test_float32_under_replayed_gates(cell: str, scan) -> None:
         assert_close(name, got_grads[name], grad, 3e-5)  # and as many again, amplified, on the way back
 
 
+@pytest.mark.parametrize("scan", FAST_SCANS)
 @pytest.mark.parametrize("cell", list(CELLS))
-def test_float32_gates_agree_up_to_the_first_tie(cell: str) -> None:
+def test_float32_gates_agree_but_for_ties(cell: str, scan) -> None:
     problem = make_problem(Case(cell=cell, batch=32, steps=80))
     want = problem.run(dense_scan)
-    got = problem.to(torch.float32).run(event_scan)
+    got = problem.to(torch.float32).run(scan)
     same = (got.update_gates == want.update_gates.float()).all(1)
     assert same.float().mean() > 0.9  # a row in 32 may meet a tie within 1e-6 of 0.5 in 80 steps
 
 
+@pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("cell", list(CELLS))
-def test_gradcheck_of_the_straight_through_path(cell: str) -> None:
+def test_gradcheck_of_the_straight_through_path(cell: str, scan) -> None:
     """The surrogate u = p + stop(round(p) - p) with frozen offsets is smooth: its numeric gradient is the scan's."""
     problem = make_problem(Case(cell=cell, batch=2, steps=9, inputs=2, hidden=3))
-    out = problem.run(event_scan)
+    out = problem.run(scan)
     offsets = _offsets(problem)
     weight = torch.randn(out.state.h.shape, dtype=torch.float64)
     analytic = torch.autograd.grad((out.state.h * weight).sum() + 0.3 * out.num_updates.sum(), problem.gate.weight)[0]
@@ -188,7 +191,7 @@ def _surrogate(problem: Problem, offsets: list[Tensor] | None):
     return seen if offsets is None else (h, updates)
 
 
-@pytest.mark.parametrize("scan", [dense_scan, event_scan])
+@pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_continuing_equals_running_through(cell: str, scan) -> None:
     """Also in the gradient: the seam carries all that the gates depend on."""
@@ -212,7 +215,7 @@ def test_continuing_equals_running_through(cell: str, scan) -> None:
         assert_close(name, got_grads[name], grad, EXACT_GRADIENT)
 
 
-@pytest.mark.parametrize("scan", [dense_scan, event_scan])
+@pytest.mark.parametrize("scan", SCANS)
 def test_masked_steps_do_not_exist(scan) -> None:
     """Left, right, inner and no padding: the same states, gates and gradients, whatever stands at masked steps."""
     plain = make_problem(Case(steps=12, sequence=True))
@@ -235,7 +238,7 @@ def test_masked_steps_do_not_exist(scan) -> None:
             assert_close(name, grads[name][:, mask[0]] if name == "inputs" else grads[name], grad, EXACT_GRADIENT)
 
 
-@pytest.mark.parametrize("scan", [dense_scan, event_scan])
+@pytest.mark.parametrize("scan", SCANS)
 def test_a_skipped_input_is_never_read(scan) -> None:
     problem = make_problem(Case(batch=3, steps=30))
     want = problem.run(scan)
@@ -246,7 +249,7 @@ def test_a_skipped_input_is_never_read(scan) -> None:
     assert_same_values(got, want, 0)
 
 
-@pytest.mark.parametrize("scan", [dense_scan, event_scan])
+@pytest.mark.parametrize("scan", SCANS)
 def test_a_nan_that_is_read_shows_and_never_closes_the_gate(scan) -> None:
     problem = make_problem(Case(batch=3, steps=30))
     problem.inputs.data[1, 0] = math.nan  # the first step is always read
@@ -296,17 +299,22 @@ def test_dense_has_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(final_state, (problem.layers[0].weight_hh,))
 
 
-def test_events_refuse_second_derivatives() -> None:
-    problem = make_problem(Case())
-    out = problem.run(event_scan)
+@pytest.mark.parametrize("scan", FAST_SCANS)
+def test_fast_scans_refuse_second_derivatives(scan) -> None:
+    problem = make_problem(Case(batch=1, steps=3))
+
+    def final_state(inputs: Tensor) -> Tensor:
+        return Problem(**{**vars(problem), "inputs": inputs}).run(scan).state.h
+
     with pytest.raises(RuntimeError, match=r"no second derivative.*set_scan_backend\('dense'\)"):
-        torch.autograd.grad(out.state.h.sum(), problem.inputs, create_graph=True)
+        torch.autograd.gradgradcheck(final_state, (problem.inputs,))
 
 
-def test_events_backward_twice_and_under_saved_tensor_hooks() -> None:
+@pytest.mark.parametrize("scan", SCANS)
+def test_backward_twice_and_under_saved_tensor_hooks(scan) -> None:
     problem = make_problem(Case(sequence=True))
     with torch.autograd.graph.save_on_cpu():
-        total = problem.run(event_scan).sequence.sum()
+        total = problem.run(scan).sequence.sum()
     first = torch.autograd.grad(total, problem.inputs, retain_graph=True)[0]
     second = torch.autograd.grad(total, problem.inputs)[0]
     assert torch.equal(first, second)

@@ -1,10 +1,48 @@
-"""Optional fast scans, with the signature of `scan_skip_rnn`."""
+"""Fast scans with the signature of `scan_skip_rnn`, and the choice among them. Nothing is built or loaded at import."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_skiprnn.cells_skip_rnn import ScanOutput
+
+logger = logging.get_logger(__name__)
 
 
-def select(backend: str, inputs: Any, cell: str, hidden_size: int) -> Any:
-    """The fast scan for these inputs, or None where "auto" finds plain PyTorch best."""
-    if backend == "auto":
+def select(backend: str, inputs: Tensor) -> Callable[..., ScanOutput] | None:
+    """The fast scan for these inputs; None where "auto" finds plain PyTorch best.
+
+    Raises:
+        RuntimeError: a named engine cannot run these inputs here; the message says why and what to do.
+    """
+    if backend == "triton":
+        raise RuntimeError("Scan backend 'triton' is not part of this version. Use 'events', which runs on GPUs.")
+    if inputs.device.type != "cpu":
+        if backend == "cpu":
+            raise RuntimeError(
+                f"Scan backend 'cpu' needs inputs on the CPU; they are on {inputs.device}. Use 'events'."
+            )
         return None
-    raise RuntimeError(f"Scan backend {backend!r} is not part of this version; use 'events'.")
+    reason = _cpu_engine_missing()
+    if reason is None:
+        from hf_skiprnn.kernels.cpu import cpu_scan
+
+        return cpu_scan
+    if backend == "cpu":
+        raise RuntimeError(reason)
+    return None
+
+
+@functools.cache
+def _cpu_engine_missing() -> str | None:
+    """Why the native CPU engine cannot run, said once, or None."""
+    from hf_skiprnn.kernels.cpu import unavailable_reason
+
+    reason = unavailable_reason()
+    if reason is None:
+        logger.info("Scans on the CPU run in the native engine.")
+    else:
+        logger.warning("Scans on the CPU run in plain PyTorch ('events'), several times slower. %s", reason)
+    return reason
