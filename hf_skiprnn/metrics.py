@@ -85,3 +85,10 @@ def multiply_accumulates(config: RecurrentConfig, updates: float) -> float:
     gates, units = GATES_PER_CELL[config.cell_type], config.hidden_size
     inputs = [config.input_size] + [units] * (config.num_hidden_layers - 1)
     return float(updates * sum(gates * units * (units + width) for width in inputs))
+
+
+def operation_counts(config: RecurrentConfig, statistics: Mapping[str, float]) -> dict[str, float]:
+    """Multiply-accumulates per sequence, from update_statistics: of the updates, and of reading every real step."""
+    updates, rate = statistics["updates"], statistics["update_rate"]
+    every = updates / rate if rate else 0.0
+    return {"read": multiply_accumulates(config, updates), "every_step": multiply_accumulates(config, every)}

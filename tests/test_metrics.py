@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_skiprnn.metrics import accuracy, mean_squared_error, multiply_accumulates, real_lengths, update_statistics
+from hf_skiprnn.metrics import (
+    accuracy,
+    mean_squared_error,
+    multiply_accumulates,
+    operation_counts,
+    real_lengths,
+    update_statistics,
+)
 
 
 def config(cell_type="lstm", input_size=1, hidden_size=110, num_hidden_layers=1):
@@ -26,6 +33,12 @@ def test_multiply_accumulates_count_every_layer_and_only_updates():
     assert multiply_accumulates(config("lstm", input_size=3, hidden_size=8, num_hidden_layers=3), 1) == by_hand
     assert multiply_accumulates(config("gru"), 19.5) == 19.5 * 3 * 110 * 111
     assert multiply_accumulates(config("gru"), 0) == 0
+
+
+def test_operation_counts():
+    stats = update_statistics([380.0, 388.0], [784, 784])
+    assert operation_counts(config(), stats) == {"read": 384 * 4 * 110 * 111, "every_step": 784 * 4 * 110 * 111}
+    assert operation_counts(config(), {"updates": 0.0, "update_rate": 0.0}) == {"read": 0.0, "every_step": 0.0}
 
 
 def test_update_statistics_by_hand():

@@ -1,0 +1,129 @@
+"""Evaluate a checkpoint: metrics, updates, operation counts, and a picture of which steps it reads.
+
+    python scripts/evaluate.py runs/digits-skip-lstm
+    python scripts/evaluate.py CHECKPOINT --task mnist --dataset_name ../shared/data/mnist --split validation
+
+The task and its options come from the run.json that scripts/train.py left in the checkpoint's folder or in the one
+above it, or from the command line, which wins. Writes evaluation-SPLIT.json and steps-read-SPLIT.png beside the
+checkpoint, or into --output_dir.
+"""
+
+import dataclasses
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, HfArgumentParser, PreTrainedModel, TrainingArguments
+
+from hf_skiprnn.metrics import operation_counts
+from hf_skiprnn.tasks import TASKS, Task
+from hf_skiprnn.training import SkipRNNTrainer
+
+RUN_FILE = "run.json"
+
+
+def parse(argv: list[str]) -> tuple[Namespace, Task]:
+    """The checkpoint's settings and its task."""
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("checkpoint", nargs="?", help="folder, or Hub id of a repository")
+    first.add_argument("--task", choices=sorted(TASKS), help="what the checkpoint was trained on")
+    given, _ = first.parse_known_args(argv)
+    known = run_of(given.checkpoint)
+    name = given.task or known.get("task")
+    if given.checkpoint is None or name is None:
+        first.error("give a checkpoint" if name else f"no {RUN_FILE} near the checkpoint: give --task too")
+    task_class: Any = TASKS[name]
+    parser = HfArgumentParser(task_class, allow_abbrev=False, parents=[first], description=__doc__)
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="rows to evaluate on")
+    parser.add_argument("--batch_size", type=int, default=256, help="rows at a time")
+    parser.add_argument("--figure_rows", type=int, default=12, help="rows in the picture; 0: no picture")
+    parser.add_argument(
+        "--output_dir", type=Path, default=None, help="where to write; default: the checkpoint's folder"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a checkpoint from the Hub")
+    if known.get("task") == name:
+        parser.set_defaults(**known["task_options"])
+    task, options = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return options, task
+
+
+def run_of(checkpoint: str | None) -> dict[str, Any]:
+    """What scripts/train.py noted of the run that a checkpoint folder belongs to; empty if there is nothing."""
+    folder = Path(checkpoint or "")
+    for path in (folder / RUN_FILE, folder.parent / RUN_FILE):
+        if checkpoint and path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return {}
+
+
+def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, folder: Path) -> dict[str, float]:
+    """Metrics of all rows."""
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_eval_batch_size=batch_size,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        report_to="none",
+    )
+    trainer = SkipRNNTrainer(model, args, data_collator=task.collate, compute_metrics=task.compute_metrics)
+    metrics = trainer.evaluate(rows, metric_key_prefix="")
+    return {name.removeprefix("_"): value for name, value in metrics.items()}
+
+
+def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
+    """A picture of the steps read in some rows."""
+    batch = task.collate([rows[i] for i in range(len(rows))])
+    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        out = model.eval()(**inputs, output_update_gates=True)
+    figure = task.figure(batch, out.update_gates.cpu().numpy() > 0, out.logits.float().cpu().numpy())
+    figure.savefig(path)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Evaluate, draw, save; returns what the JSON file holds."""
+    options, task = parse(sys.argv[1:] if argv is None else argv)
+    folder = options.output_dir or Path(options.checkpoint if Path(options.checkpoint).is_dir() else "evaluation")
+    folder.mkdir(parents=True, exist_ok=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.checkpoint, trust_remote_code=options.trust_remote_code
+    )
+    rows = getattr(task.load(seed=0), options.split)
+    metrics = evaluate(model, task, rows, options.batch_size, folder)
+    result = {
+        "task": task.name,
+        "task_options": dataclasses.asdict(task),
+        "split": options.split,
+        "rows": len(rows),
+        "metrics": metrics,
+        "multiply_accumulates": operation_counts(model.config, metrics),
+    }
+    (folder / f"evaluation-{options.split}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(report(result))
+    if options.figure_rows:
+        path = folder / f"steps-read-{options.split}.png"
+        draw(model, task, rows.select(range(min(options.figure_rows, len(rows)))), path)
+        print(f"picture: {path}")
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result in a few lines."""
+    metrics, counts = result["metrics"], result["multiply_accumulates"]
+    shown = {name: value for name, value in metrics.items() if name in ("accuracy", "mse", "solved", "task_loss")}
+    lines = [f"{result['task']}, {result['rows']} rows ({result['split']})"]
+    lines += [f"{name}: {value:.6g}" for name, value in shown.items()]
+    lines.append(
+        f"updates: {metrics['updates']:.2f} +- {metrics['updates_std']:.2f} per row, "
+        f"{metrics['update_rate']:.1%} of the steps\n"
+        f"multiply-accumulates: {counts['read']:.3g} per row; {counts['every_step']:.3g} if every step were read"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Train a Skip RNN on a task.
+
+    python scripts/train.py --task digits
+    python scripts/train.py --config scripts/recipes/adding-skip-lstm-paper.yaml --seed 1 --output_dir runs/adding-1
+
+`--task NAME` is short for `--config scripts/recipes/NAME-skip-lstm.yaml`. A recipe sets options of the task, fields of
+SkipRNNConfig and of TrainingArguments; the command line wins over it. `--help` lists all options of a task.
+
+The same command again, after a kill, goes on from the last complete checkpoint in `output_dir`. There, at the end, are
+the model, its image processor and results.json.
+"""
+
+import dataclasses
+import difflib
+import json
+import platform
+import shlex
+import sys
+from argparse import ArgumentParser
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+
+from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification, __version__
+from hf_skiprnn.metrics import operation_counts
+from hf_skiprnn.tasks import TASKS, Task
+from hf_skiprnn.training import SkipRNNTrainer, last_complete_checkpoint
+
+RECIPES = Path(__file__).parent / "recipes"
+RUN_FILE = "run.json"  # what a run in output_dir is made of; a resumed run must be made of the same
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+
+
+class Settings(NamedTuple):
+    """A run."""
+
+    task: Task
+    config: SkipRNNConfig
+    args: TrainingArguments
+    chosen: dict[str, Any]  # TrainingArguments set by the recipe or on the command line
+
+
+def parse(argv: list[str]) -> Settings:
+    """The recipe's settings with the command line's over them. Exits with a message at anything unknown."""
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--task", choices=sorted(TASKS), help="task; short for --config recipes/TASK-skip-lstm.yaml")
+    first.add_argument("--config", type=Path, help="recipe, a YAML file of settings")
+    named, rest = first.parse_known_args(argv)
+    if (named.task is None) == (named.config is None):
+        first.error(f"give either --task ({', '.join(sorted(TASKS))}) or --config RECIPE.yaml")
+    path = named.config or RECIPES / f"{named.task}-skip-lstm.yaml"
+    recipe = read_recipe(path)
+    task_class = TASKS[recipe.pop("task")]
+    dataclasses_: list[Any] = [task_class, model_arguments(), TrainingArguments]
+    parser = HfArgumentParser(dataclasses_, allow_abbrev=False, parents=[first], description=__doc__)
+    # Collators pick their columns. Pinned memory serves an accelerator only.
+    parser.set_defaults(
+        output_dir=str(Path("runs", path.stem)),
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+    names = [field.name for dataclass in dataclasses_ for field in dataclasses.fields(dataclass) if field.init]
+    options = [*as_options(recipe, names, path), *rest]
+    task, model, args, _, unknown = parser.parse_args_into_dataclasses(
+        options, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}. --task {task_class.name} --help lists every option")
+    fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
+    given = {option[2:].split("=")[0].replace("-", "_").removeprefix("no_") for option in options if option[:2] == "--"}
+    chosen = {name: value for name, value in args.to_dict().items() if name in given}
+    return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe's settings, `task` among them."""
+    if not path.is_file():
+        raise SystemExit(
+            f"There is no recipe {path}. There are: {', '.join(p.name for p in sorted(RECIPES.glob('*')))}"
+        )
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict) or recipe.get("task") not in TASKS:
+        raise SystemExit(
+            f"{path} must hold settings, and among them `task: NAME` with one of {', '.join(sorted(TASKS))}."
+        )
+    return recipe
+
+
+def model_arguments() -> type[Any]:
+    """A dataclass of SkipRNNConfig's fields, None where nothing is chosen, for the command line."""
+    fields = []
+    own = {field.name for field in dataclasses.fields(SkipRNNConfig)} & set(SkipRNNConfig.__annotations__)
+    for name, annotation in SkipRNNConfig.__annotations__.items():
+        if name not in own:
+            continue
+        kind = float if float in get_args(annotation) else annotation
+        fields.append((name, kind | None, dataclasses.field(default=None, metadata={"help": f"SkipRNNConfig.{name}"})))
+    return dataclasses.make_dataclass("ModelArguments", fields)
+
+
+def as_options(recipe: dict[str, Any], names: list[str], path: Path) -> list[str]:
+    """A recipe as command line options: so its values are read as theirs are, 1e-3 (a string in YAML) included."""
+    options: list[str] = []
+    for key, value in recipe.items():
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            raise SystemExit(f"{path}: unknown setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        if isinstance(value, list):
+            options += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return options
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """What a run is made of."""
+    task, config, args, _ = settings
+    training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+    return {
+        "task": task.name,
+        "task_options": dataclasses.asdict(task),
+        "model": {
+            name: getattr(config, name) for name in (field.name for field in dataclasses.fields(model_arguments()))
+        },
+        "training": {name: getattr(args, name) for name in training},
+    }
+
+
+def check_run(folder: Path, run: dict[str, Any]) -> None:
+    """Refuse to go on with checkpoints of another run."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changes = [
+        f"{name} was {before.get(group, {}).get(name)!r} and is now {value!r}"
+        for group in ("task_options", "model", "training")
+        for name, value in run[group].items()
+        if before.get(group, {}).get(name) != value
+    ]
+    if before.get("task") != run["task"]:
+        changes.insert(0, f"the task was {before.get('task')} and is now {run['task']}")
+    if changes:
+        raise SystemExit(
+            f"{folder} holds another run: {'; '.join(changes)}. Choose another --output_dir, or delete that folder."
+        )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """All of it or nothing."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def plain_names(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics without Trainer's prefix, and without what says nothing of the model."""
+    return {
+        name.split("_", 1)[1]: value for name, value in metrics.items() if "_" in name and "_per_second" not in name
+    }
+
+
+def results_of(
+    settings: Settings, trainer: SkipRNNTrainer, train: dict[str, Any], test: dict[str, Any]
+) -> dict[str, Any]:
+    """What results.json says."""
+    _, config, args, chosen = settings
+    validation = plain_names(trainer.evaluate(metric_key_prefix="validation"))
+    return {
+        **describe(settings),
+        "training": chosen | {"seed": args.seed},
+        "metrics": {"validation": validation, "test": test},
+        "multiply_accumulates": operation_counts(config, test),
+        "train": train,
+        "device": torch.cuda.get_device_name()
+        if args.device.type == "cuda"
+        else platform.processor() or args.device.type,
+        "processes": args.world_size,
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"hf_skiprnn": __version__, "python": platform.python_version()},
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train, evaluate, save; returns what results.json holds."""
+    settings = parse(sys.argv[1:] if argv is None else argv)
+    task, config, args, _ = settings
+    folder, run = Path(str(args.output_dir)), describe(settings)
+    check_run(folder, run)
+    checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
+    set_seed(args.seed)
+    splits = task.load(args.seed if args.data_seed is None else args.data_seed)
+    trainer = SkipRNNTrainer(
+        SkipRNNForSequenceClassification(config),
+        args,
+        data_collator=task.collate,
+        train_dataset=splits.train,
+        eval_dataset=splits.validation,
+        processing_class=task.processor(),
+        compute_metrics=task.compute_metrics,
+    )
+    if trainer.is_world_process_zero():
+        write_json(folder / RUN_FILE, run)
+    if checkpoint:
+        print(f"Going on from {checkpoint}.", flush=True)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    train = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"], "resumed_from": checkpoint}
+    test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
+    results = results_of(settings, trainer, train, test)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_json(folder / "results.json", results)
+    return results
+
+
+if __name__ == "__main__":
+    main()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
