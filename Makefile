@@ -44,5 +44,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@find $(VENV) -type d -name '*.dist-info' ! -exec test -e '{}/INSTALLER' ';' -prune -exec rm -rf '{}' +
 	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools
-	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,audio,video,vectors,dev]'
 	@touch $@
