@@ -2,17 +2,19 @@
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
+    AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top level may ask for torchvision
 from transformers.utils.import_utils import is_vision_available
 
 from hf_skiprnn.cells_skip_rnn import SkipRNNState
 from hf_skiprnn.configuration_skip_rnn import SkipRNNConfig
+from hf_skiprnn.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.image_processing_skip_rnn import SkipRNNImageProcessor
 from hf_skiprnn.modeling_skip_rnn import (
     SkipRNNForFrameClassification,
@@ -28,6 +30,7 @@ __all__ = [
     "SkipGRU",
     "SkipLSTM",
     "SkipRNNConfig",
+    "SkipRNNFeatureExtractor",
     "SkipRNNForFrameClassification",
     "SkipRNNForSequenceClassification",
     "SkipRNNImageProcessor",
@@ -41,6 +44,9 @@ AutoModel.register(SkipRNNConfig, SkipRNNModel, exist_ok=True)
 for _auto in (AutoModelForSequenceClassification, AutoModelForImageClassification, AutoModelForAudioClassification):
     _auto.register(SkipRNNConfig, SkipRNNForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(SkipRNNConfig, SkipRNNForFrameClassification, exist_ok=True)
+
+AutoFeatureExtractor.register(SkipRNNConfig, SkipRNNFeatureExtractor, exist_ok=True)
+SkipRNNFeatureExtractor.register_for_auto_class()
 
 if is_vision_available():  # AutoImageProcessor needs Pillow
     _backends: dict[str, type] = dict.fromkeys(("pil", "torchvision"), SkipRNNImageProcessor)

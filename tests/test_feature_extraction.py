@@ -1,0 +1,144 @@
+"""The feature extractor: what it computes, what it stores, and what it says of data that it cannot take."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoFeatureExtractor
+
+from hf_skiprnn import SkipRNNConfig, SkipRNNFeatureExtractor, SkipRNNForSequenceClassification
+
+RNG = np.random.default_rng(0)
+
+
+def test_series_are_padded_and_masked():
+    out = SkipRNNFeatureExtractor(feature_size=2)([np.ones((3, 2)), 2 * np.ones((1, 2))], return_tensors="pt")
+    assert out["input_values"].dtype == torch.float32
+    assert out["input_values"].tolist() == [[[1, 1], [1, 1], [1, 1]], [[2, 2], [0, 0], [0, 0]]]
+    assert out["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_one_channel_has_an_axis_of_its_own(side):
+    extractor = SkipRNNFeatureExtractor(padding_side=side)
+    out = extractor([[1.0, 2.0, 3.0], np.array([[4.0]])], return_tensors="np")
+    row = [0.0, 0.0, 4.0] if side == "left" else [4.0, 0.0, 0.0]
+    assert out["input_values"].tolist() == [[[1.0], [2.0], [3.0]], [[x] for x in row]]
+    assert out["attention_mask"][1].tolist() == [float(x > 0) for x in row]
+
+
+@pytest.mark.parametrize("raw", [[0.5, 1.0], np.array([0.5, 1.0]), torch.tensor([[0.5], [1.0]]), (0.5, 1)])
+def test_one_sequence_is_a_batch_of_one(raw):
+    assert SkipRNNFeatureExtractor()(raw, return_tensors="pt")["input_values"].tolist() == [[[0.5], [1.0]]]
+
+
+def test_length_options():
+    extractor = SkipRNNFeatureExtractor()
+    out = extractor([[1.0] * 5, [2.0] * 2], max_length=4, truncation=True, padding="max_length", return_tensors="np")
+    assert out["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert extractor([[1.0] * 5], pad_to_multiple_of=8, return_tensors="np")["input_values"].shape == (1, 8, 1)
+
+
+def test_standardisation_is_of_the_training_steps_and_is_saved(tmp_path):
+    rows = [RNG.normal((3, 1e6, 0), (2, 5, 1), (n, 3)) for n in (4, 17, 1, 300)]
+    for row in rows:
+        row[:, 2] = 7.0  # a channel that never changes
+    extractor = SkipRNNFeatureExtractor(feature_size=3).fit(rows)
+    joined = np.concatenate(rows)
+    assert extractor.mean == pytest.approx(joined.mean(axis=0).tolist(), rel=1e-12)
+    assert extractor.std == pytest.approx([*joined.std(axis=0)[:2], 1.0], rel=1e-9)
+    expected = (rows[1] - joined.mean(axis=0)) / [*joined.std(axis=0)[:2], 1.0]
+    assert extractor.extract(rows[1]) == pytest.approx(expected, abs=1e-5)
+    extractor.save_pretrained(tmp_path)
+    again = SkipRNNFeatureExtractor.from_pretrained(tmp_path)
+    assert np.array_equal(
+        again(rows, return_tensors="np")["input_values"], extractor(rows, return_tensors="np")["input_values"]
+    )
+
+
+def test_log_mel_finds_the_band_of_a_tone(tmp_path):
+    extractor = SkipRNNFeatureExtractor(feature_size=32, sampling_rate=8000, features="log_mel")
+    times = np.arange(4000) / 8000
+    bands = []
+    for frequency in (300, 1000, 3000):
+        steps = extractor.extract(np.sin(2 * np.pi * frequency * times))
+        assert steps.shape == (1 + (4000 - 200) // 80, 32)  # whole frames only
+        bands.append(set(steps.argmax(axis=1).tolist()))
+        centre = extractor.mel_filters.argmax(axis=0)[next(iter(bands[-1]))] * 8000 / 256
+        assert abs(centre - frequency) < 150
+    assert all(len(band) == 1 for band in bands)
+    assert extractor.extract(np.zeros(10)) == pytest.approx(np.full((1, 32), np.log(1e-6)), rel=1e-6)
+    extractor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert not {"window", "mel_filters"} & set(saved)
+    again = SkipRNNFeatureExtractor.from_pretrained(tmp_path)
+    sound = RNG.normal(size=999)
+    assert np.array_equal(again.extract(sound), extractor.extract(sound))
+
+
+def test_frames_do_not_depend_on_what_comes_later():
+    extractor = SkipRNNFeatureExtractor(feature_size=16, sampling_rate=8000, features="log_mel")
+    sound = RNG.normal(size=2000)
+    early = extractor.extract(sound[:1000])
+    assert extractor.extract(sound)[: len(early)] == pytest.approx(early, abs=1e-6)
+
+
+def test_auto_class_loads_it_beside_a_model(tmp_path):
+    extractor = SkipRNNFeatureExtractor(feature_size=2, mean=[1.0, 2.0], std=[1.0, 4.0])
+    SkipRNNForSequenceClassification(SkipRNNConfig(input_size=2, hidden_size=4, num_labels=2)).save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(loaded) is SkipRNNFeatureExtractor
+    assert loaded.to_dict() == extractor.to_dict()
+    assert (tmp_path / "feature_extraction_skip_rnn.py").is_file()  # the code travels
+    assert loaded.extract([[1.0, 6.0]]).tolist() == [[0.0, 1.0]]
+
+
+def test_another_sampling_rate_is_refused():
+    extractor = SkipRNNFeatureExtractor(sampling_rate=8000)
+    with pytest.raises(ValueError, match=r"reads 8000 samples per second; got 16000. Resample"):
+        extractor([0.1], sampling_rate=16000)
+
+
+@pytest.mark.parametrize(
+    ("options", "raw", "message"),
+    [
+        ({"feature_size": 2}, [np.ones((3, 2)), np.ones((3, 4))], r"sequence 1 must be \[T, 2\]; got \(3, 4\)"),
+        ({"feature_size": 2}, np.ones(3), r"sequence 0 must be \[T, 2\]; got \(3,\)"),
+        ({}, [np.ones(3), np.ones(0)], "sequence 1 is empty"),
+        ({}, np.array([0.0, np.nan, 1.0]), "sequence 0 holds nan at step 1, channel 0"),
+        ({"feature_size": 2}, [[[1.0, 2.0], [3.0, np.inf]]], "sequence 0 holds inf at step 1, channel 1"),
+        ({"feature_size": 2}, [[[1.0, 2.0], [3.0]]], "sequence 0 must hold numbers, as many at every step"),
+        ({}, [["a", "b"]], "sequence 0 must hold numbers"),
+        (
+            {"feature_size": 8, "features": "log_mel", "sampling_rate": 8000},
+            np.ones((9, 2)),
+            r"sequence 0 must be \[T\]; got \(9, 2\)",
+        ),
+    ],
+)
+def test_bad_sequences_are_named(options, raw, message):
+    with pytest.raises(ValueError, match=message):
+        SkipRNNFeatureExtractor(**options)(raw)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "mfcc"}, "features must be one of values, log_mel; got 'mfcc'"),
+        ({"features": "log_mel"}, "needs sampling_rate"),
+        ({"feature_size": 0}, "at least 1"),
+        ({"mean": [0.0]}, "mean and std go together"),
+        ({"mean": [0.0, 1.0], "std": [1.0, 1.0]}, "hold feature_size = 1 numbers"),
+        ({"mean": [0.0], "std": [0.0]}, "std must be above 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SkipRNNFeatureExtractor(**options)
+
+
+def test_fit_needs_sequences():
+    with pytest.raises(ValueError, match="at least one sequence"):
+        SkipRNNFeatureExtractor().fit([])
