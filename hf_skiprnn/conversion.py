@@ -1,0 +1,237 @@
+"""Weights from elsewhere: torch.nn.LSTM and nn.GRU, there and back, and the variables of the authors' TensorFlow code.
+
+    state = torch.load("lstm.pt")  # of an nn.LSTM
+    model = SkipRNNModel(SkipRNNConfig(**native_config(state), gate="always", learn_initial_state=False))
+    load_native(model, state)
+    lstm.load_state_dict(native_state(model))
+
+Targets are SkipRNNModel, any of its heads, SkipLSTM and SkipGRU. What the source does not have (gate, classifier)
+keeps the target's values.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .layers_skip_rnn import SkipRNNLayer, SkipStack
+
+FORGET_BIAS = 1.0  # the authors' code adds it inside the sigmoid
+OPTIMIZER = re.compile(r"(/Adam(_\d+)?|(^|/)beta[12]_power|(^|/)global_step)$")
+
+
+def native_config(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
+    """Fields of SkipRNNConfig that fit the state dict of an nn.LSTM or nn.GRU whose names start with `prefix`.
+
+    Raises:
+        ValueError: it is of neither, or bidirectional, or with projections.
+    """
+    names = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
+    for mark, what in (
+        ("_reverse", "bidirectional: the gate decides from the past"),
+        ("weight_hr", "with projections"),
+    ):
+        if any(mark in name for name in names):
+            raise ValueError(f"The state dict is {what}; no Skip RNN has that.")
+    layers = sum(re.fullmatch(r"weight_hh_l\d+", name) is not None for name in names)
+    if not layers:
+        raise ValueError(
+            f"A state dict of nn.LSTM or nn.GRU has weight_hh_l0; got {sorted(state_dict)[:8]} and prefix {prefix!r}."
+        )
+    rows, hidden = state_dict[f"{prefix}weight_hh_l0"].shape
+    if rows not in (3 * hidden, 4 * hidden):
+        raise ValueError(f"weight_hh_l0 must be [4H, H] (LSTM) or [3H, H] (GRU); got {(rows, hidden)}.")
+    cell = {"cell_type": "lstm"} if rows == 4 * hidden else {"cell_type": "gru", "gru_reset": "after"}
+    width = state_dict[f"{prefix}weight_ih_l0"].shape[1]
+    return {**cell, "input_size": width, "hidden_size": hidden, "num_hidden_layers": layers}
+
+
+@torch.no_grad()
+def load_native(target: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Copy the weights of an nn.LSTM or nn.GRU into `target`; without biases there, the target's become zero.
+
+    Raises:
+        TypeError: target is no Skip RNN.
+        ValueError: sizes or cell of `target` differ; a GRU needs gru_reset="after".
+    """
+    stack = _stack_of(target)
+    _check_sizes(stack, native_config(state_dict, prefix))
+    for index, layer in enumerate(stack.stack):
+        part = {name: state_dict.get(f"{prefix}{name}_l{index}") for name in ("bias_ih", "bias_hh")}
+        layer.weight_ih.copy_(state_dict[f"{prefix}weight_ih_l{index}"])
+        layer.weight_hh.copy_(state_dict[f"{prefix}weight_hh_l{index}"])
+        _copy_biases(layer, part["bias_ih"], part["bias_hh"])
+
+
+def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | None) -> None:
+    if layer.bias is None:
+        if bias_ih is not None:
+            raise ValueError("The state dict has biases, but the target was made with bias=False.")
+        return
+    if bias_ih is None or bias_hh is None:
+        layer.bias.zero_()
+        if layer.bias_hh_n is not None:
+            layer.bias_hh_n.zero_()
+        return
+    if layer.bias_hh_n is not None:  # stays apart: the reset gate multiplies it
+        units = len(layer.bias_hh_n)
+        layer.bias_hh_n.copy_(bias_hh[2 * units :])
+        bias_hh = torch.cat([bias_hh[: 2 * units], torch.zeros_like(bias_hh[2 * units :])])
+    layer.bias.copy_(bias_ih + bias_hh)
+
+
+@torch.no_grad()
+def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """State dict of the nn.LSTM or nn.GRU that computes the same as `source`; bias_hh is zero where one bias is enough.
+
+    Raises:
+        TypeError: source is no Skip RNN.
+        ValueError: its gate may skip, its initial state is learned, or its GRU resets before the product.
+    """
+    stack = _stack_of(source)
+    if stack.gate != "always":
+        raise ValueError(f"gate={stack.gate!r} may skip, which nn.LSTM and nn.GRU cannot; needs gate='always'.")
+    if stack.cell == "gru":
+        raise ValueError("nn.GRU resets after the product; weights of gru_reset='before' mean another function there.")
+    if stack.stack[0].initial_h is not None:
+        raise ValueError("A learned initial state has no place in the native layer; pass it as hx there.")
+    state: dict[str, Tensor] = {}
+    for index, layer in enumerate(stack.stack):
+        state[f"{prefix}weight_ih_l{index}"] = layer.weight_ih.clone()
+        state[f"{prefix}weight_hh_l{index}"] = layer.weight_hh.clone()
+        if layer.bias is None:
+            continue
+        state[f"{prefix}bias_ih_l{index}"] = layer.bias.clone()
+        hidden = state[f"{prefix}bias_hh_l{index}"] = torch.zeros_like(layer.bias)
+        if layer.bias_hh_n is not None:
+            hidden[-len(layer.bias_hh_n) :] = layer.bias_hh_n
+    return state
+
+
+def tensorflow_config(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of SkipRNNConfig that fit the variables of the authors' SkipLSTMCell, MultiSkipLSTMCell or SkipGRUCell.
+
+    variables: name -> array, as a checkpoint reader lists them; scopes around the cell's, ":0" and the optimizer's own
+    variables do not matter.
+
+    Raises:
+        ValueError: another cell, layer normalisation, layers of different sizes, or a stacked Skip GRU.
+    """
+    cell, kernels = _tensorflow_cell(_clean(variables))
+    gates = 4 if cell == "lstm" else 2
+    hidden = {kernel.shape[1] // gates for kernel in kernels}
+    if len(hidden) > 1:
+        raise ValueError(f"All layers must have the same number of units; got {sorted(hidden)}.")
+    (units,) = hidden
+    sizes = {"input_size": kernels[0].shape[0] - units, "hidden_size": units, "num_hidden_layers": len(kernels)}
+    return {"cell_type": cell, "learn_initial_state": True, **sizes}
+
+
+@torch.no_grad()
+def load_tensorflow(target: nn.Module, variables: Mapping[str, np.ndarray]) -> None:
+    """Copy the authors' variables into `target`: cells, update gate, initial state and, into a head, the classifier.
+
+    Their LSTM's gates stand as i j f o with the forget bias of 1 added at run time; ours as i f g o with it in the
+    bias. Their GRU resets before the product (gru_reset="before").
+
+    Raises:
+        TypeError: target is no Skip RNN.
+        ValueError: as tensorflow_config; sizes of `target` differ; a variable is missing.
+    """
+    stack, clean = _stack_of(target), _clean(variables)
+    _check_sizes(stack, tensorflow_config(variables))
+    cell, kernels = _tensorflow_cell(clean)
+    for index, layer in enumerate(stack.stack):
+        scope = f"layer_{index + 1}/" if len(kernels) > 1 else ""
+        kernel, bias = _gates_in_our_order(clean, cell, scope)
+        width = layer.weight_ih.shape[1]
+        _copy(layer.weight_ih, kernel[:width].T)
+        _copy(layer.weight_hh, kernel[width:].T)
+        _copy(layer.bias, bias)
+        for name in ("h", "c") if cell == "lstm" else ("h",):
+            initial = _find(clean, f"{scope}initial_{name}/initial_state")
+            _copy(getattr(layer, f"initial_{name}"), initial[0])
+    _copy(stack.update_gate.weight, _find(clean, "state_update_prob/Weights").T)
+    _copy(stack.update_gate.bias, _find(clean, "state_update_prob/Biases"))
+    classifier = getattr(target, "classifier", None)
+    if classifier is not None:
+        _copy(classifier.weight, _find(clean, "fully_connected/weights").T)
+        _copy(classifier.bias, _find(clean, "fully_connected/biases"))
+
+
+def _gates_in_our_order(clean: Mapping[str, np.ndarray], cell: str, scope: str) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [I + H, G*H] and bias [G*H] of a layer, gates in torch's order."""
+    if cell == "gru":  # r u and the candidate: two linear maps there
+        parts = [scope + part for part in ("gates", "candidate")]
+        kernel = np.concatenate([_find(clean, f"{part}/Weights") for part in parts], axis=1)
+        return kernel, np.concatenate([_find(clean, f"{part}/Biases") for part in parts])
+    own = f"Cell/{scope}"
+    i, j, f, o = np.split(_find(clean, f"{own}Weights"), 4, axis=1)
+    bias_i, bias_j, bias_f, bias_o = np.split(_find(clean, f"{own}Biases"), 4)
+    return np.concatenate([i, f, j, o], axis=1), np.concatenate([bias_i, bias_f + FORGET_BIAS, bias_j, bias_o])
+
+
+def _tensorflow_cell(clean: Mapping[str, np.ndarray]) -> tuple[str, list[np.ndarray]]:
+    """The cell and the kernels that tell its layers' sizes."""
+    if any(name.endswith("/gain") for name in clean):
+        raise ValueError("These variables are of a cell with layer normalisation, which no Skip RNN here has.")
+    if any("MultiSkipGRUCell/" in name for name in clean):
+        raise ValueError(
+            "The authors' stacked Skip GRU feeds the input, not the layer below, to its upper layers' candidates. "
+            "No model here computes that, so its weights cannot be used. A single Skip GRU and every Skip LSTM can."
+        )
+    for cell, pattern in (("lstm", r"SkipLSTMCell/(layer_\d+/)?Weights$"), ("gru", r"SkipGRUCell/gates/Weights$")):
+        names = sorted((name for name in clean if re.search(pattern, name)), key=_layer_number)
+        if names:
+            return cell, [clean[name] for name in names]
+    raise ValueError(
+        f"Expected variables of SkipLSTMCell, MultiSkipLSTMCell or SkipGRUCell, such as "
+        f"rnn/SkipLSTMCell/Weights; got {sorted(clean)[:8]}."
+    )
+
+
+def _layer_number(name: str) -> int:
+    found = re.search(r"layer_(\d+)/", name)
+    return int(found[1]) if found else 1
+
+
+def _clean(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the optimizer's, names without an output number."""
+    named = {re.sub(r":\d+$", "", name): np.asarray(value) for name, value in variables.items()}
+    return {name: value for name, value in named.items() if not OPTIMIZER.search(name)}
+
+
+def _find(clean: Mapping[str, np.ndarray], ending: str) -> np.ndarray:
+    found = [name for name in clean if f"/{name}".endswith(ending if ending.startswith("Cell/") else f"/{ending}")]
+    if len(found) != 1:
+        raise ValueError(f"Expected one variable whose name ends in {ending}; got {found or sorted(clean)}.")
+    return clean[found[0]]
+
+
+def _copy(parameter: Tensor | None, values: np.ndarray) -> None:
+    if parameter is None:
+        raise ValueError("The target lacks a parameter that the source has: needs learn_initial_state=True and biases.")
+    if tuple(parameter.shape) != values.shape:
+        raise ValueError(f"A parameter of shape {tuple(parameter.shape)} cannot take values of shape {values.shape}.")
+    parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def _stack_of(module: nn.Module) -> SkipStack:
+    stack = getattr(module, "base_model", module)
+    if not isinstance(stack, SkipStack):
+        raise TypeError(f"Expected a SkipRNNModel, one of its heads, SkipLSTM or SkipGRU; got {type(module).__name__}.")
+    return stack
+
+
+def _check_sizes(stack: SkipStack, wanted: Mapping[str, Any]) -> None:
+    cell = "gru_reset_after" if wanted.get("gru_reset") == "after" else wanted["cell_type"]
+    layer = stack.stack[0]
+    got = (stack.cell, layer.weight_ih.shape[1], layer.weight_hh.shape[1], len(stack.stack))
+    needed = (cell, wanted["input_size"], wanted["hidden_size"], wanted["num_hidden_layers"])
+    if got != needed:
+        raise ValueError(f"The weights need (cell, input_size, hidden_size, layers) = {needed}; the target has {got}.")
+    if "learn_initial_state" in wanted and stack.gate != "learned":
+        raise ValueError(f"The authors' cells have a learned gate; the target has gate={stack.gate!r}.")
