@@ -1,7 +1,7 @@
 """Skip RNN models: SkipRNNModel and its heads, as transformers expects them."""
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .auto_map_skip_rnn import name_code
 from .cells_skip_rnn import CELLS, SkipRNNState, state_dtype
 from .configuration_skip_rnn import SkipRNNConfig
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
@@ -92,6 +93,11 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -0.25, 0.25)  # as the paper's unknown words (section 4.4)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """PreTrainedModel.save_pretrained; the config names every Auto class and pipeline that the code beside it has."""
+        name_code(self.config, type(self).__name__)
+        super().save_pretrained(*args, **kwargs)
 
     def set_scan_backend(self, backend: str) -> None:
         """Choose the scan: "auto", "dense", "events", "cpu" or "triton"; see SkipStack.set_scan_backend."""
