@@ -1,5 +1,6 @@
 """SkipRNNTrainer: transformers' Trainer with what a Skip RNN adds: the budget, the updates, and safe resumption."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
 from .metrics import multiply_accumulates, real_lengths, update_statistics
@@ -161,8 +162,7 @@ class SkipRNNTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run_folder = self._get_output_dir(trial)
-        marker = Path(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", COMPLETE)
+        marker = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", COMPLETE)
         if self.args.should_save:
             marker.unlink(missing_ok=True)
         # Older checkpoints stay until this one is complete.
@@ -174,12 +174,8 @@ class SkipRNNTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process writes a file of its own
         if self.args.should_save:
             marker.touch()
-            rotate_checkpoints(
-                output_dir=run_folder,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            if limit:
+                delete_older(marker.parent, limit, self.state.best_model_checkpoint)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md with what is known here, unless there is one. Trainer's would name a base model."""
@@ -260,10 +256,25 @@ class EvaluatedRows:
         return {"loss": task + budget, "task_loss": task, "budget_loss": budget, **statistics}
 
 
+def checkpoints_in(output_dir: str | Path) -> list[Path]:
+    """Checkpoint folders by step, complete or not."""
+    steps = {path: path.name.rpartition("-")[2] for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
+
+
+def delete_older(current: Path, limit: int, best: str | None) -> None:
+    """Keep `limit` complete checkpoints, the current and the best among them. Incomplete ones do not count."""
+    keep = {current.name, Path(best).name} if best else {current.name}
+    complete = [path for path in checkpoints_in(current.parent) if (path / COMPLETE).is_file()]
+    others = [path for path in complete if path.name not in keep]
+    for folder in others[: max(len(complete) - max(limit, len(keep)), 0)]:
+        (folder / COMPLETE).unlink()  # first, so that a half-deleted one is not taken for whole
+        shutil.rmtree(folder)
+
+
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """The complete checkpoint of the highest step in a folder, or None; warns of later ones that were cut off."""
-    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name[11:].isdecimal()]
-    for folder in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
+    for folder in reversed(checkpoints_in(output_dir)):
         if (folder / COMPLETE).is_file():
             return str(folder)
         logger.warning(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
-from hf_skiprnn.training import COMPLETE, SkipRNNTrainer, last_complete_checkpoint
+from hf_skiprnn.training import COMPLETE, SkipRNNTrainer, delete_older, last_complete_checkpoint
 
 TWO_PROCESSES = Path(__file__).with_name("two_processes.py")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -319,6 +319,24 @@ def test_an_older_checkpoint_is_kept_until_the_new_one_is_complete(tmp_path, mon
     assert (tmp_path / "checkpoint-6").is_dir()
     assert last_complete_checkpoint(tmp_path).endswith("checkpoint-3")
     assert trainer.args.save_total_limit == 1
+
+
+def test_complete_checkpoints_beyond_the_limit_go_oldest_first(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 10:  # cut off, and of a later step than the current one
+            (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    (tmp_path / "checkpoint-best").mkdir()  # none of ours
+
+    def left():
+        return sorted(path.name.removeprefix("checkpoint-") for path in tmp_path.iterdir())
+
+    delete_older(tmp_path / "checkpoint-8", 3, best=str(tmp_path / "checkpoint-2"))
+    assert left() == ["10", "2", "6", "8", "best"]
+    delete_older(tmp_path / "checkpoint-8", 1, best=str(tmp_path / "checkpoint-2"))
+    assert left() == ["10", "2", "8", "best"]
+    delete_older(tmp_path / "checkpoint-8", 1, best=None)
+    assert left() == ["10", "8", "best"]
 
 
 def test_the_draft_of_a_card_says_what_is_known(tmp_path):

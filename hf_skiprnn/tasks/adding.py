@@ -1,4 +1,4 @@
-"""Adding: the sum of the two marked values (Hochreiter and Schmidhuber 1997; Campos et al. 2018, section 4.1, Table 1).
+"""Adding: the sum of the two marked values (Hochreiter and Schmidhuber 1997; Campos et al. 2018, Table 1).
 
 Source: drawn here by seed; no data set, no licence. Length 50; each step holds a value ~ U(-0.5, 0.5) and a marker,
 which is 1 at one step of the first 10 % and at one step of the last half, else 0. The last state regresses the sum of
