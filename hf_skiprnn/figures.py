@@ -1,6 +1,7 @@
 """Pictures of which steps were read. Drawn through Matplotlib's objects: no display, no global state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,6 +73,133 @@ def marked_values_read(inputs: np.ndarray, gates: np.ndarray, predicted: np.ndar
     figure.axes[-1].set_xlabel("step", fontsize=9, color=INK)
     figure.suptitle("Steps read in red, skipped steps in gray, marked values ringed", fontsize=10, color=INK)
     return figure
+
+
+def channels_read(
+    sequences: Sequence[np.ndarray], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
+) -> Figure:
+    """Every series as a strip, one channel as a line and several as a heat map, with the read steps marked in red.
+
+    sequences: [T, C] each, of any lengths; gates: [T] bool each.
+    """
+    figure = _figure(8.0, 1.35 * len(sequences) + 0.7)
+    for index, (steps, read) in enumerate(zip(sequences, gates, strict=True)):
+        _check("channels_read", read, steps.shape[:1])
+        axes = _strip(figure, len(sequences), index, f"{_verdict(predicted[index], labels[index])}; {_count(read)}")
+        places = np.flatnonzero(read)
+        if steps.shape[1] == 1:
+            axes.plot(steps[:, 0], color=UNREAD, linewidth=0.8)
+            axes.plot(places, steps[places, 0], ".", color=READ, markersize=3.0)
+        else:
+            axes.imshow(steps.T, aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest")
+            axes.eventplot(places, lineoffsets=-0.08 * steps.shape[1], linelengths=0.12 * steps.shape[1], colors=READ)
+            axes.set_ylim(-0.18 * steps.shape[1], steps.shape[1] - 0.5)
+        axes.tick_params(labelbottom=True)  # lengths differ
+    figure.axes[-1].set_xlabel("step", fontsize=9, color=INK)
+    figure.suptitle("Steps read in red, skipped steps in gray", fontsize=10, color=INK)
+    return figure
+
+
+LINE = 110  # characters of a line of words
+
+
+def words_read(
+    texts: Sequence[Sequence[str]], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
+) -> Figure:
+    """Every text word by word, read words in red and the others in light gray.
+
+    texts: words of each text; gates: [words] bool each.
+    """
+    pages = [_lines(words) for words in texts]
+    height = sum(len(lines) + 2 for lines in pages)
+    figure = _figure(9.0, 0.17 * height + 0.6)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, LINE), ylim=(height, 0))
+    axes.set_axis_off()
+    row = 0
+    for index, (lines, read) in enumerate(zip(pages, gates, strict=True)):
+        _check("words_read", read, (len(texts[index]),))
+        axes.text(
+            0, row, f"{_verdict(predicted[index], labels[index])}; {_count(read)}", fontsize=8, color=INK, va="top"
+        )
+        for line in lines:
+            row += 1
+            for place, column in line:
+                color = READ if read[place] else UNREAD
+                _word(axes, column, row, texts[index][place], color)
+        row += 2
+    figure.suptitle("Words read in red, skipped words in gray", fontsize=10, color=INK)
+    return figure
+
+
+def words_read_page(
+    texts: Sequence[Sequence[str]], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
+) -> str:
+    """The same as an HTML page: read words stand in <mark>, so that it also reads well without colours."""
+    parts = []
+    for words, read, guess, label in zip(texts, gates, predicted, labels, strict=True):
+        _check("words_read_page", read, (len(words),))
+        marked = [f"<mark>{escape(w)}</mark>" if r else escape(w) for w, r in zip(words, read, strict=True)]
+        parts.append(f"<h2>{escape(_verdict(guess, label))}; {_count(read)}</h2>\n<p>{' '.join(marked)}</p>")
+    style = (
+        "body{max-width:48rem;margin:2rem auto;font:1rem/1.6 sans-serif;color:#b0b7bf}"
+        "h1,h2{font-size:1rem;color:#30363d}mark{background:none;color:#d62728;font-weight:600}"
+    )
+    title = "Words read, marked; the others were skipped"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n'
+        f"<h1>{title}</h1>\n" + "\n".join(parts) + "\n</html>\n"
+    )
+
+
+def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]], metric: str, steps: str) -> Figure:
+    """A curve for each model or gate: metric against updates, the points that nothing beats joined by a line.
+
+    points: name -> (updates, metric) of its runs; metric and steps: labels of the axes. Higher is better.
+    """
+    figure = _figure(6.0, 4.2)
+    axes = figure.add_subplot()
+    for name, runs in points.items():
+        (line,) = axes.step(*zip(*pareto_front(runs), strict=True), where="post", linewidth=1.2, alpha=0.7)
+        updates, values = zip(*runs, strict=True)
+        axes.scatter(updates, values, s=22, color=line.get_color(), label=name, zorder=3)
+    axes.set_xlabel(steps, fontsize=9, color=INK)
+    axes.set_ylabel(metric, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.grid(visible=True, color=UNREAD, linewidth=0.4, alpha=0.5)
+    axes.legend(fontsize=8, frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def pareto_front(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (updates, metric) that no other run beats: fewer updates at no smaller metric; by updates, ascending."""
+    front: list[tuple[float, float]] = []
+    for updates, metric in sorted(runs, key=lambda run: (run[0], -run[1])):
+        if not front or metric > front[-1][1]:
+            front.append((updates, metric))
+    return front
+
+
+def _lines(words: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Words broken into lines: [(index of the word, column)] each."""
+    lines: list[list[tuple[int, int]]] = [[]]
+    column = 0
+    for place, word in enumerate(words):
+        if column and column + len(word) > LINE:
+            lines.append([])
+            column = 0
+        lines[-1].append((place, column))
+        column += len(word) + 1
+    return lines
+
+
+def _word(axes: Axes, column: int, row: int, word: str, color: str) -> None:
+    """A word at a column and row of characters; a dollar sign is a dollar sign."""
+    weight = "bold" if color == READ else "normal"
+    text = axes.text(column, row, word, fontsize=6.8, color=color, weight=weight, family="monospace", va="top")
+    text.set_parse_math(False)
 
 
 def _check(name: str, gates: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -17,7 +17,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, HfArgumentParser, PreTrainedModel, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    HfArgumentParser,
+    PreTrainedModel,
+    TrainingArguments,
+)
 
 from hf_skiprnn.metrics import operation_counts
 from hf_skiprnn.tasks import TASKS, Task
@@ -80,8 +86,10 @@ def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
         out = model.eval()(**inputs, output_update_gates=True)
-    figure = task.figure(batch, out.update_gates.cpu().numpy() > 0, out.logits.float().cpu().numpy())
-    figure.savefig(path)
+    shown = (batch, out.update_gates.cpu().numpy() > 0, out.logits.float().cpu().numpy())
+    task.figure(*shown).savefig(path)
+    if page := task.page(*shown):
+        path.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -89,9 +97,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options, task = parse(sys.argv[1:] if argv is None else argv)
     folder = options.output_dir or Path(options.checkpoint if Path(options.checkpoint).is_dir() else "evaluation")
     folder.mkdir(parents=True, exist_ok=True)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        options.checkpoint, trust_remote_code=options.trust_remote_code
-    )
+    kind: Any = AutoModelForTokenClassification if task.per_frame else AutoModelForSequenceClassification
+    model = kind.from_pretrained(options.checkpoint, trust_remote_code=options.trust_remote_code)
+    task.use_processor(options.checkpoint)
     rows = getattr(task.load(seed=0), options.split)
     metrics = evaluate(model, task, rows, options.batch_size, folder)
     result = {
@@ -106,7 +114,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(report(result))
     if options.figure_rows:
         path = folder / f"steps-read-{options.split}.png"
-        draw(model, task, rows.select(range(min(options.figure_rows, len(rows)))), path)
+        shown = min(options.figure_rows, len(rows))  # from all over the split: it may be sorted by label
+        draw(model, task, rows.select([i * len(rows) // shown for i in range(shown)]), path)
         print(f"picture: {path}")
     return result
 

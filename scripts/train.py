@@ -26,7 +26,12 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
-from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification, __version__
+from hf_skiprnn import (
+    SkipRNNConfig,
+    SkipRNNForFrameClassification,
+    SkipRNNForSequenceClassification,
+    __version__,
+)
 from hf_skiprnn.metrics import operation_counts
 from hf_skiprnn.tasks import TASKS, Task
 from hf_skiprnn.training import SkipRNNTrainer, last_complete_checkpoint
@@ -197,14 +202,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
     set_seed(args.seed)
     splits = task.load(args.seed if args.data_seed is None else args.data_seed)
+    model = (SkipRNNForFrameClassification if task.per_frame else SkipRNNForSequenceClassification)(config)
+    task.initialise(model)
     trainer = SkipRNNTrainer(
-        SkipRNNForSequenceClassification(config),
+        model,
         args,
         data_collator=task.collate,
         train_dataset=splits.train,
         eval_dataset=splits.validation,
         processing_class=task.processor(),
         compute_metrics=task.compute_metrics,
+        compute_loss_func=task.loss(),
     )
     if trainer.is_world_process_zero():
         write_json(folder / RUN_FILE, run)

@@ -4,8 +4,30 @@ from .adding import Adding
 from .base import Batch, GeneratedTask, ImageTask, Splits, Task
 from .digits import Digits
 from .frequency import Frequency
+from .fsdd import FSDD
+from .imdb import IMDB
 from .mnist import MNIST
 
-TASKS: dict[str, type[Task]] = {"adding": Adding, "digits": Digits, "frequency": Frequency, "mnist": MNIST}
+TASKS: dict[str, type[Task]] = {
+    "adding": Adding,
+    "digits": Digits,
+    "frequency": Frequency,
+    "fsdd": FSDD,
+    "imdb": IMDB,
+    "mnist": MNIST,
+}
 
-__all__ = ["MNIST", "TASKS", "Adding", "Batch", "Digits", "Frequency", "GeneratedTask", "ImageTask", "Splits", "Task"]
+__all__ = [
+    "FSDD",
+    "IMDB",
+    "MNIST",
+    "TASKS",
+    "Adding",
+    "Batch",
+    "Digits",
+    "Frequency",
+    "GeneratedTask",
+    "ImageTask",
+    "Splits",
+    "Task",
+]

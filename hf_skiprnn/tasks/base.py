@@ -1,7 +1,7 @@
 """What a task is: rows in; a batch, metrics and a picture out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Array2D, Dataset, Features, IterableDataset, Value
 from torch import Tensor
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedModel
 
 from ..image_processing_skip_rnn import SkipRNNImageProcessor
 from ..metrics import accuracy
@@ -59,8 +59,25 @@ class Task(ABC):
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
         """Which steps were read: gates [B, T] bool, logits [B, C], for the rows of a batch."""
 
-    def processor(self) -> SkipRNNImageProcessor | None:
+    def processor(self) -> Any:
         """What turns raw inputs into the model's, to be saved beside it; None where there is nothing to do."""
+        return None
+
+    # What only some tasks need.
+    per_frame: ClassVar[bool] = False  # labels at every step: SkipRNNForFrameClassification
+
+    def initialise(self, model: PreTrainedModel) -> None:  # noqa: B027 - most tasks have nothing to do
+        """Put what is known beforehand (word vectors) into a new model."""
+
+    def use_processor(self, checkpoint: str) -> None:  # noqa: B027
+        """Take a checkpoint's processor (a folder or Hub id) in place of one made from the training split."""
+
+    def loss(self) -> Callable[..., Tensor] | None:
+        """Trainer's compute_loss_func, where the model's own loss is not the one to train by."""
+        return None
+
+    def page(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> str | None:
+        """`figure` as an HTML page, where that reads better."""
         return None
 
 

@@ -1,0 +1,137 @@
+"""IMDB: is a film review positive? (Maas et al. 2011; Campos et al. 2018, section 4.4, Table 5).
+
+Source: 25000 reviews for training, 25000 for test; `stanfordnlp/imdb` on the Hub (no licence stated), or a local folder
+in the same layout. As in the paper, 15 % of the training reviews are held out for validation (here by seed and
+stratified), words are embedded in 300 numbers, and a review is cropped to its first 200 or 400 words. Vectors come from
+a word2vec file where one is given and knows the word, else from U(-0.25, 0.25).
+
+The tokenizer (lower-case words and punctuation marks, the most frequent of the training split) is saved with every
+checkpoint. Padding does not exist for the model (it costs nothing and is counted nowhere); the paper lets it be read:
+`scripts/evaluate.py --count_padding true` counts updates that way too, to compare with Table 5.
+
+    {"text": "Zero Day leads you to think, even re-think why two boys/young men would do ...", "label": 1}
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict, load_dataset
+from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel
+from transformers.utils import logging
+
+from ..metrics import accuracy
+from .base import Batch, Row, Splits, Task, label_names
+from .words import real_gates, set_vectors, tokenize, train_tokenizer, words_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class IMDB(Task):
+    """Whether a film review is positive."""
+
+    name = "imdb"
+    labels = ("neg", "pos")
+    dataset_name: str = field(
+        default="stanfordnlp/imdb",
+        metadata={"help": "Hub id, or local folder in the same layout: columns text, label; splits train, test."},
+    )
+    length: int = field(default=200, metadata={"help": "Words of a review that are kept, from its start."})
+    vocabulary: int = field(default=20_000, metadata={"help": "Words that the tokenizer knows."})
+    vectors: str | None = field(
+        default=None, metadata={"help": "word2vec file (.bin, or text) to start the embeddings from."}
+    )
+    validation_share: float = field(default=0.15, metadata={"help": "Share of the training reviews held out."})
+    train_rows: int | None = field(default=None, metadata={"help": "Train on so many reviews only, drawn by seed."})
+    split_seed: int = field(default=0, metadata={"help": "Decides which training reviews are held out."})
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.vocabulary < 3:
+            raise ValueError(
+                f"length must be at least 1 and vocabulary at least 3; got {self.length} and {self.vocabulary}."
+            )
+
+    def load(self, seed: int) -> Splits:
+        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        return self._splits
+
+    @cached_property
+    def _splits(self) -> Splits:
+        data = load_dataset(self.dataset_name)
+        if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
+            raise ValueError(
+                f"{self.dataset_name} must have splits train and test, as stanfordnlp/imdb has; got {data}."
+            )
+        if not {"text", "label"} <= set(data["train"].column_names):
+            raise ValueError(
+                f"{self.dataset_name} must have columns text and label, as stanfordnlp/imdb has; got "
+                f"{data['train'].column_names}."
+            )
+        held_out = data["train"].train_test_split(
+            self.validation_share, seed=self.split_seed, stratify_by_column="label"
+        )
+        train = held_out["train"]  # already shuffled
+        if self.train_rows is not None:
+            train = train.select(range(min(self.train_rows, len(train))))
+        return Splits(train, held_out["test"], data["test"])
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return train_tokenizer(self._splits.train["text"], self.vocabulary, self.length)
+
+    def processor(self) -> Any:
+        """The tokenizer."""
+        return self._tokenizer
+
+    def use_processor(self, checkpoint: str) -> None:
+        """Take the checkpoint's tokenizer; `length` stays this task's."""
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=self.length)
+
+    def initialise(self, model: PreTrainedModel) -> None:
+        """Word vectors into the embeddings."""
+        if self.vectors is not None:
+            weight: Any = model.get_input_embeddings().weight
+            found = set_vectors(weight, self._tokenizer.get_vocab(), self.vectors)
+            logger.warning("%d of %d words have a vector in %s.", found, len(self._tokenizer), self.vectors)
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """-> input_ids [B, T], attention_mask [B, T], labels [B]."""
+        batch = tokenize(self._tokenizer, [row["text"] for row in rows])
+        return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
+
+    def model_defaults(self) -> dict[str, Any]:
+        return {
+            "input_size": 300,
+            "vocab_size": len(self._tokenizer),
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "problem_type": "single_label_classification",
+            **label_names(self.labels),
+        }
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}
+
+    def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
+        from ..figures import words_read
+
+        return words_read(*self._reading(batch, gates, logits))
+
+    def page(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> str:
+        from ..figures import words_read_page
+
+        return words_read_page(*self._reading(batch, gates, logits))
+
+    def _reading(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> tuple[Any, ...]:
+        """Words, gates, predicted and true labels of each row."""
+        return (
+            words_of(self._tokenizer, batch),
+            real_gates(gates, batch["attention_mask"]),
+            [self.labels[i] for i in logits.argmax(axis=1)],
+            [self.labels[i] for i in batch["labels"].tolist()],
+        )

@@ -1,0 +1,89 @@
+"""Words: a word-level tokenizer made from texts, pretrained vectors, and texts with the read words marked."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of lower-case words and punctuation marks, the `vocabulary` most frequent of `texts`; crops the end.
+
+    Line breaks written as HTML (<br />) count as spaces. Ids 0 and 1 are padding and unknown words.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    words = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    words.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"<br\s*/?>"), " "), normalizers.Lowercase()]
+    )
+    apart = Regex(r"\w+(?:'\w+)*|[^\w\s]")  # don't, o'clock: one word
+    words.pre_tokenizer = pre_tokenizers.Split(apart, behavior="removed", invert=True)
+    words.train_from_iterator(
+        texts, trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN], show_progress=False)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],  # what the model takes
+    )
+
+
+def tokenize(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
+    """-> input_ids [B, T], attention_mask [B, T], cropped to the tokenizer's length; no words are one unknown word."""
+    batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
+    lengths = batch["attention_mask"].sum(dim=1)
+    if bool((lengths == 0).any()):
+        texts = [text if length else UNKNOWN for text, length in zip(texts, lengths.tolist(), strict=True)]
+        batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
+    return dict(batch)
+
+
+def words_of(tokenizer: Any, batch: dict[str, Tensor]) -> list[list[str]]:
+    """The words of each row, without padding."""
+    rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    return [tokenizer.convert_ids_to_tokens(ids[mask != 0].tolist()) for ids, mask in rows]
+
+
+def real_gates(gates: np.ndarray, mask: Tensor) -> list[np.ndarray]:
+    """The gates [B, T] of the real steps of each row."""
+    return [g[m] for g, m in zip(gates, mask.numpy() != 0, strict=True)]
+
+
+@torch.no_grad()
+def set_vectors(embedding: Tensor, vocabulary: dict[str, int], path: str) -> int:
+    """Overwrite the rows of `embedding` [V, D] whose words a word2vec file knows; returns how many.
+
+    path: in word2vec's binary (.bin, .bin.gz) or text format (anything else). A word is looked up as it is, then with
+    a capital. Raises ValueError for a file that is absent, damaged, or of another width than D.
+    """
+    from gensim.models import KeyedVectors
+
+    if not Path(path).is_file():
+        raise ValueError(f"There is no vectors file {path!r}.")
+    binary = path.removesuffix(".gz").endswith(".bin")
+    try:
+        vectors = KeyedVectors.load_word2vec_format(path, binary=binary)
+    except (ValueError, EOFError, IndexError, UnicodeDecodeError) as error:
+        kind = "binary (.bin)" if binary else "text"
+        raise ValueError(f"{path} could not be read as a word2vec {kind} file: {error}") from error
+    if vectors.vector_size != embedding.shape[1]:
+        raise ValueError(
+            f"{path} holds vectors of {vectors.vector_size} numbers; the model's have {embedding.shape[1]}. "
+            f"Set input_size={vectors.vector_size}."
+        )
+    found = 0
+    for word, index in vocabulary.items():
+        name = next((form for form in (word, word.capitalize()) if form in vectors), None)
+        if name is not None:
+            embedding[index] = torch.from_numpy(np.array(vectors[name])).to(embedding)
+            found += 1
+    return found
