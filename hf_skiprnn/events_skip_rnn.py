@@ -35,6 +35,19 @@ def steps_to_update(increment: Tensor, steps: Tensor, remaining: Tensor) -> Tens
     return n.minimum(limit).long()
 
 
+def update(
+    x: Tensor, h: list[Tensor], c: list[Tensor], layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell
+) -> Tensor | None:
+    """One update of N rows from inputs [N, I], in place of h and c (a layer [N, H]); the increments [N], if learned."""
+    for index, w in enumerate(layers):
+        old_h, old_c = h[index], c[index] if c else None
+        step = cell.step(w, product(x, w.weight_ih, w.bias), cell.recurrent_product(w, old_h), old_h, old_c)
+        x = h[index] = step.h
+        if step.c is not None:
+            c[index] = step.c
+    return None if gate is None else increment_of(gate, c[-1] if c else h[-1])
+
+
 class Timeline:
     """Where each row's real steps stand, and where its next update is."""
 
@@ -153,14 +166,8 @@ class Front:
 
     def advance(self, x: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell) -> None:
         """One update of every row from its input [A, I]."""
-        for index, w in enumerate(layers):
-            h, c = self.h[index], self.c[index] if self.c else None
-            step = cell.step(w, product(x, w.weight_ih, w.bias), cell.recurrent_product(w, h), h, c)
-            x = self.h[index] = step.h
-            if step.c is not None:
-                self.c[index] = step.c
-        top = self.c[-1] if self.c else self.h[-1]
-        self.increment = torch.zeros_like(self.increment) if gate is None else increment_of(gate, top)
+        increment = update(x, self.h, self.c, layers, gate, cell)
+        self.increment = torch.zeros_like(self.increment) if increment is None else increment
         self.steps = torch.zeros_like(self.steps)
         self.ran = self.at + 1
 

@@ -1,5 +1,6 @@
 """Layers: the parameters of a stack of cells under one shared gate, and the choice of the scan that runs them."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Self, cast
@@ -113,6 +114,7 @@ class SkipStack(nn.Module):
     skip_probability: float
     stride: int
     _scan_backend: str | None = None
+    _gate_shift: float = 0.0
 
     def _build_stack(
         self, input_size: int, num_layers: int, bias: bool, learn_initial_state: bool, **factory: Any
@@ -133,6 +135,30 @@ class SkipStack(nn.Module):
         if backend not in SCAN_BACKENDS:
             raise ValueError(f"Scan backend must be one of {', '.join(SCAN_BACKENDS)}; got {backend!r}.")
         self._scan_backend = backend
+
+    def set_gate_shift(self, shift: float) -> None:
+        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more. No weight changes.
+
+        D = sigmoid(W_p s + b_p + shift): one trained model, several budgets. The limits: the first real step is always
+        read; the share of steps read moves in whole steps (every one, every second, ...), where D is large or small it
+        hardly moves; and the model was trained at shift 0, so the further away, the more accuracy it loses. It is not
+        saved with the model.
+
+        Raises:
+            ValueError: the gate is not learned, or the shift is not a finite number.
+        """
+        if self.gate != "learned":
+            raise ValueError(f"set_gate_shift needs gate='learned'; this model has gate={self.gate!r}.")
+        if not math.isfinite(shift):
+            raise ValueError(f"The gate's shift must be a finite number; got {shift}.")
+        self._gate_shift = float(shift)
+
+    def gate_weights(self) -> GateWeights | None:
+        """The update gate as it is in force; None where nothing is learned."""
+        if self.gate != "learned":
+            return None
+        weight, bias = self.update_gate.weight, self.update_gate.bias
+        return GateWeights(weight, bias + self._gate_shift if self._gate_shift else bias)
 
     @property
     def stack(self) -> list[SkipRNNLayer]:
@@ -181,7 +207,7 @@ class SkipStack(nn.Module):
             operand = torch.get_autocast_dtype(device)  # the engines choose their own
         with torch.autocast(device, enabled=False):
             layers = [layer.weights(operand) for layer in self.stack]
-            gate = GateWeights(*self.update_gate.parameters()) if self.gate == "learned" else None
+            gate = self.gate_weights()
             inputs = inputs.to(layers[0].weight_ih.dtype)
             return scan(
                 inputs, layers, gate, state, cell=self.cell, mask=mask, forced_gates=forced_gates, sequence=sequence

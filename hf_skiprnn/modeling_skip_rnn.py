@@ -1,19 +1,22 @@
 """Skip RNN models: SkipRNNModel and its heads, as transformers expects them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from .auto_map_skip_rnn import name_code
 from .cells_skip_rnn import CELLS, SkipRNNState, state_dtype
 from .configuration_skip_rnn import SkipRNNConfig
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
 from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
+from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput
+from .pull_skip_rnn import Fetch, pull
+from .streaming_skip_rnn import Stream, StreamBatch, stream
 
 # What each input must be: shape, rank, type.
 INPUTS = {
@@ -21,47 +24,6 @@ INPUTS = {
     "input_ids": ("[B, T]", 2, "integers (int32 or int64)"),
     "pixel_values": ("[B, C, H, W], C = input_size", 4, "floating point"),
 }
-
-
-@dataclass
-class SkipRNNModelOutput(ModelOutput):
-    """Output of SkipRNNModel.
-
-    Attributes:
-        last_hidden_state: [B, T, H], the top layer's h after every step, held at skipped and masked ones.
-        pooler_output: [B, H], the top layer's h after the last real step.
-        state: pass it back as `state=` to continue the sequences.
-        num_updates: [B], updates of each row, differentiable through the straight-through gate.
-        update_gates: [B, T], 0 or 1, with output_update_gates=True.
-        budget_loss: scalar, lambda times the cost of the updates, mean over rows.
-    """
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    state: SkipRNNState | None = None
-    num_updates: Tensor | None = None
-    update_gates: Tensor | None = None
-    budget_loss: Tensor | None = None
-
-
-@dataclass
-class SkipRNNClassifierOutput(ModelOutput):
-    """Output of the classifiers.
-
-    Attributes:
-        loss: scalar, task_loss + budget_loss; only with labels.
-        logits: [B, num_labels], or [B, T, num_labels] for frames.
-        task_loss: scalar; only with labels.
-        budget_loss, num_updates, update_gates, state: see SkipRNNModelOutput.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    task_loss: Tensor | None = None
-    budget_loss: Tensor | None = None
-    num_updates: Tensor | None = None
-    update_gates: Tensor | None = None
-    state: SkipRNNState | None = None
 
 
 class SkipRNNPreTrainedModel(PreTrainedModel):
@@ -102,6 +64,18 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
     def set_scan_backend(self, backend: str) -> None:
         """Choose the scan: "auto", "dense", "events", "cpu" or "triton"; see SkipStack.set_scan_backend."""
         SkipStack.set_scan_backend(cast(SkipStack, self.base_model), backend)
+
+    def set_gate_shift(self, shift: float) -> None:
+        """Move a trained model's operating point: more updates, or fewer; see SkipStack.set_gate_shift."""
+        SkipStack.set_gate_shift(cast(SkipStack, self.base_model), shift)
+
+    def pull(self, fetch: Fetch, length: int | Sequence[int] | None = None, **options: Any) -> Any:
+        """Run sequences that stand elsewhere, and fetch only the steps that the model reads; see pull_skip_rnn.pull."""
+        return pull(self, fetch, length, **options)
+
+    def stream(self, batch_size: int | None = None, **options: Any) -> Stream | StreamBatch:
+        """Take steps as they come, and say how many of the next ones are not needed; see streaming_skip_rnn.stream."""
+        return stream(self, batch_size, **options)
 
 
 class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):

@@ -1,0 +1,209 @@
+"""Pull inference: the model asks for the steps that it reads, and for no other.
+
+    def fetch(positions):                        # [(row, position), ...], what is needed next
+        return [encode(videos[row], frame) for row, frame in positions]
+
+    out = model.pull(fetch, length=[250, 180])   # as model(...) of everything, without making everything
+
+Each round asks for the next read step of every row that has one: as many rounds as reads of the slowest row.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cells_skip_rnn import ScanOutput, SkipRNNState
+from .layers_skip_rnn import plan_gates
+from .losses_skip_rnn import budget_loss
+from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput
+from .reader_skip_rnn import NEVER, Reader
+
+Position = tuple[int, int]  # row, step
+Fetch = Callable[[list[Position]], Any]
+
+
+class EndOfSequence(LookupError):  # noqa: N818 - like StopIteration, no failure
+    """Raised by a fetch: some rows end before the step that was asked for.
+
+    lengths: row -> its number of steps. The rest is asked for again, so raise it before doing work.
+    """
+
+    def __init__(self, lengths: dict[int, int]) -> None:
+        super().__init__(f"lengths of the rows that end: {lengths}")
+        self.lengths = lengths
+
+
+def pull(
+    model: Any,
+    fetch: Fetch,
+    length: int | Sequence[int] | None = None,
+    *,
+    batch_size: int | None = None,
+    state: SkipRNNState | None = None,
+    generator: torch.Generator | None = None,
+    check_inputs: bool = True,
+) -> SkipRNNModelOutput | SkipRNNClassifierOutput:
+    """Run sequences that stand elsewhere. No gradients, no dropout.
+
+    Args:
+        model: a Skip RNN with or without a head.
+        fetch: answers a list of n (row, position) pairs, one a row, by their steps, in that order: [n, input_size]
+            floating point (array, tensor or list of such), or n token ids. It may be slow; what it raises is passed on
+            with a note of what was asked for; EndOfSequence says that rows end.
+        length: steps of each row [B], or one number for all rows. None: unknown, until fetch raises EndOfSequence. (A
+            row of unknown length that will not read again counts as ended after its last read.)
+        batch_size: rows, where `length` is no list; default 1.
+        state: SkipRNNState to continue from; default: the initial state.
+        generator: draws the gates of gate="random", as in a forward pass over all rows; needs known lengths.
+        check_inputs: refuse a step that is not finite. Otherwise a NaN updates and shows in the logits.
+
+    Returns:
+        What the model returns for the whole sequences, padded on the right to the longest: equal gates, logits equal to
+        rounding; update_gates [B, T] always.
+
+    Raises:
+        ValueError: lengths, an answer or a state of a wrong shape or type; not finite; rows that end before a step that
+            they have already given.
+    """
+    lengths = _lengths(length, batch_size)
+    run = _Pull(Reader(model, generator, check_inputs), fetch, lengths, state)
+    is_base = run.reader.head is None
+    out, real = run.run(sequence=is_base or model.per_frame)
+    c, dtype = run.reader.base.config, run.reader.dtype
+    pooled = out.state.h[-1].to(dtype)
+    loss = budget_loss(out.num_updates, real, c.budget_weight, c.budget_loss, c.budget_target)
+    common: dict[str, Any] = {
+        "state": out.state,
+        "num_updates": out.num_updates,
+        "update_gates": out.update_gates,
+        "budget_loss": loss,
+    }
+    if is_base:
+        held = None if out.sequence is None else out.sequence.to(dtype)
+        return SkipRNNModelOutput(last_hidden_state=held, pooler_output=pooled, **common)
+    return SkipRNNClassifierOutput(logits=run.reader.logits(pooled if out.sequence is None else out.sequence), **common)
+
+
+def _lengths(length: int | Sequence[int] | None, batch_size: int | None) -> list[int | None]:
+    if length is None or isinstance(length, int):
+        lengths: list[int | None] = [length] * (1 if batch_size is None else batch_size)
+    else:
+        lengths = [int(steps) for steps in length]
+        if batch_size not in (None, len(lengths)):
+            raise ValueError(f"length has {len(lengths)} rows, but batch_size is {batch_size}. Give one of the two.")
+    if not lengths or any(steps is not None and steps < 0 for steps in lengths):
+        raise ValueError(
+            f"pull needs at least one row, and lengths of 0 or more; got {length}, batch_size={batch_size}."
+        )
+    return lengths
+
+
+class _Pull:
+    """The rows of a pull and how far they have come."""
+
+    def __init__(self, reader: Reader, fetch: Fetch, lengths: list[int | None], state: SkipRNNState | None) -> None:
+        self.reader, self.fetch = reader, fetch
+        self.rows = len(lengths)
+        self.ends = [NEVER if steps is None else steps for steps in lengths]
+        self.state = reader.start(state, self.rows)
+        self.ran = [0] * self.rows  # steps up to and with the last read
+        self.plan = self._planned()
+        since = self.state.steps_since_update.tolist()
+        self.at = [self._next(*item) for item in zip(range(self.rows), self._increments(), since, strict=True)]
+        self.reads: list[tuple[Tensor, list[int], Tensor]] = []  # of every round: rows, positions, top layer's h
+
+    def _increments(self) -> list[float]:
+        return self.state.increment.float().tolist()
+
+    def _planned(self) -> Tensor | None:
+        """Random gates as a forward pass draws them: [B, T]."""
+        base = self.reader.base
+        if base.gate != "random":
+            return None
+        if NEVER in self.ends:
+            raise ValueError("gate='random' draws the gates of whole rows: give their length.")
+        shape = torch.Size((self.rows, max(self.ends)))
+        return plan_gates(base.gate, self.state, None, shape, base.skip_probability, base.stride, self.reader.generator)
+
+    def _next(self, row: int, increment: float, since: float) -> int:
+        """The next step that a row reads."""
+        if self.plan is not None:
+            later = self.plan[row, self.ran[row] :].nonzero()
+            return self.ran[row] + int(later[0]) if len(later) else NEVER
+        wait = self.reader.steps_to_skip(increment, since)
+        return NEVER if wait == NEVER else self.ran[row] + wait
+
+    def run(self, sequence: bool) -> tuple[ScanOutput, Tensor]:
+        """All rounds: the outcome, and the rows' lengths [B]."""
+        start = self.state.h[-1].clone()
+        while wanted := [(row, self.at[row]) for row in range(self.rows) if self.at[row] < self.ends[row]]:
+            x = self._ask(wanted)
+            if x is not None:
+                self._update(x, wanted, sequence)
+        # Only a row that will never read again can still be without an end.
+        lengths = [self.ran[row] if end == NEVER else end for row, end in enumerate(self.ends)]
+        return self._outcome(lengths, start if sequence else None)
+
+    def _ask(self, wanted: list[Position]) -> Tensor | None:
+        """Their steps [n, I]; None where rows ended instead."""
+        try:
+            answer = self.fetch(list(wanted))
+        except EndOfSequence as end:
+            self._end(end.lengths, wanted)
+            return None
+        except Exception as error:
+            error.add_note(f"raised by fetch, which was asked for (row, position) {_some(wanted)}")
+            raise
+        return self.reader.inputs(answer, len(wanted), f"What fetch answered to (row, position) {_some(wanted)}")
+
+    def _end(self, lengths: dict[int, int], wanted: list[Position]) -> None:
+        for row, steps in lengths.items():
+            if row not in range(self.rows) or steps < self.ran[row]:
+                given = self.ran[row] if row in range(self.rows) else "no such row"
+                raise ValueError(f"fetch ended row {row} after {steps} steps; steps already passed there: {given}.")
+            self.ends[row] = steps
+        if all(at < self.ends[row] for row, at in wanted):
+            raise ValueError(
+                f"fetch raised EndOfSequence({lengths}), but nothing that was asked for lies behind an end: "
+                f"(row, position) {_some(wanted)}. Raise it only where a step is missing, with {{row: its length}}."
+            )
+
+    def _update(self, x: Tensor, wanted: list[Position], sequence: bool) -> None:
+        state = self.state
+        rows = torch.tensor([row for row, _ in wanted], device=x.device)
+        h, c = list(state.h[:, rows]), [] if state.c is None else list(state.c[:, rows])
+        increment = self.reader.update(x, h, c)
+        state.h[:, rows] = torch.stack(h)
+        if state.c is not None:
+            state.c[:, rows] = torch.stack(c)
+        state.increment[rows] = increment
+        state.steps_since_update[rows] = 0
+        self.reads.append((rows, [at for _, at in wanted], h[-1] if sequence else h[-1][:0]))
+        for (row, at), d in zip(wanted, increment.float().tolist(), strict=True):
+            self.ran[row] = at + 1
+            self.at[row] = self._next(row, d, 0)
+
+    def _outcome(self, lengths: list[int], start: Tensor | None) -> tuple[ScanOutput, Tensor]:
+        """`start` [B, H]: the h before the first step, where every step's h is wanted."""
+        state, device = self.state, self.state.h.device
+        gates = state.increment.new_zeros(self.rows, max(lengths))
+        events = torch.zeros(gates.shape, dtype=torch.long, device=device)  # which read's h holds; 0: the start's
+        events += torch.arange(self.rows, device=device).unsqueeze(1)
+        held, count = [start] if start is not None else [], self.rows
+        for rows, at, h in self.reads:
+            steps = torch.tensor(at, device=device)
+            gates[rows, steps] = 1
+            events[rows, steps] = torch.arange(count, count + len(at), device=device)
+            held.append(h)
+            count += len(at)
+        passed = torch.tensor([end - ran for end, ran in zip(lengths, self.ran, strict=True)], device=device)
+        state = state._replace(steps_since_update=state.steps_since_update + passed)
+        sequence = None if start is None else torch.cat(held)[events.cummax(1).values]
+        real = torch.tensor(lengths, device=device)
+        return ScanOutput(sequence, state, gates.sum(1), gates), real
+
+
+def _some(wanted: list[Position]) -> str:
+    return f"{wanted[:4]}" if len(wanted) <= 4 else f"{wanted[:4]} and {len(wanted) - 4} more"
