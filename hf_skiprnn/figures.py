@@ -112,7 +112,7 @@ def words_read(
     """
     pages = [_lines(words) for words in texts]
     height = sum(len(lines) + 2 for lines in pages)
-    figure = _figure(9.0, 0.17 * height + 0.6)
+    figure = _figure(7.6, 0.17 * height + 0.6)
     axes = figure.add_subplot()
     axes.set(xlim=(0, LINE), ylim=(height, 0))
     axes.set_axis_off()

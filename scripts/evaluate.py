@@ -46,6 +46,9 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
     parser = HfArgumentParser(task_class, allow_abbrev=False, parents=[first], description=__doc__)
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="rows to evaluate on")
     parser.add_argument("--batch_size", type=int, default=256, help="rows at a time")
+    parser.add_argument(
+        "--count_padding", action="store_true", help="also count updates as the paper's Table 5 does: padding is read"
+    )
     parser.add_argument("--figure_rows", type=int, default=12, help="rows in the picture; 0: no picture")
     parser.add_argument(
         "--output_dir", type=Path, default=None, help="where to write; default: the checkpoint's folder"
@@ -80,6 +83,22 @@ def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int,
     return {name.removeprefix("_"): value for name, value in metrics.items()}
 
 
+def updates_with_padding(
+    model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, length: int
+) -> dict[str, float]:
+    """Updates when every row is filled up to `length` tokens and the model reads the padding as it reads words."""
+    updates = []
+    for start in range(0, len(rows), batch_size):
+        batch = task.collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
+        ids = batch["input_ids"].to(model.device)
+        padding = ids.new_full((len(ids), length - ids.shape[1]), model.config.pad_token_id)
+        ids = torch.cat([ids, padding], dim=1)
+        with torch.no_grad():
+            updates.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).num_updates.cpu())
+    counts = torch.cat(updates).double()
+    return {"updates_with_padding": counts.mean().item(), "updates_with_padding_std": counts.std(correction=0).item()}
+
+
 def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
     """A picture of the steps read in some rows."""
     batch = task.collate([rows[i] for i in range(len(rows))])
@@ -102,6 +121,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     task.use_processor(options.checkpoint)
     rows = getattr(task.load(seed=0), options.split)
     metrics = evaluate(model, task, rows, options.batch_size, folder)
+    if options.count_padding:
+        length = getattr(task, "length", None)
+        if length is None or model.config.vocab_size is None:
+            raise SystemExit(f"--count_padding is for texts of one length, as in imdb; task {task.name} has no such.")
+        metrics |= updates_with_padding(model, task, rows, options.batch_size, length)
     result = {
         "task": task.name,
         "task_options": dataclasses.asdict(task),
@@ -131,6 +155,8 @@ def report(result: dict[str, Any]) -> str:
         f"{metrics['update_rate']:.1%} of the steps\n"
         f"multiply-accumulates: {counts['read']:.3g} per row; {counts['every_step']:.3g} if every step were read"
     )
+    if "updates_with_padding" in metrics:
+        lines.append(f"updates with padding read: {metrics['updates_with_padding']:.2f}")
     return "\n".join(lines)
 
 

@@ -2,9 +2,11 @@
 
     python scripts/train.py --task digits
     python scripts/train.py --config scripts/recipes/adding-skip-lstm-paper.yaml --seed 1 --output_dir runs/adding-1
+    python scripts/train.py --dataset_name HUB_ID_OR_FOLDER --label_column NAME
 
-`--task NAME` is short for `--config scripts/recipes/NAME-skip-lstm.yaml`. A recipe sets options of the task, fields of
-SkipRNNConfig and of TrainingArguments; the command line wins over it. `--help` lists all options of a task.
+`--task NAME` is short for `--config scripts/recipes/NAME-skip-lstm.yaml`; without either, `--dataset_name` is for own
+data. A recipe sets options of the task, fields of SkipRNNConfig and of TrainingArguments; the command line wins over
+it. `--task NAME --help` lists all options of a task.
 
 The same command again, after a kill, goes on from the last complete checkpoint in `output_dir`. There, at the end, are
 the model, its image processor and results.json.
@@ -16,7 +18,7 @@ import json
 import platform
 import shlex
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +58,8 @@ def parse(argv: list[str]) -> Settings:
     first.add_argument("--task", choices=sorted(TASKS), help="task; short for --config recipes/TASK-skip-lstm.yaml")
     first.add_argument("--config", type=Path, help="recipe, a YAML file of settings")
     named, rest = first.parse_known_args(argv)
+    if named == Namespace(task=None, config=None) and any(o.partition("=")[0] == "--dataset_name" for o in rest):
+        named.task = "own_data"
     if (named.task is None) == (named.config is None):
         first.error(f"give either --task ({', '.join(sorted(TASKS))}) or --config RECIPE.yaml")
     path = named.config or RECIPES / f"{named.task}-skip-lstm.yaml"

@@ -7,6 +7,7 @@ from .frequency import Frequency
 from .fsdd import FSDD
 from .imdb import IMDB
 from .mnist import MNIST
+from .own_data import OwnData
 
 TASKS: dict[str, type[Task]] = {
     "adding": Adding,
@@ -15,6 +16,7 @@ TASKS: dict[str, type[Task]] = {
     "fsdd": FSDD,
     "imdb": IMDB,
     "mnist": MNIST,
+    "own_data": OwnData,
 }
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Frequency",
     "GeneratedTask",
     "ImageTask",
+    "OwnData",
     "Splits",
     "Task",
 ]

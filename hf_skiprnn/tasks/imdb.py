@@ -7,7 +7,7 @@ a word2vec file where one is given and knows the word, else from U(-0.25, 0.25).
 
 The tokenizer (lower-case words and punctuation marks, the most frequent of the training split) is saved with every
 checkpoint. Padding does not exist for the model (it costs nothing and is counted nowhere); the paper lets it be read:
-`scripts/evaluate.py --count_padding true` counts updates that way too, to compare with Table 5.
+`scripts/evaluate.py --count_padding` counts updates that way too, to compare with Table 5.
 
     {"text": "Zero Day leads you to think, even re-think why two boys/young men would do ...", "label": 1}
 """
