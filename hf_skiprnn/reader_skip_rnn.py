@@ -76,8 +76,8 @@ class Reader:
         if self.base.config.vocab_size is not None:
             return self._embed(x, rows, where)
         wanted = (rows, self.base.config.input_size)
-        if rows == 1 and x.shape == wanted[1:]:
-            x = x.unsqueeze(0)
+        if rows == 1 and x.dim() < 2 and x.numel() == wanted[1]:
+            x = x.reshape(wanted)
         if x.shape != wanted:
             raise ValueError(f"{where} must be [rows, input_size] = {wanted}; got {tuple(x.shape)}.")
         if not x.is_floating_point():
@@ -88,7 +88,7 @@ class Reader:
                 f"{where} holds {x[row, column].item()} in row {row}, column {column}. Clean the data, or let it "
                 "through with check_inputs=False: then a NaN updates and shows in the logits."
             )
-        return x
+        return x.to(self.dtype)
 
     def _embed(self, ids: Tensor, rows: int, where: str) -> Tensor:
         ids = ids.reshape(1) if rows == 1 and ids.numel() == 1 else ids
@@ -120,10 +120,10 @@ def as_tensor(x: Any, device: torch.device, where: str) -> Tensor:
     """A tensor, array, number, or list of such, as a tensor without history."""
     if isinstance(x, Tensor):
         return x.detach().to(device)
-    if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
-        return torch.stack([part.detach() for part in x]).to(device)
     try:
+        if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
+            return torch.stack([part.detach() for part in x]).to(device)
         array = np.asarray(x)
         return torch.tensor(array, device=device) if array.ndim else torch.as_tensor(x, device=device)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{where} must be an array of numbers; got {type(x).__name__} ({error}).") from error
