@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState
 
-ABI = 1  # csrc/call.h
+ABI = 2  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
 REMEDY = (
@@ -46,12 +46,17 @@ class Call(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
         ),
-        *((name, ctypes.c_void_p) for name in ("updates", "counts", "checkpoints")),
+        *((name, ctypes.c_void_p) for name in ("updates", "counts", "checkpoints", "products")),
         *((name, ctypes.c_void_p) for name in ("grad_sequence", "grad_h", "grad_c", "grad_increment", "grad_since")),
         *((name, ctypes.c_void_p) for name in ("grad_num_updates", "grad_update_gates", "grad_x", "grad_weights")),
         *((name, ctypes.c_void_p) for name in ("grad_gate_weight", "grad_gate_bias")),
         *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_since0")),
     ]
+
+
+# The results of a forward call, in order: the operators' first seven, and a training forward's records.
+RESULTS = ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
+RESULTS += ("updates", "counts", "checkpoints", "products")
 
 
 def engine() -> ctypes.CDLL:
@@ -102,16 +107,18 @@ def _load(isa: str) -> ctypes.CDLL:
 
 
 class Blocking(NamedTuple):
-    """How the backward pass divides its work; the forward pass places checkpoints accordingly."""
+    """How the backward pass divides its work; the forward pass keeps its records accordingly."""
 
     every: int  # updates between two checkpoints
     rows: int  # recomputed together
+    keeps_products: bool  # the lowest layer's input products are computed once, for forward and backward
 
     @classmethod
     def of(cls, batch: int, inputs: int, units: int, layers: int) -> "Blocking":
         """From the shape alone: gradients then do not depend on the number of threads."""
+        rows = max(1, min((batch + 1) // 2, 12))
         wide = max(inputs, units) > 256
-        return cls(32 if wide else 16, max(1, min((batch + 1) // 2, 12)))
+        return cls(max(16, min(128, 512 // rows)) if wide else 16, rows, inputs >= 64)
 
 
 Optional = Tensor | None
@@ -161,7 +168,7 @@ def _call(
         increment0=pointer(state[2]),
         since0=pointer(state[3]),
     )
-    call.every, call.rows = Blocking.of(batch, call.inputs, call.units, call.layers)
+    call.every, call.rows, _ = Blocking.of(batch, call.inputs, call.units, call.layers)
     return call, keep
 
 
@@ -191,13 +198,14 @@ def _results(
 
 
 def _records(inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Optional]) -> list[Tensor]:
-    """Empty tensors for what a training forward keeps: update times, counts, checkpoints."""
+    """Empty tensors for what a training forward keeps: update times, counts, checkpoints, input products."""
     (batch, steps, width), units, layers = inputs.shape, weights[1].shape[1], len(weights) // 4
-    every = Blocking.of(batch, width, units, layers).every
+    blocking = Blocking.of(batch, width, units, layers)
     return [
         inputs.new_empty(batch, steps, dtype=torch.int32),
         inputs.new_empty(batch, dtype=torch.int32),
-        inputs.new_empty(batch, steps // every, layers, 1 + (state[1] is not None), units),
+        inputs.new_empty(batch, steps // blocking.every, layers, 1 + (state[1] is not None), units),
+        inputs.new_empty((batch, steps, weights[1].shape[0]) if blocking.keeps_products else (0,)),
     ]
 
 
@@ -214,7 +222,7 @@ def _check(
     """Everything the native code relies on but the ids' range."""
 
     def expect(name: str, tensor: Tensor, *shape: int, dtype: torch.dtype = inputs.dtype) -> None:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type not in ("cpu", "meta"):
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
             raise ValueError(
                 f"{name} must be {dtype} of shape {shape} on the CPU; "
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
@@ -224,6 +232,9 @@ def _check(
         raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}.")
     if inputs.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"The native CPU scan computes in float32 or float64; got {inputs.dtype}.")
+    for name, part in (("inputs", inputs), ("ids", ids)):
+        if part is not None and part.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU; got {part.device}. Use another backend there.")
     if inputs.dim() != (3 if ids is None else 2) or inputs.shape[-1] < 1:
         raise ValueError(f"inputs must be [B, T, I] with I >= 1; got {tuple(inputs.shape)}.")
     if not weights or len(weights) % 4 or weights[1].dim() != 2 or weights[1].shape[1] < 1:
@@ -277,28 +288,15 @@ def _forward(
         raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
     results = _results(inputs, ids, weights, state, sequence)
     call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell)
-    names = (
-        "sequence",
-        "h",
-        "c",
-        "increment",
-        "since",
-        "num_updates",
-        "update_gates",
-        "updates",
-        "counts",
-        "checkpoints",
-    )
-    for name, result in zip(names, (*results, *records), strict=False):
-        absent = (name == "sequence" and not sequence) or (name == "c" and state[1] is None)
-        setattr(call, name, None if absent else result.data_ptr())
+    for name, result in zip(RESULTS, (*results, *records), strict=False):
+        setattr(call, name, result.data_ptr() or None)  # an empty tensor's is 0
     _run(engine().skip_rnn_forward, call)
     del keep
     return [*results, *records]
 
 
 Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-Ten = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Eleven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("hf_skiprnn::cpu_inference", mutates_args=(), device_types="cpu")
@@ -340,8 +338,8 @@ def cpu_training(
     forced: Tensor | None,
     cell: str,
     sequence: bool,
-) -> Ten:
-    """`cpu_inference` and the records for its backward pass: update times, counts, checkpoints."""
+) -> Eleven:
+    """`cpu_inference` and the records for its backward pass: update times, counts, checkpoints, input products."""
     state = (h, c, increment, since)
     _check(inputs, None, weights, gate, state, mask, forced, cell)
     records = _records(inputs, weights, state)
@@ -369,6 +367,7 @@ def cpu_backward(
     updates: Tensor,
     counts: Tensor,
     checkpoints: Tensor,
+    products: Tensor,
     grad_sequence: Tensor | None,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
@@ -399,6 +398,7 @@ def cpu_backward(
             setattr(call, name, keep[-1].data_ptr())
     call.increment = last_increment.data_ptr()
     call.updates, call.counts, call.checkpoints = (part.data_ptr() for part in (updates, counts, checkpoints))
+    call.products = products.data_ptr() or None
     call.grad_x = results[0].data_ptr() if grad_inputs else None
     call.grad_h0, call.grad_increment0, call.grad_since0 = (results[i].data_ptr() for i in (1, 3, 4))
     call.grad_c0 = None if c is None else results[2].data_ptr()
@@ -477,14 +477,22 @@ def cpu_scan(
     """
     flat = [part for layer in layers for part in layer]
     floats = [inputs, *(part for part in (*flat, *(gate or ()), *state) if part is not None)]
-    dtype = functools.reduce(torch.promote_types, (part.dtype for part in floats), torch.float32)
-    weights = [inputs.new_empty(0, dtype=dtype) if part is None else part.to(dtype) for part in flat]
-    tensors = (inputs.to(dtype), weights, [part.to(dtype) for part in gate or ()])
-    options = (*(None if part is None else part.to(dtype) for part in state), mask, forced_gates, cell, sequence)
+    dtype = functools.reduce(torch.promote_types, {part.dtype for part in floats}, torch.float32)
+
+    def cast(part: Tensor) -> Tensor:
+        return part if part.dtype == dtype else part.to(dtype)
+
+    inputs, weights = cast(inputs), [inputs.new_empty(0, dtype=dtype) if part is None else cast(part) for part in flat]
+    gates, start = [cast(part) for part in gate or ()], [None if part is None else cast(part) for part in state]
+    results: Sequence[Tensor]
     if torch.is_grad_enabled() and any(part.requires_grad for part in floats):
-        results = torch.ops.hf_skiprnn.cpu_training(*tensors, *options)
+        operator = torch.ops.hf_skiprnn.cpu_training
+        results = operator(inputs, weights, gates, *start, mask, forced_gates, cell, sequence)
+    elif type(inputs) is Tensor and not torch.compiler.is_compiling():  # without the operator: a third of the overhead
+        results = _forward(inputs, None, weights, gates, start, mask, forced_gates, cell, sequence)
     else:
-        results = torch.ops.hf_skiprnn.cpu_inference(tensors[0], None, *tensors[1:], *options)
+        operator = torch.ops.hf_skiprnn.cpu_inference
+        results = operator(inputs, None, weights, gates, *start, mask, forced_gates, cell, sequence)
     held, h, c, increment, since, num_updates, update_gates = results[:7]
     last = SkipRNNState(h, None if state.c is None else c, increment, since)
     return ScanOutput(held if sequence else None, last, num_updates, update_gates)

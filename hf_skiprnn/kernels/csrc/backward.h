@@ -68,6 +68,7 @@ class BackwardTeam {
     grad_h_ = arena.take<T>(rows * s_.layers * s_.padded);
     grad_c_ = s_.has_c() ? arena.take<T>(rows * s_.layers * s_.padded) : nullptr;
     scratch_ = arena.take<T>(kLanes * std::max(s_.padded, (s_.inputs + Simd<T>::W - 1) / Simd<T>::W * Simd<T>::W));
+    outer_ = arena.take<T>(events * (std::max(s_.inputs, s_.units) + kVectors * Simd<T>::W));
     grad_rows_.resize(events), operands_.resize(events), at_.resize(events);
     carry_.resize(rows);
   }
@@ -218,15 +219,15 @@ class BackwardTeam {
       const auto& at = where_.layers[l];
       const i64 blocks = s_.padded / W, inputs = m_.layers[l].inputs;
       i64 n = gather(l, cell.input_at, [](const Lane<T>& lane) { return lane.x; });
-      add_outer(n, grad_rows_.data(), cell.input.count * blocks, operands_.data(), inputs, share_ + at.input);
+      add_outer(n, grad_rows_.data(), cell.input.count * blocks, operands_.data(), inputs, share_ + at.input, outer_);
       add_sum(n, cell.input.count * s_.padded, share_ + at.input_bias);
       if (!l && m_.call.grad_x) write_input_gradients(n);
       gather(l, 0, [](const Lane<T>& lane) { return lane.h; });
-      add_outer(n, grad_rows_.data(), cell.recurrent.count * blocks, operands_.data(), s_.units, share_ + at.recurrent);
+      add_outer(n, grad_rows_.data(), cell.recurrent.count * blocks, operands_.data(), s_.units, share_ + at.recurrent, outer_);
       if (s_.cell == kGruResetAfter) add_sum(n, s_.padded, share_ + at.recurrent_bias);
       if (!cell.candidate.count) continue;
       gather(l, 2, [](const Lane<T>& lane) { return lane.extra; });
-      add_outer(n, grad_rows_.data(), blocks, operands_.data(), s_.units, share_ + at.candidate);
+      add_outer(n, grad_rows_.data(), blocks, operands_.data(), s_.units, share_ + at.candidate, outer_);
     }
   }
 
@@ -276,7 +277,7 @@ class BackwardTeam {
   const Gradients<T>& where_;
   Segment<T> segment_;
   Candidates<T> ahead_;
-  T *grad_h_, *grad_c_, *scratch_, *share_ = nullptr;
+  T *grad_h_, *grad_c_, *scratch_, *outer_, *share_ = nullptr;
   std::vector<Carry> carry_;
   std::vector<const T*> grad_rows_, operands_;
   std::vector<i64> at_;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-constexpr std::int64_t kAbi = 1;
+constexpr std::int64_t kAbi = 2;
 
 // Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
 struct SkipRnnCall {
@@ -37,6 +37,7 @@ struct SkipRnnCall {
   std::int32_t* updates;     // [B, T], times of each row's updates
   std::int32_t* counts;      // [B]
   void* checkpoints;         // [B, T / every, L, 1 or 2, H], the state (h, then c) after each `every` updates
+  void* products;            // [B, T, G H], the lowest layer's input products, or null: computed where they are needed
 
   // backward: cotangents, each may be null
   const void *grad_sequence, *grad_h, *grad_c, *grad_increment, *grad_since, *grad_num_updates, *grad_update_gates;

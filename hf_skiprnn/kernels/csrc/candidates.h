@@ -64,7 +64,7 @@ class Segment {
     base_ = index * m_.call.every;
     for (i64 r = 0; r < i64(rows.size()); ++r)
       if (holds(0, r)) read_first_state(index, r);
-    multiply_inputs();
+    read_input_products();
     for (i64 e = 0; e < m_.call.every; ++e) recompute_round(e);
   }
 
@@ -89,14 +89,19 @@ class Segment {
   }
 
   // The lowest layer's input products of the whole segment.
-  void multiply_inputs() {
+  void read_input_products() {
     if (m_.layers[0].direct) return;
     Lane<T> lanes[kLanes];
     i64 n = 0;
     for (i64 e = 0; e < m_.call.every; ++e)
       for (i64 r = 0; r < i64(rows.size()); ++r) {
         if (!updates(e, r)) continue;
-        lanes[n++] = lane(0, e, r);
+        lanes[n] = lane(0, e, r);
+        if (m_.call.products) {
+          m_.load_product(rows[r].row, time(e, r), lanes[n].gates);
+          continue;
+        }
+        ++n;
         if (n == kLanes) input_products(s_, m_.layers[0], lanes, std::exchange(n, 0));
       }
     if (n) input_products(s_, m_.layers[0], lanes, n);
@@ -145,7 +150,7 @@ template <class T>
 class Candidates {
  public:
   Candidates(const Model<T>& model, Arena& arena, const Segment<T>& segment)
-      : m_(model), s_(model.shape), segment_(segment), most_(model.layers[0].direct ? 48 : kLanes), steps_(most_) {
+      : m_(model), s_(model.shape), segment_(segment), most_(model.layers[0].direct || model.call.products ? 48 : kLanes), steps_(most_) {
     h_ = arena.take<T>(s_.layers * most_ * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(s_.layers * most_ * s_.padded) : nullptr;
     gates_ = arena.take<T>(most_ * s_.gates());
@@ -216,7 +221,9 @@ class Candidates {
         lanes[i] = {x, segment_.h(l, at.e, at.r), segment_.c(l, at.e, at.r), segment_.recurrent(l, at.e, at.r),
                     gates_ + i * s_.gates(), extra_ + i * s_.padded, const_cast<T*>(h(at, l)), const_cast<T*>(c(at, l))};
       }
-      input_products(s_, m_.layers[l], lanes, filled_);
+      if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, filled_);
+      else for (i64 i = 0; i < filled_; ++i)
+        m_.load_product(segment_.rows[steps_[i].r].row, steps_[i].time, lanes[i].gates);
       step(s_, m_.layers[l], lanes, filled_, false, scratch_);
     }
     for (i64 i = 0; i < filled_; ++i) {

@@ -167,10 +167,10 @@ struct Shape {
 };
 
 template <class T>
-void recurrent_products(const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, T* const* out) {
+void recurrent_products(const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, T* const* out, bool backwards = false) {
   Pointers<T> p;
   for (i64 i = 0; i < n; ++i) p.a[i] = lanes[i].h, p.from[i] = w.recurrent_bias;
-  multiply(w.recurrent, n, p.a, p.from, out);
+  multiply(w.recurrent, n, p.a, p.from, out, backwards);
 }
 
 // Into the lanes' gates; nothing to do where the inputs are few.

@@ -73,10 +73,13 @@ class ForwardTeam {
         lanes[i] = {x, h(slot, l), c(slot, l), recurrent[i], gates_ + i * s_.gates(), extra_ + i * s_.padded,
                     h(slot, l), c(slot, l)};
       }
-      recurrent_products(m_.layers[l], lanes, active, recurrent);
-      input_products(s_, m_.layers[l], lanes, active);
+      recurrent_products(m_.layers[l], lanes, active, recurrent, round_ & 1);
+      if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, active);
+      else for (i64 i = 0; i < active; ++i)
+        m_.load_product(clocks_[order_[i]].row, clocks_[order_[i]].now, lanes[i].gates);
       step(s_, m_.layers[l], lanes, active, false, scratch_);
     }
+    ++round_;
   }
 
   // Records the update and moves on; false where it was the row's last.
@@ -131,12 +134,58 @@ class ForwardTeam {
 
   const Model<T>& m_;
   const Shape& s_;
-  i64 slots_;
+  i64 slots_, round_ = 0;
   std::atomic<i64>& next_row_;
   std::vector<Clock<T>> clocks_;
   std::vector<i64> counts_, order_;
   T *h_, *c_, *recurrent_, *gates_, *extra_, *scratch_;
 };
+
+// The lowest layer's input products of all steps that the forward or the backward pass looks at, in large blocks. With a
+// learned gate these are all real steps; without, the updates.
+template <class T>
+class InputTeam {
+ public:
+  InputTeam(const Model<T>& model, Arena& arena, std::atomic<i64>& next_row)
+      : m_(model), s_(model.shape), next_row_(next_row), gates_(arena.take<T>(kLanes * s_.gates())) {}
+
+  void run() {
+    for (i64 b; (b = next_row_.fetch_add(1)) < s_.batch;)
+      for (i64 t = 0; t < s_.steps; ++t) {
+        const bool update = !m_.call.forced || m_.call.forced[b * s_.steps + t];
+        if (!m_.is_real(b, t) || !(m_.learned() || update)) continue;
+        rows_[count_] = b, times_[count_] = t;
+        if (++count_ == kLanes) flush();
+      }
+    flush();
+  }
+
+ private:
+  void flush() {
+    Lane<T> lanes[kLanes];
+    for (i64 i = 0; i < count_; ++i) lanes[i].x = m_.x(rows_[i], times_[i]), lanes[i].gates = gates_ + i * s_.gates();
+    if (count_) input_products(s_, m_.layers[0], lanes, count_);
+    for (i64 i = 0; i < count_; ++i)
+      for (int g = 0; g < s_.layout.input.count; ++g)
+        std::memcpy(m_.product_at(rows_[i], times_[i], g), lanes[i].gates + (s_.layout.input_at + g) * s_.padded,
+                    s_.units * sizeof(T));
+    count_ = 0;
+  }
+
+  const Model<T>& m_;
+  const Shape& s_;
+  std::atomic<i64>& next_row_;
+  T* gates_;
+  i64 count_ = 0, rows_[kLanes], times_[kLanes];
+};
+
+template <class T>
+void multiply_all_inputs(const Model<T>& model, Arena& arena, i64 threads) {
+  std::atomic<i64> next_row{0};
+  std::vector<std::unique_ptr<InputTeam<T>>> teams;
+  for (i64 i = 0; i < threads; ++i) teams.push_back(std::make_unique<InputTeam<T>>(model, arena, next_row));
+  run_threads(int(threads), [&](int i) { teams[i]->run(); });
+}
 
 constexpr i64 kSlots = 24;  // rows a thread advances together: their states and one panel of weights fit the first-level cache
 
@@ -146,6 +195,7 @@ void forward(const SkipRnnCall& call) {
   const Model<T> model(call, arena, false);
   const i64 threads = std::max<i64>(1, std::min(call.threads, call.batch));
   const i64 slots = std::min((call.batch + threads - 1) / threads, kSlots);
+  if (call.products) multiply_all_inputs(model, arena, threads);
   std::atomic<i64> next_row{0};
   std::vector<std::unique_ptr<ForwardTeam<T>>> teams;
   for (i64 i = 0; i < threads; ++i) teams.push_back(std::make_unique<ForwardTeam<T>>(model, arena, slots, next_row));

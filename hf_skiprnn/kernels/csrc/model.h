@@ -79,6 +79,17 @@ struct Model {
     const i64 at = b * shape.steps + t;
     return typed<T>(call.x) + (call.ids ? call.ids[at] : at) * shape.inputs;
   }
+  // The lowest layer's input product of row b at time t from the record into a lane's gates.
+  void load_product(i64 b, i64 t, T* gates) const {
+    for (int g = 0; g < shape.layout.input.count; ++g) {
+      T* to = gates + (shape.layout.input_at + g) * shape.padded;
+      std::memcpy(to, product_at(b, t, g), shape.units * sizeof(T));
+      clear_padding(to, shape.units, shape.padded);
+    }
+  }
+  T* product_at(i64 b, i64 t, int gate) const {
+    return typed<T>(call.products) + ((b * shape.steps + t) * shape.layout.input.count + gate) * shape.units;
+  }
   // Eq. 4; 0 without a learned gate.
   T increment_of(const T* top) const {
     if (!learned()) return 0;
@@ -120,7 +131,7 @@ struct Model {
     if (part[3]) std::memcpy(w.recurrent_bias, part[3], shape.units * sizeof(T));  // m comes first
     w.recurrent = packed(arena, part[1], shape.units, cell.recurrent);
     if (w.direct) pack_rows(w, part[0], arena);
-    else w.input = packed(arena, part[0], w.inputs, cell.input);
+    else if (!(backward && l == 0 && call.products)) w.input = packed(arena, part[0], w.inputs, cell.input);
     if (cell.candidate.count) w.candidate = packed(arena, part[1], shape.units, cell.candidate);
     if (!backward) return;
     w.recurrent_t = packed_t(arena, part[1], shape.units, cell.recurrent);

@@ -1,0 +1,210 @@
+// Random calls of the C ABI, under sanitizers. Working memory and outputs start as NaN, so that a value read before it was
+// written shows, too. Under libFuzzer: -DFUZZER -fsanitize=fuzzer.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../../hf_skiprnn/kernels/csrc/skip_rnn.cpp"
+
+namespace {
+
+using Random = std::mt19937_64;
+
+i64 between(Random& random, i64 low, i64 high) { return std::uniform_int_distribution<i64>(low, high)(random); }
+
+// Each array is an allocation of its own, of exactly its size: the sanitizer sees one element too many.
+template <class T>
+class Problem {
+ public:
+  Problem(std::uint64_t seed, int threads) : random_(seed) {
+    call_.size = sizeof call_;
+    call_.is_double = sizeof(T) == 8;
+    call_.cell = between(random_, 0, 2);
+    call_.batch = between(random_, 0, rarely() ? 40 : 7);
+    call_.steps = between(random_, 0, rarely() ? 150 : 20);
+    call_.inputs = between(random_, 1, rarely() ? 90 : 6);
+    call_.units = between(random_, 1, rarely() ? 70 : 20);
+    call_.layers = between(random_, 1, 3);
+    call_.threads = threads;
+    call_.every = between(random_, 1, 20);
+    call_.rows = between(random_, 1, 12);
+    const i64 b = call_.batch, t = call_.steps, units = call_.units, gates = call_.cell == 0 ? 4 : 3;
+    if (rarely()) {
+      auto* ids = make<std::int64_t>(b * t);
+      for (i64 i = 0; i < b * t; ++i) ids[i] = between(random_, 0, 4);
+      call_.ids = ids;
+    }
+    call_.x = numbers(call_.ids ? 5 * call_.inputs : b * t * call_.inputs);
+    call_.mask = flags(b * t);
+    call_.forced = flags(b * t);
+    for (i64 l = 0; l < call_.layers; ++l) {
+      const i64 sizes[] = {gates * units * (l ? units : call_.inputs), gates * units * units, gates * units, units};
+      for (int i = 0; i < 4; ++i) {
+        const bool absent = (i == 2 && rarely()) || (i == 3 && (call_.cell != 2 || rarely()));
+        // Small enough that gradients over many steps stay finite.
+        weights_.push_back(absent ? nullptr : numbers(sizes[i], 0.7 / std::sqrt(double(i ? units : call_.inputs))));
+        grad_weights_.push_back(absent ? nullptr : output(sizes[i]));
+      }
+    }
+    call_.weights = weights_.data();
+    call_.grad_weights = grad_weights_.data();
+    if (between(random_, 0, 3)) {
+      call_.gate_weight = numbers(units);
+      call_.gate_bias = numbers(1);
+      call_.grad_gate_weight = output(units);
+      call_.grad_gate_bias = output(1);
+    }
+    const i64 state = call_.layers * b * units;
+    call_.h0 = numbers(state);
+    call_.h = output(state);
+    call_.grad_h0 = output(state);
+    if (call_.cell == 0) {
+      call_.c0 = numbers(state);
+      call_.c = output(state);
+      call_.grad_c0 = output(state);
+    }
+    auto* increment = numbers(b);
+    auto* since = numbers(b);
+    for (i64 i = 0; i < b; ++i) {
+      const T odd[] = {1, T(0.5), T(0.05), 0, T(1e-30), std::numeric_limits<T>::quiet_NaN()};
+      increment[i] = odd[between(random_, 0, rarely() ? 5 : 2)];
+      wild_ |= !(increment[i] > T(0.01));  // held so long, its gradient may well overflow
+      since[i] = T(between(random_, 0, 5));
+    }
+    call_.increment0 = increment;
+    call_.since0 = since;
+    if (between(random_, 0, 1)) call_.sequence = output(b * t * units);
+    call_.increment = output(b);
+    call_.since = output(b);
+    call_.num_updates = output(b);
+    call_.update_gates = make<T>(b * t);
+  }
+
+  void run() {
+    const bool training = !call_.ids && between(random_, 0, 3);
+    if (training) {
+      const i64 b = call_.batch, t = call_.steps;
+      call_.updates = make<std::int32_t>(b * t);
+      call_.counts = make<std::int32_t>(b);
+      call_.checkpoints = numbers(b * (t / call_.every) * call_.layers * 2 * call_.units);
+      if (between(random_, 0, 1)) call_.products = output_unread(b * t * (call_.cell ? 3 : 4) * call_.units);
+    }
+    expect(skip_rnn_forward(&call_) == kDone, "forward");
+    check_gates();
+    if (training) backward();
+    for (const auto& [from, count] : outputs_)
+      for (i64 i = 0; i < count; ++i) expect(wild_ || std::isfinite(from[i]), "an output was not written");
+  }
+
+ private:
+  bool rarely() { return between(random_, 0, 7) == 0; }
+
+  template <class U>
+  U* make(i64 count) {
+    auto block = std::shared_ptr<U[]>(new U[count]());
+    blocks_.push_back(block);
+    return block.get();
+  }
+  T* numbers(i64 count, double scale = 1) {
+    T* block = make<T>(count);
+    std::normal_distribution<double> normal;
+    for (i64 i = 0; i < count; ++i) block[i] = T(scale * normal(random_));
+    return block;
+  }
+  T* output_unread(i64 count) {
+    T* block = make<T>(count);
+    std::fill(block, block + count, std::numeric_limits<T>::quiet_NaN());
+    return block;
+  }
+  // Of a backward pass, if it is one: checked only where the pass ran.
+  T* output(i64 count) {
+    T* block = output_unread(count);
+    pending_.push_back({block, count});
+    return block;
+  }
+  std::uint8_t* flags(i64 count) {
+    if (between(random_, 0, 1)) return nullptr;
+    auto* block = make<std::uint8_t>(count);
+    for (i64 i = 0; i < count; ++i) block[i] = between(random_, 0, 2) != 0;
+    return block;
+  }
+
+  void check_gates() {
+    for (i64 b = 0; b < call_.batch; ++b) {
+      i64 count = 0;
+      for (i64 t = 0; t < call_.steps; ++t) {
+        const i64 at = b * call_.steps + t;
+        const bool update = typed<T>(call_.update_gates)[at] == 1;
+        count += update;
+        expect(!update || !call_.mask || call_.mask[at], "a masked step was an update");
+        expect(!update || !call_.forced || call_.forced[at], "a step was an update against the given gates");
+      }
+      expect(typed<T>(call_.num_updates)[b] == T(count), "num_updates");
+    }
+    const void* forward[] = {call_.h, call_.c, call_.increment, call_.since, call_.num_updates, call_.sequence};
+    for (const auto& item : pending_)
+      for (const void* p : forward)
+        if (item.first == p) outputs_.push_back(item);
+  }
+
+  void backward() {
+    const i64 b = call_.batch, t = call_.steps, state = call_.layers * b * call_.units;
+    const auto maybe = [this](i64 count) { return between(random_, 0, 2) ? numbers(count) : nullptr; };
+    call_.grad_sequence = maybe(b * t * call_.units);
+    call_.grad_h = maybe(state);
+    call_.grad_c = call_.c0 ? maybe(state) : nullptr;
+    call_.grad_increment = maybe(b);
+    call_.grad_since = maybe(b);
+    call_.grad_num_updates = maybe(b);
+    call_.grad_update_gates = maybe(b * t);
+    if (between(random_, 0, 1)) call_.grad_x = make<T>(b * t * call_.inputs);
+    outputs_ = pending_;
+    outputs_.push_back({call_.increment0 ? typed<T>(call_.grad_increment0 = output(b)) : nullptr, b});
+    outputs_.push_back({typed<T>(call_.grad_since0 = output(b)), b});
+    expect(skip_rnn_backward(&call_) == kDone, "backward");
+    if (call_.grad_x) outputs_.push_back({typed<T>(call_.grad_x), b * t * call_.inputs});
+  }
+
+  void expect(bool holds, const char* what) const {
+    if (holds) return;
+    std::fprintf(stderr, "%s: cell %lld, B %lld, T %lld, I %lld, H %lld, L %lld, threads %lld\n", what, (long long)call_.cell,
+                 (long long)call_.batch, (long long)call_.steps, (long long)call_.inputs, (long long)call_.units,
+                 (long long)call_.layers, (long long)call_.threads);
+    std::abort();
+  }
+
+  Random random_;
+  SkipRnnCall call_{};
+  bool wild_ = false;
+  std::vector<std::shared_ptr<void>> blocks_;
+  std::vector<const void*> weights_;
+  std::vector<void*> grad_weights_;
+  std::vector<std::pair<T*, i64>> pending_, outputs_;
+};
+
+void run_one(std::uint64_t seed, int threads) {
+  if (seed % 2) Problem<float>(seed, threads).run();
+  else Problem<double>(seed, threads).run();
+}
+
+}  // namespace
+
+#ifdef FUZZER
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  std::uint64_t seed = 0;
+  std::memcpy(&seed, data, std::min(size, sizeof seed));
+  run_one(seed, 1);
+  return 0;
+}
+#else
+// fuzz [calls] [threads]
+int main(int argc, char** argv) {
+  const int calls = argc > 1 ? std::atoi(argv[1]) : 10000, threads = argc > 2 ? std::atoi(argv[2]) : 1;
+  for (int seed = 0; seed < calls; ++seed) run_one(std::uint64_t(seed), threads);
+  std::printf("%d calls, %d thread(s)\n", calls, threads);
+}
+#endif
