@@ -7,10 +7,10 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean distclean
+.PHONY: help setup demo test check check-native format clean distclean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP)  ## install the package and its tools into .venv
 
@@ -24,6 +24,9 @@ check: $(STAMP)  ## check format, lint and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+check-native:  ## run the native engine's C interface on random calls, under sanitizers
+	tests/native/check.sh
 
 format: $(STAMP)  ## format the code and apply the safe fixes
 	$(RUN) -m ruff format .

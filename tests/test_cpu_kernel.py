@@ -1,11 +1,15 @@
-"""The native CPU scan against the definition, and everything around it: instruction sets, threads, operators, bad input."""
+"""The native CPU scan against the definition, and around it: instruction sets, threads, operators, bad input."""
 
 import itertools
-import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,11 +50,11 @@ SHAPES = {
 
 
 @pytest.fixture(params=cpu.INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(cpu.ISA_VARIABLE, request.param)
     if reason := cpu.unavailable_reason():
         pytest.skip(reason)
-    yield request.param
+    return request.param
 
 
 def assert_is_the_definition(problem: Problem) -> None:
@@ -282,7 +286,7 @@ def test_expanded_state_gets_its_gradient() -> None:
     ],
 )
 @pytest.mark.parametrize("training", [False, True])
-def test_bad_arguments_are_refused_by_name(change, message: str, training: bool) -> None:
+def test_bad_arguments_are_refused_by_name(change: Callable[[Problem], Problem], message: str, training: bool) -> None:
     problem = change(make_problem(Case()))
     with torch.set_grad_enabled(training), pytest.raises(ValueError, match=message):
         problem.run(cpu_scan)
@@ -295,10 +299,32 @@ def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         make_problem(Case()).run(cpu_scan)
 
 
+@pytest.mark.parametrize(
+    ("isa", "foreign"),
+    [("portable", r"%[yz]mm|%k[0-7]|\tv[a-z]"), ("avx2", r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])")],
+)
+def test_a_library_holds_no_instructions_of_a_wider_one(isa: str, foreign: str) -> None:
+    """A compiler's settings (-march=native in CXXFLAGS) or a shared template must not leak into them."""
+    spec, objdump = find_spec(f"hf_skiprnn.kernels._cpu_{isa}"), shutil.which("objdump")
+    if objdump is None or platform.machine() != "x86_64" or spec is None or spec.origin is None:
+        pytest.skip("needs objdump and a library for x86-64")
+    code = subprocess.run(
+        [objdump, "-d", "--no-show-raw-insn", spec.origin], check=True, capture_output=True, text=True
+    )
+    found = [line for line in code.stdout.splitlines() if re.search(foreign, line)]
+    assert not found, found[:3]
+    assert len(code.stdout.splitlines()) > 1000
+
+
 def test_half_precision_weights_run_in_float32() -> None:
     problem = make_problem(Case(steps=40), dtype=torch.float32)
-    low = replace(problem, inputs=problem.inputs.bfloat16(), layers=[LayerWeights(*(w if w is None else w.bfloat16() for w in x)) for x in problem.layers])  # fmt: skip
-    same = replace(low, inputs=low.inputs.float(), layers=[LayerWeights(*(w if w is None else w.float() for w in x)) for x in low.layers])  # fmt: skip
+
+    def convert(p: Problem, dtype: torch.dtype) -> Problem:
+        layers = [LayerWeights(*(None if part is None else part.to(dtype) for part in w)) for w in p.layers]
+        return replace(p, inputs=p.inputs.to(dtype), layers=layers)
+
+    low = convert(problem, torch.bfloat16)
+    same = convert(low, torch.float32)
     out = low.run(cpu_scan)
     assert out.state.h.dtype == torch.float32
     assert_same_values(out, same.run(cpu_scan), 0)
@@ -325,11 +351,12 @@ CASES = [Case(), Case(cell="gru", mask="ragged", sequence=True, layers=2), Case(
 FULL_CHECK = "test_aot_dispatch_dynamic"
 
 
-def arguments(problem: Problem) -> tuple:
+def arguments(problem: Problem) -> tuple[object, ...]:
     """Of the training operator."""
     weights = [problem.inputs.new_empty(0) if part is None else part for w in problem.layers for part in w]
     gate = list(problem.gate or ())
-    return (problem.inputs, weights, gate, *problem.state, problem.mask, problem.forced_gates, problem.case.cell, problem.case.sequence)  # fmt: skip
+    options = (problem.mask, problem.forced_gates, problem.case.cell, problem.case.sequence)
+    return (problem.inputs, weights, gate, *problem.state, *options)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -412,8 +439,8 @@ def test_runs_in_a_forked_child() -> None:
         "    os._exit(0 if total() == want else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
-    here = os.path.dirname(__file__)
-    subprocess.run([sys.executable, "-c", code, here, os.path.dirname(here)], check=True, timeout=120)
+    tests = Path(__file__).parent
+    subprocess.run([sys.executable, "-c", code, tests, tests.parent], check=True, timeout=120)
 
 
 @given(
@@ -426,5 +453,6 @@ def test_runs_in_a_forked_child() -> None:
 )
 def test_any_problem(cell: str, sizes: tuple[int, ...], gate: str, mask: str, sequence: bool, seed: int) -> None:
     batch, steps, inputs, hidden, layers = sizes
-    case = Case(cell=cell, layers=layers, batch=batch, steps=steps, inputs=inputs, hidden=hidden, gate=gate, mask=mask, state="running", sequence=sequence)  # fmt: skip
+    shape = {"layers": layers, "batch": batch, "steps": steps, "inputs": inputs, "hidden": hidden}
+    case = Case(cell=cell, gate=gate, mask=mask, state="running", sequence=sequence, **shape)
     assert_is_the_definition(make_problem(case, seed))

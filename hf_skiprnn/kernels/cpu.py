@@ -1,10 +1,10 @@
 """The native CPU scan: C++ behind a C ABI (csrc/), as PyTorch operators.
 
-`cpu_scan` has the signature of every backend (scan_skip_rnn.py). A row jumps from update to update, so that skipped steps
-cost nothing; the backward pass recomputes a few rows at a time from checkpoints instead of storing activations. The
-arithmetic is float64 where any operand is, else float32. First derivatives only.
+`cpu_scan` has the signature of every backend (scan_skip_rnn.py). A row jumps from update to update, so that skipped
+steps cost nothing; the backward pass recomputes a few rows at a time from checkpoints instead of storing activations.
+The arithmetic is float64 where any operand is, else float32. First derivatives only.
 
-The engine is three libraries of one source (portable, AVX2, AVX-512), built with the package where a C++ compiler is found.
+The engine is three libraries of one source (portable, AVX2, AVX-512), built with the package where a compiler is found.
 HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 forces one. It uses `torch.get_num_threads()` threads.
 """
 
@@ -55,15 +55,17 @@ class Call(ctypes.Structure):
 
 
 # The results of a forward call, in order: the operators' first seven, and a training forward's records.
-RESULTS = ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
-RESULTS += ("updates", "counts", "checkpoints", "products")
+RESULTS = (
+    *("sequence", "h", "c", "increment", "since", "num_updates", "update_gates"),
+    *("updates", "counts", "checkpoints", "products"),
+)
 
 
 def engine() -> ctypes.CDLL:
     """The library that this process uses.
 
     Raises:
-        RuntimeError: the engine was not built, is older than its source, or cannot run here; the message has the remedy.
+        RuntimeError: the engine was not built, is older than its source, or cannot run here; with the remedy.
     """
     return _engine(os.environ.get(ISA_VARIABLE))
 
