@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Array2D, Audio, Dataset, DatasetDict, Features, load_dataset
+from datasets import Array2D, Audio, ClassLabel, Dataset, DatasetDict, Features, load_dataset
 from transformers import EvalPrediction
 
 from ..feature_extraction_skip_rnn import SkipRNNFeatureExtractor
@@ -62,6 +62,7 @@ class FSDD(Task):
                 f"{self.dataset_name} must have columns audio and label; got {data['train'].column_names}."
             )
         data = data.select_columns(["audio", "label"]).cast_column("audio", Audio(decode=False))
+        data = data.cast_column("label", ClassLabel(names=list(self.labels)))
         train = data["train"].train_test_split(HELD_OUT_ROWS, seed=self.split_seed, stratify_by_column="label")
         return Splits(self._extract(train["train"]), self._extract(train["test"]), self._extract(data["test"]))
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import ClassLabel, DatasetDict, load_dataset
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel
 from transformers.utils import logging
 
 from ..metrics import accuracy
 from .base import Batch, Row, Splits, Task, label_names
-from .words import real_gates, set_vectors, tokenize, train_tokenizer, words_of
+from .words import PAD_ID, real_gates, set_vectors, tokenize, train_tokenizer, words_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +73,7 @@ class IMDB(Task):
                 f"{self.dataset_name} must have columns text and label, as stanfordnlp/imdb has; got "
                 f"{data['train'].column_names}."
             )
+        data = data.cast_column("label", ClassLabel(names=list(self.labels)))
         held_out = data["train"].train_test_split(
             self.validation_share, seed=self.split_seed, stratify_by_column="label"
         )
@@ -108,8 +109,8 @@ class IMDB(Task):
     def model_defaults(self) -> dict[str, Any]:
         return {
             "input_size": 300,
-            "vocab_size": len(self._tokenizer),
-            "pad_token_id": self._tokenizer.pad_token_id,
+            "vocab_size": self.vocabulary,
+            "pad_token_id": PAD_ID,
             "problem_type": "single_label_classification",
             **label_names(self.labels),
         }
