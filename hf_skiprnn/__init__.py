@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top level may ask for torchvision
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.import_utils import is_vision_available
 
 from hf_skiprnn.cells_skip_rnn import SkipRNNState
@@ -22,6 +23,12 @@ from hf_skiprnn.modeling_skip_rnn import (
     SkipRNNModel,
     SkipRNNPreTrainedModel,
 )
+from hf_skiprnn.pipeline_skip_rnn import (
+    SkipRNNAudioClassificationPipeline,
+    SkipRNNImageClassificationPipeline,
+    SkipRNNSequenceClassificationPipeline,
+    SkipRNNTextClassificationPipeline,
+)
 from hf_skiprnn.recurrent import SkipGRU, SkipLSTM
 
 __version__ = "0.1.0"
@@ -29,14 +36,18 @@ __version__ = "0.1.0"
 __all__ = [
     "SkipGRU",
     "SkipLSTM",
+    "SkipRNNAudioClassificationPipeline",
     "SkipRNNConfig",
     "SkipRNNFeatureExtractor",
     "SkipRNNForFrameClassification",
     "SkipRNNForSequenceClassification",
+    "SkipRNNImageClassificationPipeline",
     "SkipRNNImageProcessor",
     "SkipRNNModel",
     "SkipRNNPreTrainedModel",
+    "SkipRNNSequenceClassificationPipeline",
     "SkipRNNState",
+    "SkipRNNTextClassificationPipeline",
 ]
 
 AutoConfig.register("skip_rnn", SkipRNNConfig, exist_ok=True)
@@ -52,6 +63,11 @@ if is_vision_available():  # AutoImageProcessor needs Pillow
     _backends: dict[str, type] = dict.fromkeys(("pil", "torchvision"), SkipRNNImageProcessor)
     AutoImageProcessor.register(SkipRNNConfig, image_processor_classes=_backends, exist_ok=True)
     SkipRNNImageProcessor.register_for_auto_class()
+
+if "sequence-classification" not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        "sequence-classification", SkipRNNSequenceClassificationPipeline, AutoModelForSequenceClassification
+    )
 
 # The code travels with every checkpoint, also with one that is loaded and saved again.
 SkipRNNConfig.register_for_auto_class()
