@@ -31,6 +31,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from hub_server.process import HubClient, HubServer
 
 # The same examples in every run, of any duration, and no folder of failures in the checkout.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
@@ -60,6 +61,19 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[HubServer]:
+    """The loopback Hub, one process for all tests."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubClient:
+    """The real Hub client of this process, talking to the loopback Hub with empty caches and alice's token."""
+    return HubClient(hub_server, tmp_path / "hf_home", monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)
