@@ -1,6 +1,7 @@
 """SkipRNNTrainer: transformers' Trainer with what a Skip RNN adds: the budget, the updates, and safe resumption."""
 
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ class SkipRNNTrainer(Trainer):
     - Adds the budget where `label_smoothing_factor` or `compute_loss_func` keep the labels from the model.
     - Stops at a loss that is not finite, instead of hiding it from the log.
     - Marks a checkpoint as complete when all of it is written, and resumes only from complete ones.
+    - Raises at the end of training if a push to the Hub failed in the background.
     - Refuses `hub_token` in its arguments, which every checkpoint stores: log in, or set HF_TOKEN.
 
     Raises:
         ValueError: hub_token is set, or a checkpoint to resume from is incomplete or absent.
         FloatingPointError: the training loss is NaN or infinite.
+        RuntimeError: a push in the background failed; the model is trained and in output_dir.
     """
 
     def __init__(self, model: Any = None, args: TrainingArguments | None = None, *rest: Any, **kwargs: Any) -> None:
@@ -45,6 +48,7 @@ class SkipRNNTrainer(Trainer):
         self.args.logging_nan_inf_filter = False  # training_step stops instead
         self._window = TrainingWindow()
         self._evaluated = EvaluatedRows()
+        self._pushes: list[Future[Any]] = []
 
     def compute_loss(
         self,
@@ -159,7 +163,25 @@ class SkipRNNTrainer(Trainer):
                 "another trainer wrote it. Resume from an earlier one, or add that file if you know that all is there."
             )
         self._window = TrainingWindow()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._raise_failed_pushes()
+        return outcome
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        super()._push_from_checkpoint(checkpoint_folder)
+        jobs = getattr(self.push_in_progress, "jobs", []) if self.is_world_process_zero() else []
+        self._pushes += [job for job in jobs if job not in self._pushes]
+
+    def _raise_failed_pushes(self) -> None:
+        """Trainer forgets what went wrong in the background, and training would end as if all were on the Hub."""
+        errors = [error for job in self._pushes if (error := job.exception()) is not None]
+        count, self._pushes = len(self._pushes), []
+        if errors:
+            raise RuntimeError(
+                f"Training is done and the model is in {self.args.output_dir}, but {len(errors)} of {count} pushes to "
+                f"{self.hub_model_id} failed, the last with: {errors[-1]}. Call trainer.push_to_hub() again, or "
+                "publish the folder with scripts/publish.py."
+            ) from errors[-1]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         marker = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", COMPLETE)

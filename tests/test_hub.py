@@ -17,11 +17,18 @@ from hub_server.process import ALICE, ALICE_READS, BOB, HubClient
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from small_checkpoints import small_checkpoint, small_model
-from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    TrainingArguments,
+)
 
-from hf_skiprnn import SkipRNNForSequenceClassification
+from hf_skiprnn import SkipRNNForSequenceClassification, SkipRNNImageProcessor
 from hf_skiprnn.checkpoint import checkpoint_files, checkpoint_problems
-from hf_skiprnn.hub import HubError, publish, verify_cache
+from hf_skiprnn.hub import HubError, publish, verify_cache, verify_published
+from hf_skiprnn.training import SkipRNNTrainer
 
 # The client's upload of a large file passes it to httpx2 by a name that httpx2 gives up.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -357,13 +364,7 @@ def test_private_repositories(hub: HubClient, checkpoint: Path, repo_id: str) ->
         with pytest.raises(OSError, match=r"not a valid model identifier|private"):
             AutoModelForSequenceClassification.from_pretrained(repo_id)
         with pytest.raises(HubError, match=r"There is no alice/|is private"):
-            verify_published_of(repo_id)
-
-
-def verify_published_of(repo_id: str) -> None:
-    from hf_skiprnn.hub import verify_published
-
-    verify_published([], repo_id, "main")
+            verify_published([], repo_id, "main")
 
 
 def test_gated_repositories(hub: HubClient, checkpoint: Path, repo_id: str) -> None:
@@ -375,7 +376,7 @@ def test_gated_repositories(hub: HubClient, checkpoint: Path, repo_id: str) -> N
     with pytest.raises(GatedRepoError):
         snapshot_download(repo_id)
     with pytest.raises(HubError, match=r"is gated. Ask for access"):
-        verify_published_of(repo_id)
+        verify_published([], repo_id, "main")
     hub.use_token(ALICE)
     assert same(AutoModelForSequenceClassification.from_pretrained(repo_id), checkpoint)
 
@@ -392,6 +393,55 @@ def test_push_to_hub_and_subfolders(hub: HubClient, checkpoint: Path, repo_id: s
     inner = AutoModelForImageClassification.from_pretrained(repo_id, subfolder="models/small")
     assert same(inner, checkpoint)
     assert AutoConfig.from_pretrained(repo_id, subfolder="models/small").hidden_size == 6
+
+
+def trainer_that_pushes(folder: Path, repo_id: str, **options: Any) -> SkipRNNTrainer:
+    args = TrainingArguments(
+        output_dir=str(folder),
+        push_to_hub=True,
+        hub_model_id=repo_id,
+        max_steps=2,
+        save_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        **options,
+    )
+    rows = [{"pixel_values": torch.rand(1, 3, 3), "labels": torch.tensor(i % 3)} for i in range(8)]
+    return SkipRNNTrainer(
+        small_model("image"), args, train_dataset=rows, processing_class=SkipRNNImageProcessor(num_channels=1)
+    )
+
+
+def test_a_trainer_that_pushes(hub: HubClient, repo_id: str, tmp_path: Path) -> None:
+    trainer = trainer_that_pushes(tmp_path / "run", repo_id, hub_strategy="all_checkpoints", hub_private_repo=True)
+    trainer.train()
+    trainer.push_to_hub()
+    assert torch.equal(weights(trainer.model), weights(AutoModelForSequenceClassification.from_pretrained(repo_id)))
+    assert AutoImageProcessor.from_pretrained(repo_id).num_channels == 1
+    there = hub.repo(repo_id)["files"]
+    assert {"README.md", "modeling_skip_rnn.py", "checkpoint-1/model.safetensors", "training_args.bin"} <= set(there)
+    assert hub.places_of(ALICE) == []
+
+
+def test_a_push_that_failed_in_the_background_surfaces(hub: HubClient, repo_id: str, tmp_path: Path) -> None:
+    trainer = trainer_that_pushes(tmp_path / "run", repo_id)
+    with (
+        hub.fault("POST", "/commit/", 503, times=99),
+        pytest.raises(
+            RuntimeError, match=r"(?s)Training is done .* pushes to alice/\w+ failed.*503.*push_to_hub\(\) again"
+        ),
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    trainer.push_to_hub()
+    assert torch.equal(weights(trainer.model), weights(AutoModelForSequenceClassification.from_pretrained(repo_id)))
+
+
+def test_a_token_in_the_arguments_is_refused(hub: HubClient, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="hub_token must not be in TrainingArguments"):
+        trainer_that_pushes(tmp_path / "run", "alice/never", hub_token=ALICE)
 
 
 # Last: everything above went through the same server.
