@@ -35,6 +35,7 @@ from hf_skiprnn import (
     __version__,
 )
 from hf_skiprnn.metrics import operation_counts
+from hf_skiprnn.model_card import data_fingerprint
 from hf_skiprnn.tasks import TASKS, Task
 from hf_skiprnn.training import SkipRNNTrainer, last_complete_checkpoint
 
@@ -228,6 +229,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = results_of(settings, trainer, train, test)
     trainer.save_model()
     if trainer.is_world_process_zero():
+        results["data"] = data_fingerprint(splits.test, "test")
         write_json(folder / "results.json", results)
     return results
 
