@@ -28,7 +28,7 @@ from .cells_skip_rnn import (
     increment_of,
     product,
 )
-from .events_skip_rnn import Events, Recorder, Timeline, run_updates
+from .events_skip_rnn import Events, HeldSteps, Recorder, Timeline, run_updates
 
 SKIPPED_BLOCK = 1 << 14  # skipped steps whose candidate states are computed at once: bounds the backward's memory
 
@@ -73,45 +73,6 @@ class Cotangents:
         for mine, theirs in zip([*self.h, *self.c], [*other.h, *other.c], strict=True):
             mine[rows] = theirs
         self.increment[rows], self.accumulator[rows] = other.increment, other.accumulator
-
-
-class HeldSteps:
-    """Which steps each round's events hold: the skipped ones, and for per-step cotangents all of them."""
-
-    def __init__(self, events: Events, time: Timeline, gates: Tensor, initial_steps: Tensor):
-        real = torch.ones_like(gates, dtype=torch.bool) if time.mask is None else time.mask
-        self.event = events.holders(time.batch, time.steps).view(-1)  # [B * T]
-        self.order = self.event.argsort(stable=True)
-        self.rank = torch.empty_like(self.order)
-        self.rank[self.order] = torch.arange(len(self.order), device=self.order.device)
-        self.counts = torch.bincount(self.event, minlength=len(events.rows))  # [E]
-        self.bounds = self._bounds(self.counts, events.offsets)
-
-        is_skipped = (real & (gates == 0)).view(-1)
-        self.skipped = self.order[is_skipped[self.order]]
-        skipped_counts = torch.bincount(self.event[self.skipped], minlength=len(events.rows))
-        self.skipped_bounds = self._bounds(skipped_counts, events.offsets)
-        round_of = torch.repeat_interleave(
-            torch.arange(len(events.offsets) - 1, device=gates.device),
-            torch.tensor(events.offsets, device=gates.device).diff(),
-        )
-        longest = torch.zeros(len(events.offsets) - 1, dtype=torch.long, device=gates.device)
-        self.longest: list[int] = longest.scatter_reduce(0, round_of, skipped_counts, "amax").tolist()
-
-        real_index = real.cumsum(1).view(-1)
-        since = (
-            real_index[self.skipped]
-            - torch.cat((torch.zeros_like(time.lengths), real_index[events.flat]))[self.event[self.skipped]]
-        )
-        self.slot = since - 1  # place within the segment
-        before = torch.zeros_like(events.increments)
-        before[: time.batch] = initial_steps
-        self.steps = since + before[self.event[self.skipped]]  # k
-
-    @staticmethod
-    def _bounds(counts: Tensor, offsets: Sequence[int]) -> list[int]:
-        ends = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        return ends[torch.tensor(offsets, device=counts.device)].tolist()
 
 
 class Reverse:

@@ -1,4 +1,4 @@
-"""Forward by events: only updates are computed, each row at its own position.
+"""Events: only updates are computed, each row at its own position.
 
 An event is the state after an update (the first B events are the rows' initial states); it holds until the row's next
 one. Round r advances every row that has an r-th update: there are as many rounds as updates of the slowest row.
@@ -217,3 +217,42 @@ def _settle(done: Front, last: SkipRNNState) -> None:
         last.c[:, done.rows] = torch.stack(done.c)
     last.increment[done.rows] = done.increment
     last.steps_since_update[done.rows] = done.steps + (done.length - done.ran)
+
+
+class HeldSteps:
+    """Which steps each round's events hold: the skipped ones, and for per-step cotangents all of them."""
+
+    def __init__(self, events: Events, time: Timeline, gates: Tensor, initial_steps: Tensor):
+        real = torch.ones_like(gates, dtype=torch.bool) if time.mask is None else time.mask
+        self.event = events.holders(time.batch, time.steps).view(-1)  # [B * T]
+        self.order = self.event.argsort(stable=True)
+        self.rank = torch.empty_like(self.order)
+        self.rank[self.order] = torch.arange(len(self.order), device=self.order.device)
+        self.counts = torch.bincount(self.event, minlength=len(events.rows))  # [E]
+        self.bounds = self._bounds(self.counts, events.offsets)
+
+        is_skipped = (real & (gates == 0)).view(-1)
+        self.skipped = self.order[is_skipped[self.order]]
+        skipped_counts = torch.bincount(self.event[self.skipped], minlength=len(events.rows))
+        self.skipped_bounds = self._bounds(skipped_counts, events.offsets)
+        round_of = torch.repeat_interleave(
+            torch.arange(len(events.offsets) - 1, device=gates.device),
+            torch.tensor(events.offsets, device=gates.device).diff(),
+        )
+        longest = torch.zeros(len(events.offsets) - 1, dtype=torch.long, device=gates.device)
+        self.longest: list[int] = longest.scatter_reduce(0, round_of, skipped_counts, "amax").tolist()
+
+        real_index = real.cumsum(1).view(-1)
+        since = (
+            real_index[self.skipped]
+            - torch.cat((torch.zeros_like(time.lengths), real_index[events.flat]))[self.event[self.skipped]]
+        )
+        self.slot = since - 1  # place within the segment
+        before = torch.zeros_like(events.increments)
+        before[: time.batch] = initial_steps
+        self.steps = since + before[self.event[self.skipped]]  # k
+
+    @staticmethod
+    def _bounds(counts: Tensor, offsets: Sequence[int]) -> list[int]:
+        ends = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        return ends[torch.tensor(offsets, device=counts.device)].tolist()
