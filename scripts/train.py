@@ -34,6 +34,7 @@ from hf_skiprnn import (
     SkipRNNForSequenceClassification,
     __version__,
 )
+from hf_skiprnn.budget import BudgetArguments, BudgetController
 from hf_skiprnn.metrics import operation_counts
 from hf_skiprnn.model_card import data_fingerprint
 from hf_skiprnn.tasks import TASKS, Task
@@ -51,6 +52,7 @@ class Settings(NamedTuple):
     config: SkipRNNConfig
     args: TrainingArguments
     chosen: dict[str, Any]  # TrainingArguments set by the recipe or on the command line
+    budget: BudgetArguments
 
 
 def parse(argv: list[str]) -> Settings:
@@ -66,7 +68,7 @@ def parse(argv: list[str]) -> Settings:
     path = named.config or RECIPES / f"{named.task}-skip-lstm.yaml"
     recipe = read_recipe(path)
     task_class = TASKS[recipe.pop("task")]
-    dataclasses_: list[Any] = [task_class, model_arguments(), TrainingArguments]
+    dataclasses_: list[Any] = [task_class, model_arguments(), BudgetArguments, TrainingArguments]
     parser = HfArgumentParser(dataclasses_, allow_abbrev=False, parents=[first], description=__doc__)
     # Collators pick their columns. Pinned memory serves an accelerator only.
     parser.set_defaults(
@@ -76,7 +78,7 @@ def parse(argv: list[str]) -> Settings:
     )
     names = [field.name for dataclass in dataclasses_ for field in dataclasses.fields(dataclass) if field.init]
     options = [*as_options(recipe, names, path), *rest]
-    task, model, args, _, unknown = parser.parse_args_into_dataclasses(
+    task, model, budget, args, _, unknown = parser.parse_args_into_dataclasses(
         options, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
@@ -84,7 +86,9 @@ def parse(argv: list[str]) -> Settings:
     fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     given = {option[2:].split("=")[0].replace("-", "_").removeprefix("no_") for option in options if option[:2] == "--"}
     chosen = {name: value for name, value in args.to_dict().items() if name in given}
-    return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen)
+    if budget.target_update_rate is not None:
+        args.load_best_model_at_end = False  # the best one may be from before the rate was reached
+    return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen, budget)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def as_options(recipe: dict[str, Any], names: list[str], path: Path) -> list[str
 
 def describe(settings: Settings) -> dict[str, Any]:
     """What a run is made of."""
-    task, config, args, _ = settings
+    task, config, args, _, budget = settings
     training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
     return {
         "task": task.name,
@@ -138,6 +142,7 @@ def describe(settings: Settings) -> dict[str, Any]:
             name: getattr(config, name) for name in (field.name for field in dataclasses.fields(model_arguments()))
         },
         "training": {name: getattr(args, name) for name in training},
+        "budget": dataclasses.asdict(budget),
     }
 
 
@@ -149,7 +154,7 @@ def check_run(folder: Path, run: dict[str, Any]) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
     changes = [
         f"{name} was {before.get(group, {}).get(name)!r} and is now {value!r}"
-        for group in ("task_options", "model", "training")
+        for group in ("task_options", "model", "training", "budget")
         for name, value in run[group].items()
         if before.get(group, {}).get(name) != value
     ]
@@ -179,7 +184,7 @@ def results_of(
     settings: Settings, trainer: SkipRNNTrainer, train: dict[str, Any], test: dict[str, Any]
 ) -> dict[str, Any]:
     """What results.json says."""
-    _, config, args, chosen = settings
+    _, config, args, chosen, _ = settings
     validation = plain_names(trainer.evaluate(metric_key_prefix="validation"))
     return {
         **describe(settings),
@@ -201,7 +206,7 @@ def results_of(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, save; returns what results.json holds."""
     settings = parse(sys.argv[1:] if argv is None else argv)
-    task, config, args, _ = settings
+    task, config, args, _, budget = settings
     folder, run = Path(str(args.output_dir)), describe(settings)
     check_run(folder, run)
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
@@ -209,6 +214,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     splits = task.load(args.seed if args.data_seed is None else args.data_seed)
     model = (SkipRNNForFrameClassification if task.per_frame else SkipRNNForSequenceClassification)(config)
     task.initialise(model)
+    callbacks = budget.callbacks()
     trainer = SkipRNNTrainer(
         model,
         args,
@@ -218,6 +224,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         processing_class=task.processor(),
         compute_metrics=task.compute_metrics,
         compute_loss_func=task.loss(),
+        callbacks=callbacks,
     )
     if trainer.is_world_process_zero():
         write_json(folder / RUN_FILE, run)
@@ -227,6 +234,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     train = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"], "resumed_from": checkpoint}
     test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
     results = results_of(settings, trainer, train, test)
+    for callback in callbacks:
+        if isinstance(callback, BudgetController):
+            results["steering"] = callback.outcome
     trainer.save_model()
     if trainer.is_world_process_zero():
         results["data"] = data_fingerprint(splits.test, "test")

@@ -320,7 +320,7 @@ def test_a_run_infers_all_and_the_checkpoint_repeats_the_standardisation(tmp_pat
         ("wave", [1.0] * 5, AutoFeatureExtractor),
     ],
 )
-def test_streams_of_every_kind_train(tmp_path, column, cell, auto):
+def test_streams_of_every_kind_train(monkeypatch, tmp_path, column, cell, auto):
     features = Features(
         {
             column: {"words": Value("string"), "image": Image(), "wave": List(Value("float32"))}[column],
@@ -332,6 +332,7 @@ def test_streams_of_every_kind_train(tmp_path, column, cell, auto):
         tmp_path / "train.parquet"
     )
     run = tmp_path / "run"
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s for a stream left before its end
     options = ["--dataset_name", str(tmp_path), "--streaming", "true", "--input_size", "4"][
         : 6 if column == "words" else 4
     ]
