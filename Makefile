@@ -10,7 +10,7 @@ STAMP := $(VENV)/.set-up
 .PHONY: help setup demo test check check-native format clean distclean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP)  ## install the package and its tools into .venv
 
@@ -47,5 +47,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@find $(VENV) -type d -name '*.dist-info' ! -exec test -e '{}/INSTALLER' ';' -prune -exec rm -rf '{}' +
 	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools
-	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,audio,video,vectors,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,audio,video,export,vectors,dev]'
 	@touch $@

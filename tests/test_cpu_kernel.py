@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hf_skiprnn.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, gate_opens
-from hf_skiprnn.kernels import cpu
-from hf_skiprnn.kernels.cpu import cpu_scan
+from hf_skiprnn.kernels import cpu_engine
+from hf_skiprnn.kernels.cpu import cpu_scan, cpu_scan_tokens
 from hf_skiprnn.scan_skip_rnn import dense_scan
 
-pytestmark = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=str(cpu.unavailable_reason()))
+pytestmark = pytest.mark.skipif(
+    cpu_engine.unavailable_reason() is not None, reason=str(cpu_engine.unavailable_reason())
+)
 
 EXACT = 1e-10  # float64, against the largest value: thousands of additions in another order
 SINGLE = 2e-5  # float32 against float64, by the norm of a row
@@ -49,10 +52,10 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=cpu.INSTRUCTION_SETS)
+@pytest.fixture(params=cpu_engine.INSTRUCTION_SETS)
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(cpu.ISA_VARIABLE, request.param)
-    if reason := cpu.unavailable_reason():
+    monkeypatch.setenv(cpu_engine.ISA_VARIABLE, request.param)
+    if reason := cpu_engine.unavailable_reason():
         pytest.skip(reason)
     return request.param
 
@@ -293,8 +296,8 @@ def test_bad_arguments_are_refused_by_name(change: Callable[[Problem], Problem],
 
 
 def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cpu.ISA_VARIABLE, "sse9")
-    assert "must be one of" in str(cpu.unavailable_reason())
+    monkeypatch.setenv(cpu_engine.ISA_VARIABLE, "sse9")
+    assert "must be one of" in str(cpu_engine.unavailable_reason())
     with pytest.raises(RuntimeError, match="sse9"):
         make_problem(Case()).run(cpu_scan)
 
@@ -341,10 +344,32 @@ def test_autocast_leaves_the_scan_in_float32() -> None:
 
 def test_second_derivative_is_refused() -> None:
     problem = make_problem(Case())
-    out = problem.run(cpu_scan)
-    (grad,) = torch.autograd.grad(out.state.h.sum(), problem.inputs, create_graph=True)
+    h = problem.run(cpu_scan).state.h
+    with pytest.raises(RuntimeError, match="Use the 'dense' backend"):
+        torch.autograd.grad(h.sum(), problem.inputs, create_graph=True)
+    h = torch.ops.hf_skiprnn.cpu_training(*arguments(problem))[1]
+    (grad,) = torch.autograd.grad(h.sum(), problem.inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="Use the 'dense' backend"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_tokens_are_looked_up_where_they_are_read(cell: str) -> None:
+    problem = make_problem(Case(cell=cell, inputs=9, batch=5, steps=40, sequence=True, mask="ragged"))
+    table = torch.randn(11, 9, dtype=torch.float64)
+    ids = torch.randint(0, 11, (5, 40))
+    with torch.no_grad():
+        want = replace(problem, inputs=table[ids]).run(cpu_scan)
+        run = partial(cpu_scan_tokens, gate=problem.gate, state=problem.state, cell=cell, mask=problem.mask)
+        assert_same_values(run(ids, table, problem.layers, sequence=True), want, 0)
+        unread = torch.ones(11, dtype=torch.bool)
+        unread[ids[want.update_gates.bool()]] = False
+        table[unread] = torch.nan
+        assert_same_values(run(ids, table, problem.layers, sequence=True), want, 0)
+        with pytest.raises(IndexError, match=r"0 \.\. 10; got 0 \.\. 11"):
+            run(ids.clone().index_fill_(1, torch.tensor([3]), 11), table, problem.layers)
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        run(ids, table, problem.layers)
 
 
 CASES = [Case(), Case(cell="gru", mask="ragged", sequence=True, layers=2), Case(inputs=70)]

@@ -1,301 +1,31 @@
-"""The native CPU scan: C++ behind a C ABI (csrc/), as PyTorch operators.
+"""The native CPU scan, as PyTorch operators.
 
 `cpu_scan` has the signature of every backend (scan_skip_rnn.py). A row jumps from update to update, so that skipped
 steps cost nothing; the backward pass recomputes a few rows at a time from checkpoints instead of storing activations.
-The arithmetic is float64 where any operand is, else float32. First derivatives only.
-
-The engine is three libraries of one source (portable, AVX2, AVX-512), built with the package where a compiler is found.
-HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 forces one. It uses `torch.get_num_threads()` threads.
+The arithmetic is float64 where any operand is, else float32. First derivatives only. `torch.get_num_threads()` threads.
 """
 
-import ctypes
 import functools
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState
-
-ABI = 2  # csrc/call.h
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
-ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
-REMEDY = (
-    "With a C++17 compiler (g++ or clang++) on this machine, reinstall: "
-    "`pip install --no-cache-dir --force-reinstall --no-deps hf_skiprnn`, or `pip install -e .` in a checkout. "
-    "Everything works without the engine on the 'events' backend."
+from ..cells_skip_rnn import GateWeights, LayerWeights, ScanOutput, SkipRNNState
+from .cpu_engine import (
+    Optional,
+    check,
+    empty_gradients,
+    empty_records,
+    empty_results,
+    forward,
+    peak_flops,
+    reverse,
+    unavailable_reason,
 )
 
-
-class Call(ctypes.Structure):
-    """SkipRnnCall of csrc/call.h, field by field."""
-
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("size", "is_double", "cell", "batch", "steps", "inputs", "units", "layers")
-        ),
-        *((name, ctypes.c_int64) for name in ("threads", "every", "rows")),
-        *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
-        *((name, ctypes.c_void_p) for name in ("h0", "c0", "increment0", "since0")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
-        ),
-        *((name, ctypes.c_void_p) for name in ("updates", "counts", "checkpoints", "products")),
-        *((name, ctypes.c_void_p) for name in ("grad_sequence", "grad_h", "grad_c", "grad_increment", "grad_since")),
-        *((name, ctypes.c_void_p) for name in ("grad_num_updates", "grad_update_gates", "grad_x", "grad_weights")),
-        *((name, ctypes.c_void_p) for name in ("grad_gate_weight", "grad_gate_bias")),
-        *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_since0")),
-    ]
-
-
-# The results of a forward call, in order: the operators' first seven, and a training forward's records.
-RESULTS = (
-    *("sequence", "h", "c", "increment", "since", "num_updates", "update_gates"),
-    *("updates", "counts", "checkpoints", "products"),
-)
-
-
-def engine() -> ctypes.CDLL:
-    """The library that this process uses.
-
-    Raises:
-        RuntimeError: the engine was not built, is older than its source, or cannot run here; with the remedy.
-    """
-    return _engine(os.environ.get(ISA_VARIABLE))
-
-
-def unavailable_reason() -> str | None:
-    """Why `engine` raises, or None where it does not."""
-    try:
-        engine()
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
-@functools.cache
-def _engine(wanted: str | None) -> ctypes.CDLL:
-    best = _load("portable").skip_rnn_cpu_level()
-    if wanted is None:
-        return _load(INSTRUCTION_SETS[best])
-    if wanted not in INSTRUCTION_SETS:
-        raise RuntimeError(f"{ISA_VARIABLE} must be one of {', '.join(INSTRUCTION_SETS)}; got {wanted!r}.")
-    if INSTRUCTION_SETS.index(wanted) > best:
-        raise RuntimeError(f"{ISA_VARIABLE}={wanted}, but this CPU runs {INSTRUCTION_SETS[best]} at most. Unset it.")
-    return _load(wanted)
-
-
-@functools.cache
-def _load(isa: str) -> ctypes.CDLL:
-    spec = find_spec(f"{__package__}._cpu_{isa}")
-    if spec is None or spec.origin is None:
-        raise RuntimeError(f"The native CPU engine is not built (no {isa} library). {REMEDY}")
-    sources = list((Path(__file__).parent / "csrc").glob("*"))  # only in a checkout
-    built = Path(spec.origin).stat().st_mtime
-    if any(source.stat().st_mtime > built for source in sources):
-        raise RuntimeError(f"The native CPU engine ({isa}) is older than its source. {REMEDY}")
-    library = ctypes.CDLL(spec.origin)
-    if library.skip_rnn_abi() != ABI:
-        raise RuntimeError(f"The native CPU engine ({isa}) is of another version of this package. {REMEDY}")
-    for function in (library.skip_rnn_forward, library.skip_rnn_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int
-    return library
-
-
-class Blocking(NamedTuple):
-    """How the backward pass divides its work; the forward pass keeps its records accordingly."""
-
-    every: int  # updates between two checkpoints
-    rows: int  # recomputed together
-    keeps_products: bool  # the lowest layer's input products are computed once, for forward and backward
-
-    @classmethod
-    def of(cls, batch: int, inputs: int, units: int, layers: int) -> "Blocking":
-        """From the shape alone: gradients then do not depend on the number of threads."""
-        rows = max(1, min((batch + 1) // 2, 12))
-        wide = max(inputs, units) > 256
-        return cls(max(16, min(128, 512 // rows)) if wide else 16, rows, inputs >= 64)
-
-
-Optional = Tensor | None
-
-
-def _call(
-    inputs: Tensor,
-    ids: Optional,
-    weights: Sequence[Tensor],
-    gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
-    cell: str,
-) -> tuple[Call, list[Any]]:
-    """The call's inputs, and what must live until it returns."""
-    keep: list[Any] = []
-
-    def pointer(tensor: Optional) -> int | None:
-        if tensor is None:
-            return None
-        keep.append(tensor.contiguous())
-        return keep[-1].data_ptr()
-
-    parts = (ctypes.c_void_p * len(weights))(*(pointer(w) if w.numel() else None for w in weights))
-    keep.append(parts)
-    batch, steps = (inputs if ids is None else ids).shape[:2]
-    call = Call(
-        size=ctypes.sizeof(Call),
-        is_double=inputs.dtype == torch.float64,
-        cell=list(CELLS).index(cell),
-        batch=batch,
-        steps=steps,
-        inputs=inputs.shape[-1],
-        units=weights[1].shape[1],
-        layers=len(weights) // 4,
-        threads=torch.get_num_threads(),
-        x=pointer(inputs),
-        ids=pointer(ids),
-        mask=pointer(mask),
-        forced=pointer(forced),
-        weights=ctypes.addressof(parts),
-        gate_weight=pointer(gate[0]) if gate else None,
-        gate_bias=pointer(gate[1]) if gate else None,
-        h0=pointer(state[0]),
-        c0=pointer(state[1]),
-        increment0=pointer(state[2]),
-        since0=pointer(state[3]),
-    )
-    call.every, call.rows, _ = Blocking.of(batch, call.inputs, call.units, call.layers)
-    return call, keep
-
-
-def _run(function: Any, call: Call) -> None:
-    status = function(ctypes.byref(call))
-    if status == 2:
-        raise MemoryError("The native CPU scan ran out of memory; use a smaller batch.")
-    if status:
-        raise RuntimeError(f"The native CPU scan refused its arguments (status {status}); this is a bug in hf_skiprnn.")
-
-
-def _results(
-    inputs: Tensor, ids: Optional, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool
-) -> list[Tensor]:
-    """Empty tensors for the forward operators' results: held, h, c, increment, since, num_updates, update_gates."""
-    batch, steps = (inputs if ids is None else ids).shape[:2]
-    layers, units = len(weights) // 4, weights[1].shape[1]
-    return [
-        inputs.new_empty((batch, steps, units) if sequence else (0,)),
-        inputs.new_empty(layers, batch, units),
-        inputs.new_empty((layers, batch, units) if state[1] is not None else (0,)),
-        inputs.new_empty(batch),
-        inputs.new_empty(batch),
-        inputs.new_empty(batch),
-        inputs.new_zeros(batch, steps),
-    ]
-
-
-def _records(inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Optional]) -> list[Tensor]:
-    """Empty tensors for what a training forward keeps: update times, counts, checkpoints, input products."""
-    (batch, steps, width), units, layers = inputs.shape, weights[1].shape[1], len(weights) // 4
-    blocking = Blocking.of(batch, width, units, layers)
-    return [
-        inputs.new_empty(batch, steps, dtype=torch.int32),
-        inputs.new_empty(batch, dtype=torch.int32),
-        inputs.new_empty(batch, steps // blocking.every, layers, 1 + (state[1] is not None), units),
-        inputs.new_empty((batch, steps, weights[1].shape[0]) if blocking.keeps_products else (0,)),
-    ]
-
-
-def _check(
-    inputs: Tensor,
-    ids: Optional,
-    weights: Sequence[Tensor],
-    gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
-    cell: str,
-) -> None:
-    """Everything the native code relies on but the ids' range."""
-
-    def expect(name: str, tensor: Tensor, *shape: int, dtype: torch.dtype = inputs.dtype) -> None:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
-            raise ValueError(
-                f"{name} must be {dtype} of shape {shape} on the CPU; "
-                f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
-            )
-
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}.")
-    if inputs.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"The native CPU scan computes in float32 or float64; got {inputs.dtype}.")
-    for name, part in (("inputs", inputs), ("ids", ids)):
-        if part is not None and part.device.type != "cpu":
-            raise ValueError(f"{name} must be on the CPU; got {part.device}. Use another backend there.")
-    if inputs.dim() != (3 if ids is None else 2) or inputs.shape[-1] < 1:
-        raise ValueError(f"inputs must be [B, T, I] with I >= 1; got {tuple(inputs.shape)}.")
-    if not weights or len(weights) % 4 or weights[1].dim() != 2 or weights[1].shape[1] < 1:
-        raise ValueError(f"Four weights a layer, H >= 1, are needed; got {[tuple(w.shape) for w in weights]}.")
-    if ids is not None and (ids.dim() != 2 or ids.dtype != torch.int64):
-        raise ValueError(f"ids must be int64 [B, T]; got {ids.dtype} of shape {tuple(ids.shape)}.")
-    (batch, steps), units, layers = (inputs if ids is None else ids).shape[:2], weights[1].shape[1], len(weights) // 4
-    gates = CELLS[cell].num_gates
-    for i in range(layers):
-        input_weight, recurrent_weight, bias, bias_hh_n = weights[4 * i : 4 * i + 4]
-        expect(f"layer {i}: weight_ih", input_weight, gates * units, units if i else inputs.shape[-1])
-        expect(f"layer {i}: weight_hh", recurrent_weight, gates * units, units)
-        if bias.numel():
-            expect(f"layer {i}: bias", bias, gates * units)
-        if bias_hh_n.numel():
-            expect(f"layer {i}: bias_hh_n", bias_hh_n, units)
-            if cell != "gru_reset_after":
-                raise ValueError(f"layer {i}: bias_hh_n is only for 'gru_reset_after'; the cell is {cell!r}.")
-    if gate:
-        expect("the gate's weight", gate[0], 1, units)
-        expect("the gate's bias", gate[1], 1)
-    h, c, increment, since = state
-    if h is None or increment is None or since is None or (c is not None) != CELLS[cell].has_cell_state:
-        raise ValueError(
-            f"The state of a {cell!r} has h{', c' * CELLS[cell].has_cell_state}, increment, steps_since_update."
-        )
-    expect("state.h", h, layers, batch, units)
-    if c is not None:
-        expect("state.c", c, layers, batch, units)
-    expect("state.increment", increment, batch)
-    expect("state.steps_since_update", since, batch)
-    for name, part in (("mask", mask), ("forced_gates", forced)):
-        if part is not None:
-            expect(name, part, batch, steps, dtype=torch.bool)
-
-
-def _forward(
-    inputs: Tensor,
-    ids: Optional,
-    weights: Sequence[Tensor],
-    gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
-    cell: str,
-    sequence: bool,
-    records: Sequence[Tensor] = (),
-) -> list[Tensor]:
-    _check(inputs, ids, weights, gate, state, mask, forced, cell)
-    if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
-        raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
-    results = _results(inputs, ids, weights, state, sequence)
-    call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell)
-    for name, result in zip(RESULTS, (*results, *records), strict=False):
-        setattr(call, name, result.data_ptr() or None)  # an empty tensor's is 0
-    _run(engine().skip_rnn_forward, call)
-    del keep
-    return [*results, *records]
-
+__all__ = ["EagerScan", "cpu_scan", "cpu_scan_tokens", "peak_flops", "unavailable_reason"]
 
 Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Eleven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -318,13 +48,13 @@ def cpu_inference(
 ) -> Seven:
     """The scan without what a backward pass needs. With ids [B, T], inputs is the table [V, I] that they index."""
     state = (h, c, increment, since)
-    return tuple(_forward(inputs, ids, weights, gate, state, mask, forced, cell, sequence))  # type: ignore[return-value]
+    return tuple(forward(inputs, ids, weights, gate, state, mask, forced, cell, sequence))  # type: ignore[return-value]
 
 
 @cpu_inference.register_fake
 def _(inputs, ids, weights, gate, h, c, increment, since, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
-    _check(inputs, ids, weights, gate, (h, c, increment, since), mask, forced, cell)
-    return tuple(_results(inputs, ids, weights, (h, c, increment, since), sequence))
+    check(inputs, ids, weights, gate, (h, c, increment, since), mask, forced, cell)
+    return tuple(empty_results(inputs, ids, weights, (h, c, increment, since), sequence))
 
 
 @torch.library.custom_op("hf_skiprnn::cpu_training", mutates_args=(), device_types="cpu")
@@ -343,16 +73,16 @@ def cpu_training(
 ) -> Eleven:
     """`cpu_inference` and the records for its backward pass: update times, counts, checkpoints, input products."""
     state = (h, c, increment, since)
-    _check(inputs, None, weights, gate, state, mask, forced, cell)
-    records = _records(inputs, weights, state)
-    return tuple(_forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, records))  # type: ignore[return-value]
+    check(inputs, None, weights, gate, state, mask, forced, cell)
+    records = empty_records(inputs, weights, state)
+    return tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, records))  # type: ignore[return-value]
 
 
 @cpu_training.register_fake
 def _(inputs, weights, gate, h, c, increment, since, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
     state = (h, c, increment, since)
-    _check(inputs, None, weights, gate, state, mask, forced, cell)
-    return (*_results(inputs, None, weights, state, sequence), *_records(inputs, weights, state))
+    check(inputs, None, weights, gate, state, mask, forced, cell)
+    return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state))
 
 
 @torch.library.custom_op("hf_skiprnn::cpu_backward", mutates_args=(), device_types="cpu")
@@ -381,49 +111,15 @@ def cpu_backward(
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Gradients of inputs (empty unless asked for), h, c, increment, since, gate and weights, in this order."""
-    state = (h, c, increment, since)
-    _check(inputs, None, weights, gate, state, mask, None, cell)
-    results = _gradients(inputs, weights, gate, state, grad_inputs)
-    call, keep = _call(inputs, None, weights, gate, state, mask, None, cell)
-    cotangents = {
-        "grad_sequence": grad_sequence,
-        "grad_h": grad_h,
-        "grad_c": grad_c,
-        "grad_increment": grad_increment,
-        "grad_since": grad_since,
-        "grad_num_updates": grad_num_updates,
-        "grad_update_gates": grad_update_gates,
-    }
-    for name, tensor in cotangents.items():
-        if tensor is not None:
-            keep.append(tensor.to(inputs.dtype).contiguous())
-            setattr(call, name, keep[-1].data_ptr())
-    call.increment = last_increment.data_ptr()
-    call.updates, call.counts, call.checkpoints = (part.data_ptr() for part in (updates, counts, checkpoints))
-    call.products = products.data_ptr() or None
-    call.grad_x = results[0].data_ptr() if grad_inputs else None
-    call.grad_h0, call.grad_increment0, call.grad_since0 = (results[i].data_ptr() for i in (1, 3, 4))
-    call.grad_c0 = None if c is None else results[2].data_ptr()
-    if gate:
-        call.grad_gate_weight, call.grad_gate_bias = results[5].data_ptr(), results[6].data_ptr()
-    parts = results[5 + len(gate) :]
-    pointers = (ctypes.c_void_p * len(parts))(*(part.data_ptr() if part.numel() else None for part in parts))
-    call.grad_weights = ctypes.addressof(pointers)
-    _run(engine().skip_rnn_backward, call)
-    del keep, pointers
-    return results
-
-
-def _gradients(
-    inputs: Tensor, weights: Sequence[Tensor], gate: Sequence[Tensor], state: Sequence[Optional], grad_inputs: bool
-) -> list[Tensor]:
-    like = [inputs.new_empty(part.shape if part is not None else (0,)) for part in (*state, *gate, *weights)]
-    return [inputs.new_zeros(inputs.shape if grad_inputs else (0,)), *like]
+    state, records = (h, c, increment, since), (last_increment, updates, counts, checkpoints, products)
+    grads = (grad_sequence, grad_h, grad_c, grad_increment, grad_since, grad_num_updates, grad_update_gates)
+    check(inputs, None, weights, gate, state, mask, None, cell)
+    return reverse(inputs, weights, gate, state, mask, records, grads, cell, grad_inputs)
 
 
 @cpu_backward.register_fake
 def _(inputs, weights, gate, h, c, increment, since, *rest):  # type: ignore[no-untyped-def]
-    return _gradients(inputs, weights, gate, (h, c, increment, since), rest[-1])
+    return empty_gradients(inputs, weights, gate, (h, c, increment, since), rest[-1])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -433,31 +129,107 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+def _saved(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Arguments of `reverse` from what `_setup` saved."""
     x, *rest = ctx.saved_tensors
     weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
-    gate, (h, c, increment, since, mask, *records) = rest[: ctx.num_gate], rest[ctx.num_gate :]
+    gate, rest = rest[: ctx.num_gate], rest[ctx.num_gate :]
+    state, mask, records = rest[:4], rest[4], rest[5:]
     of_sequence, of_h, of_c, *others = grads[:7]
-    of_sequence, of_c = of_sequence if ctx.sequence else None, of_c if c is not None else None
-    cotangents = (of_sequence, of_h, of_c, *others)
-    args = (x, weights, gate, h, c, increment, since, mask, *records, *cotangents, ctx.cell, ctx.needs_input_grad[0])
-    grad_x, grad_h, grad_c, grad_increment, grad_since, *of_weights = torch.ops.hf_skiprnn.cpu_backward(*args)
-    of_gate, of_weights = of_weights[: ctx.num_gate], of_weights[ctx.num_gate :]
-    state = (grad_h, None if c is None else grad_c, grad_increment, grad_since)
-    return grad_x if ctx.needs_input_grad[0] else None, of_weights, of_gate, *state, None, None, None, None
+    cotangents = (of_sequence if ctx.sequence else None, of_h, of_c if state[1] is not None else None, *others)
+    return x, weights, gate, state, mask, records, cotangents, ctx.cell, ctx.needs_input_grad[ctx.first]
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    ctx.first = 0
+    x, weights, gate, state, mask, records, cotangents, *flags = _saved(ctx, grads)
+    operator = torch.ops.hf_skiprnn.cpu_backward
+    results = operator(x, weights, gate, *state, mask, *records, *cotangents, *flags)
+    of_gate, of_weights = results[5 : 5 + len(gate)], results[5 + len(gate) :]
+    of_state = [None if part is None else result for part, result in zip(state, results[1:5], strict=True)]
+    return results[0] if flags[-1] else None, of_weights, of_gate, *of_state, None, None, None, None
+
+
+NO_SECOND_DERIVATIVE = (
+    "The 'cpu' backend has no second derivative (backward was called with create_graph=True). "
+    "Use the 'dense' backend: model.set_scan_backend('dense')."
+)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(
-        "The 'cpu' backend has no second derivative (backward was called with create_graph=True). "
-        "Use the 'dense' backend: model.set_scan_backend('dense')."
-    )
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
 cpu_training.register_autograd(_backward, setup_context=_setup)
 cpu_backward.register_autograd(_no_second_derivative)
 for _operator in (cpu_inference, cpu_training):
     _operator.register_autocast("cpu", torch.float32)
+
+
+class EagerScan(torch.autograd.Function):
+    """The training operator, outside of torch.compile: an operator's machinery would cost more than a short scan."""
+
+    @staticmethod
+    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
+        num_weights, mask, forced, cell, sequence = options
+        weights, gate = tensors[5 : 5 + num_weights], tensors[5 + num_weights :]
+        inputs, state = tensors[0], tensors[1:5]
+        check(inputs, None, weights, gate, state, mask, forced, cell)
+        records = empty_records(inputs, weights, state)
+        results = tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, records))
+        _setup(ctx, (inputs, weights, gate, *state, mask, forced, cell, sequence), results)
+        ctx.mark_non_differentiable(*results[7:])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
+        ctx.first = 1
+        arguments = _saved(ctx, grads)
+        results = reverse(*arguments)
+        of_state = [None if p is None else r for p, r in zip(arguments[3], results[1:5], strict=True)]
+        of_gate, of_weights = results[5 : 5 + ctx.num_gate], results[5 + ctx.num_gate :]
+        return None, results[0] if arguments[-1] else None, *of_state, *of_weights, *of_gate
+
+
+class Operands(NamedTuple):
+    """The floating point operands of a scan, in the precision it computes in."""
+
+    inputs: Tensor
+    weights: list[Tensor]  # four a layer; an empty tensor where there is none
+    gate: list[Tensor]
+    state: list[Optional]
+    differentiable: bool
+
+    @classmethod
+    def of(
+        cls, inputs: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, state: SkipRNNState
+    ) -> "Operands":
+        flat = [part for layer in layers for part in layer]
+        floats = [inputs, *(part for part in (*flat, *(gate or ()), *state) if part is not None)]
+        dtype = functools.reduce(torch.promote_types, {part.dtype for part in floats}, torch.float32)
+
+        def cast(part: Tensor) -> Tensor:
+            return part if part.dtype == dtype else part.to(dtype)
+
+        return cls(
+            cast(inputs),
+            [inputs.new_empty(0, dtype=dtype) if part is None else cast(part) for part in flat],
+            [cast(part) for part in gate or ()],
+            [None if part is None else cast(part) for part in state],
+            torch.is_grad_enabled() and any(part.requires_grad for part in floats),
+        )
+
+
+def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool) -> ScanOutput:
+    held, h, c, increment, since, num_updates, update_gates = results[:7]
+    last = SkipRNNState(h, None if state.c is None else c, increment, since)
+    return ScanOutput(held if sequence else None, last, num_updates, update_gates)
+
+
+def _is_eager(inputs: Tensor) -> bool:
+    return type(inputs) is Tensor and not torch.compiler.is_compiling()
 
 
 def cpu_scan(
@@ -477,24 +249,55 @@ def cpu_scan(
         ValueError: a shape, dtype or device does not fit; the message says which.
         RuntimeError: the engine cannot run (see `engine`), or a second derivative was asked for.
     """
-    flat = [part for layer in layers for part in layer]
-    floats = [inputs, *(part for part in (*flat, *(gate or ()), *state) if part is not None)]
-    dtype = functools.reduce(torch.promote_types, {part.dtype for part in floats}, torch.float32)
-
-    def cast(part: Tensor) -> Tensor:
-        return part if part.dtype == dtype else part.to(dtype)
-
-    inputs, weights = cast(inputs), [inputs.new_empty(0, dtype=dtype) if part is None else cast(part) for part in flat]
-    gates, start = [cast(part) for part in gate or ()], [None if part is None else cast(part) for part in state]
+    inputs, weights, gates, start, differentiable = Operands.of(inputs, layers, gate, state)
+    options = (mask, forced_gates, cell, sequence)
     results: Sequence[Tensor]
-    if torch.is_grad_enabled() and any(part.requires_grad for part in floats):
-        operator = torch.ops.hf_skiprnn.cpu_training
-        results = operator(inputs, weights, gates, *start, mask, forced_gates, cell, sequence)
-    elif type(inputs) is Tensor and not torch.compiler.is_compiling():  # without the operator: a third of the overhead
-        results = _forward(inputs, None, weights, gates, start, mask, forced_gates, cell, sequence)
+    if differentiable and _is_eager(inputs):
+        results = EagerScan.apply((len(weights), *options), inputs, *start, *weights, *gates)
+    elif differentiable:
+        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options)
+    elif _is_eager(inputs):
+        results = forward(inputs, None, weights, gates, start, *options)
     else:
-        operator = torch.ops.hf_skiprnn.cpu_inference
-        results = operator(inputs, None, weights, gates, *start, mask, forced_gates, cell, sequence)
-    held, h, c, increment, since, num_updates, update_gates = results[:7]
-    last = SkipRNNState(h, None if state.c is None else c, increment, since)
-    return ScanOutput(held if sequence else None, last, num_updates, update_gates)
+        results = torch.ops.hf_skiprnn.cpu_inference(inputs, None, weights, gates, *start, *options)
+    return _output(results, state, sequence)
+
+
+def cpu_scan_tokens(
+    ids: Tensor,
+    table: Tensor,
+    layers: Sequence[LayerWeights],
+    gate: GateWeights | None,
+    state: SkipRNNState,
+    *,
+    cell: str,
+    mask: Tensor | None = None,
+    forced_gates: Tensor | None = None,
+    sequence: bool = False,
+) -> ScanOutput:
+    """`cpu_scan` of `table[ids]` for inference: only the embeddings of tokens that are read are looked up.
+
+    Args:
+        ids: [B, T] int64, rows of the table; at masked steps too, they must be rows of it.
+        table: [V, I] embeddings.
+        layers: as every scan's (scan_skip_rnn.py), and so the rest.
+        gate: learned, or None.
+        state: to start from.
+        cell: "lstm", "gru" or "gru_reset_after".
+        mask: [B, T] bool, or None.
+        forced_gates: [B, T] bool, or None.
+        sequence: whether to return every step's output.
+
+    Raises:
+        IndexError: an id is no row of the table.
+        ValueError: a shape, dtype or device does not fit.
+        RuntimeError: a gradient is wanted; embed the tokens and use `cpu_scan`.
+    """
+    table, weights, gates, start, differentiable = Operands.of(table, layers, gate, state)
+    if differentiable:
+        raise RuntimeError("cpu_scan_tokens has no gradient: call it under torch.no_grad(), or embed and use cpu_scan.")
+    options = (mask, forced_gates, cell, sequence)
+    if _is_eager(ids):
+        return _output(forward(table, ids, weights, gates, start, *options), state, sequence)
+    results = torch.ops.hf_skiprnn.cpu_inference(table, ids, weights, gates, *start, *options)
+    return _output(results, state, sequence)

@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")"
 out=../../build/native
 mkdir -p "$out"
-common="-std=c++17 -O1 -g -pthread -ffp-contract=off -DSKIP_RNN_POISON -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+common="-std=c++17 -O1 -g -pthread -ffp-contract=off -DSKIP_RNN_POISON -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized"
 memory="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 CXX=${CXX:-g++}
 

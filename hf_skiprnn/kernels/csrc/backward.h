@@ -159,10 +159,12 @@ class BackwardTeam {
     Carry& g = carry_[r];
     const T held = segment_.increment(e, r), probability = skipped.since * held;
     T of_u = of_gate(r, skipped.time) + g.increment * (skipped.increment - held) - g.accumulator * probability;
+    auto product = splat(T(0));
     for (i64 l = 0; l < s_.layers; ++l) {
-      of_u += dot_difference(grad_h(r, l), ahead_.h(skipped, l), segment_.h(l, e, r), s_.padded);
-      if (grad_c_) of_u += dot_difference(grad_c(r, l), ahead_.c(skipped, l), segment_.c(l, e, r), s_.padded);
+      product = add_difference(product, grad_h(r, l), ahead_.h(skipped, l), segment_.h(l, e, r), s_.padded);
+      if (grad_c_) product = add_difference(product, grad_c(r, l), ahead_.c(skipped, l), segment_.c(l, e, r), s_.padded);
     }
+    of_u += sum<T>(product);
     g.accumulator += of_u;
     g.increment += g.accumulator;
   }
@@ -199,10 +201,12 @@ class BackwardTeam {
     const T emitted = segment_.increment(e + 1, r), held = segment_.increment(e, r);
     const T probability = segment_.since_at_update(e, r) * held;
     T of_u = of_gate(r, t) + g.increment * (emitted - held) - g.accumulator * probability;
+    auto product = splat(T(0));
     for (i64 l = 0; l < s_.layers; ++l) {
-      of_u += dot_difference(grad_h(r, l), segment_.h(l, e + 1, r), segment_.h(l, e, r), s_.padded);
-      if (grad_c_) of_u += dot_difference(grad_c(r, l), segment_.c(l, e + 1, r), segment_.c(l, e, r), s_.padded);
+      product = add_difference(product, grad_h(r, l), segment_.h(l, e + 1, r), segment_.h(l, e, r), s_.padded);
+      if (grad_c_) product = add_difference(product, grad_c(r, l), segment_.c(l, e + 1, r), segment_.c(l, e, r), s_.padded);
     }
+    of_u += sum<T>(product);
     const T of_z = g.increment * emitted * (1 - emitted);
     const T* state = grad_c_ ? segment_.c(top, e + 1, r) : segment_.h(top, e + 1, r);
     add_scaled(share_ + where_.gate_weight, of_z, state, s_.padded);

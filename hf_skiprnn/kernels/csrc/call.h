@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-constexpr std::int64_t kAbi = 2;
+constexpr std::int64_t kAbi = 3;
 
 // Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
 struct SkipRnnCall {

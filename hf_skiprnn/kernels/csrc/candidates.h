@@ -226,10 +226,12 @@ class Candidates {
         m_.load_product(segment_.rows[steps_[i].r].row, steps_[i].time, lanes[i].gates);
       step(s_, m_.layers[l], lanes, filled_, false, scratch_);
     }
-    for (i64 i = 0; i < filled_; ++i) {
-      const auto& at = steps_[i];
-      steps_[i].increment = m_.increment_of(c_ ? c(at, s_.layers - 1) : h(at, s_.layers - 1));
-    }
+    const i64 top = s_.layers - 1;
+    T increments[kLanes];
+    std::fill(increments, increments + kLanes, T(0));
+    for (i64 i = 0; i < filled_; ++i) increments[i] = m_.gate_product(c_ ? c(steps_[i], top) : h(steps_[i], top));
+    m_.increments_of(increments, filled_);
+    for (i64 i = 0; i < filled_; ++i) steps_[i].increment = increments[i];
   }
 
   const Model<T>& m_;

@@ -60,20 +60,24 @@ struct Pointers {
   T* out[kLanes];
 };
 
+// Where a step's input product comes from.
+enum Source { kProduct, kOneInput, kFewInputs };
+
 // The input product of one gate at one vector of units.
-template <class T, bool Direct>
+template <class T, Source From>
 struct InputProduct {
-  const T *x, *rows, *bias;
-  T* product;
+  typename Simd<T>::V first;  // the input, if it is one
+  const T *x, *rows, *bias, *product;
   i64 inputs, width, padded;
 
-  InputProduct(const LayerWeights<T>& w, const CellLayout& cell, const Lane<T>& lane, i64 padded)
-      : x(lane.x), rows(w.rows), bias(w.input_bias), product(lane.gates + cell.input_at * padded), inputs(w.inputs),
-        width(cell.input.count * padded), padded(padded) {}
+  SKIP_RNN_INLINE InputProduct(const LayerWeights<T>& w, const CellLayout& cell, const Lane<T>& lane, i64 padded)
+      : first(splat(From == kOneInput ? *lane.x : T(0))), x(lane.x), rows(w.rows), bias(w.input_bias),
+        product(lane.gates + cell.input_at * padded), inputs(w.inputs), width(cell.input.count * padded), padded(padded) {}
 
   SKIP_RNN_INLINE typename Simd<T>::V operator()(int gate, i64 at) const {
     const i64 unit = gate * padded + at;
-    if constexpr (!Direct) return load(product + unit);
+    if constexpr (From == kProduct) return load(product + unit);
+    if constexpr (From == kOneInput) return fma(first, load(rows + unit), load(bias + unit));
     auto v = load(bias + unit);
     for (i64 k = 0; k < inputs; ++k) v = fma(splat(x[k]), load(rows + k * width + unit), v);
     return v;
@@ -86,10 +90,12 @@ SKIP_RNN_INLINE void clear_padding(T* row, i64 units, i64 padded) {
   for (i64 i = units; i < padded; ++i) row[i] = 0;
 }
 
-template <class T, bool Direct, bool Keep>
-void lstm_step(const InputProduct<T, Direct>& input, const Lane<T>& lane, i64 units, i64 padded) {
+// In two loops: one would be a chain of operations longer than the processor looks ahead.
+template <class T, Source From, bool Keep>
+void lstm_step(const InputProduct<T, From> input, const Lane<T> lane, i64 units, i64 padded) {
   const auto two = splat(T(2));
-  const T* p = lane.recurrent;
+  const T *p = lane.recurrent, *c_old = lane.c;
+  T *gates = lane.gates, *h_new = lane.h_new, *c_new = lane.c_new, *extra = lane.extra;
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     const auto a = sigmoid_denominator<T>(input(0, at) + load(p + at));
     const auto b = sigmoid_denominator<T>(input(1, at) + load(p + padded + at));
@@ -97,26 +103,30 @@ void lstm_step(const InputProduct<T, Direct>& input, const Lane<T>& lane, i64 un
     const auto d = sigmoid_denominator<T>(input(3, at) + load(p + 3 * padded + at));
     const auto ig = reciprocal(a * (e + two));  // sigmoid and tanh share a division
     const auto f = reciprocal(b);
-    const auto c = fma(f, load(lane.c + at), e * ig);
-    const auto s = tanh_numerator<T>(c);
-    const auto oc = reciprocal(d * (s + two));
-    store(lane.c_new + at, c);
-    store(lane.h_new + at, s * oc);
+    store(c_new + at, fma(f, load(c_old + at), e * ig));
+    store(gates + 3 * padded + at, d);
     if constexpr (Keep) {
-      store(lane.gates + at, (e + two) * ig);
-      store(lane.gates + padded + at, f);
-      store(lane.gates + 2 * padded + at, e * a * ig);
-      store(lane.gates + 3 * padded + at, (s + two) * oc);
-      store(lane.extra + at, s * d * oc);
+      store(gates + at, (e + two) * ig);
+      store(gates + padded + at, f);
+      store(gates + 2 * padded + at, e * a * ig);
     }
   }
-  clear_padding(lane.h_new, units, padded);
-  clear_padding(lane.c_new, units, padded);
+  for (i64 at = 0; at < padded; at += Simd<T>::W) {
+    const auto s = tanh_numerator<T>(load(c_new + at)), d = load(gates + 3 * padded + at);
+    const auto oc = reciprocal(d * (s + two));
+    store(h_new + at, s * oc);
+    if constexpr (Keep) {
+      store(gates + 3 * padded + at, (s + two) * oc);
+      store(extra + at, s * d * oc);
+    }
+  }
+  clear_padding(h_new, units, padded);
+  clear_padding(c_new, units, padded);
 }
 
 // r and z, and r * h for n's product.
-template <class T, bool Direct>
-void gru_reset(const InputProduct<T, Direct>& input, const Lane<T>& lane, i64 padded) {
+template <class T, Source From>
+void gru_reset(const InputProduct<T, From> input, const Lane<T> lane, i64 padded) {
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     const auto r = sigmoid<T>(input(0, at) + load(lane.recurrent + at));
     const auto z = sigmoid<T>(input(1, at) + load(lane.recurrent + padded + at));
@@ -127,8 +137,8 @@ void gru_reset(const InputProduct<T, Direct>& input, const Lane<T>& lane, i64 pa
 }
 
 // n, from its product `candidate` of r * h.
-template <class T, bool Direct>
-void gru_update(const InputProduct<T, Direct>& input, const Lane<T>& lane, const T* candidate, i64 units, i64 padded) {
+template <class T, Source From>
+void gru_update(const InputProduct<T, From> input, const Lane<T> lane, const T* candidate, i64 units, i64 padded) {
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     const auto n = tanh<T>(input(2, at) + load(candidate + at));
     const auto h = load(lane.h + at);
@@ -138,8 +148,8 @@ void gru_update(const InputProduct<T, Direct>& input, const Lane<T>& lane, const
   clear_padding(lane.h_new, units, padded);
 }
 
-template <class T, bool Direct>
-void gru_after_step(const InputProduct<T, Direct>& input, const Lane<T>& lane, i64 units, i64 padded) {
+template <class T, Source From>
+void gru_after_step(const InputProduct<T, From> input, const Lane<T> lane, i64 units, i64 padded) {
   const T* p = lane.recurrent;
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     const auto m = load(p + at);
@@ -185,38 +195,39 @@ void input_products(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lan
   multiply(w.input, n, p.a, p.from, p.out);
 }
 
-template <class T, bool Direct, bool Keep>
+template <class T, Source From, bool Keep>
 void step_lanes(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, T* scratch) {
   const i64 units = s.units, padded = s.padded;
-  const auto input = [&](i64 i) { return InputProduct<T, Direct>(w, s.layout, lanes[i], padded); };
+  const auto input = [&](i64 i) { return InputProduct<T, From>(w, s.layout, lanes[i], padded); };
   if (s.cell == kLstm) {
-    for (i64 i = 0; i < n; ++i) lstm_step<T, Direct, Keep>(input(i), lanes[i], units, padded);
+    for (i64 i = 0; i < n; ++i) lstm_step<T, From, Keep>(input(i), lanes[i], units, padded);
   } else if (s.cell == kGruResetAfter) {
-    for (i64 i = 0; i < n; ++i) gru_after_step<T, Direct>(input(i), lanes[i], units, padded);
+    for (i64 i = 0; i < n; ++i) gru_after_step<T, From>(input(i), lanes[i], units, padded);
   } else {
     Pointers<T> p;
     for (i64 i = 0; i < n; ++i) {
-      gru_reset<T, Direct>(input(i), lanes[i], padded);
+      gru_reset<T, From>(input(i), lanes[i], padded);
       p.a[i] = lanes[i].extra, p.from[i] = w.recurrent_bias, p.out[i] = scratch + i * padded;  // that bias is 0
     }
     multiply(w.candidate, n, p.a, p.from, p.out);
-    for (i64 i = 0; i < n; ++i) gru_update<T, Direct>(input(i), lanes[i], p.out[i], units, padded);
+    for (i64 i = 0; i < n; ++i) gru_update<T, From>(input(i), lanes[i], p.out[i], units, padded);
   }
 }
 
 // The step proper, after both products. scratch: n * padded. Keep: leave what the backward pass needs.
 template <class T>
 void step(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, bool keep, T* scratch) {
-  if (w.direct && keep) step_lanes<T, true, true>(s, w, lanes, n, scratch);
-  else if (w.direct) step_lanes<T, true, false>(s, w, lanes, n, scratch);
-  else if (keep) step_lanes<T, false, true>(s, w, lanes, n, scratch);
-  else step_lanes<T, false, false>(s, w, lanes, n, scratch);
+  const auto run = keep ? (!w.direct ? step_lanes<T, kProduct, true>
+                           : w.inputs == 1 ? step_lanes<T, kOneInput, true> : step_lanes<T, kFewInputs, true>)
+                        : (!w.direct ? step_lanes<T, kProduct, false>
+                           : w.inputs == 1 ? step_lanes<T, kOneInput, false> : step_lanes<T, kFewInputs, false>);
+  run(s, w, lanes, n, scratch);
 }
 
 // The backward of one row's step. grad_h and grad_c: of the new state; then of the state before, as far as they bypass the
 // products. gates: then of the pre-activations.
 template <class T>
-void lstm_backward(const Lane<T>& lane, T* grad_h, T* grad_c, i64 padded) {
+void lstm_backward(const Lane<T> lane, T* grad_h, T* grad_c, i64 padded) {
   const auto one = splat(T(1));
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     T* gate = lane.gates + at;
@@ -232,7 +243,7 @@ void lstm_backward(const Lane<T>& lane, T* grad_h, T* grad_c, i64 padded) {
 }
 
 template <class T>
-void gru_update_backward(const Lane<T>& lane, T* grad_h, i64 padded) {
+void gru_update_backward(const Lane<T> lane, T* grad_h, i64 padded) {
   const auto one = splat(T(1));
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     T* gate = lane.gates + at;
@@ -245,7 +256,7 @@ void gru_update_backward(const Lane<T>& lane, T* grad_h, i64 padded) {
 
 // grad_rh: of r * h.
 template <class T>
-void gru_reset_backward(const Lane<T>& lane, const T* grad_rh, T* grad_h, i64 padded) {
+void gru_reset_backward(const Lane<T> lane, const T* grad_rh, T* grad_h, i64 padded) {
   const auto one = splat(T(1));
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     const auto r = load(lane.gates + at), g = load(grad_rh + at);
@@ -255,7 +266,7 @@ void gru_reset_backward(const Lane<T>& lane, const T* grad_rh, T* grad_h, i64 pa
 }
 
 template <class T>
-void gru_after_backward(const Lane<T>& lane, T* grad_h, i64 padded) {
+void gru_after_backward(const Lane<T> lane, T* grad_h, i64 padded) {
   const auto one = splat(T(1));
   for (i64 at = 0; at < padded; at += Simd<T>::W) {
     T* gate = lane.gates + at;

@@ -93,8 +93,14 @@ struct Model {
   // Eq. 4; 0 without a learned gate.
   T increment_of(const T* top) const {
     if (!learned()) return 0;
-    return T(1) / (T(1) + std::exp(-(dot(gate_weight, top, shape.padded) + gate_bias)));
+    return T(1) / (T(1) + std::exp(-gate_product(top)));
   }
+
+  // Of several states at once, in place of z = W_p top + b_p; room for whole vectors.
+  void increments_of(T* z, i64 count) const {
+    for (i64 i = 0; i < count; i += Simd<T>::W) store(z + i, sigmoid<T>(load(z + i)));
+  }
+  T gate_product(const T* top) const { return dot(gate_weight, top, shape.padded) + gate_bias; }
 
  private:
   T* padded_copy(Arena& arena, const T* bias, const GateOrder& order) {

@@ -193,6 +193,10 @@ SKIP_RNN_INLINE typename Simd<T>::V tanh(typename Simd<T>::V x) {
 
 template <class T>
 SKIP_RNN_INLINE T sum(typename Simd<T>::V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
+  else return _mm512_reduce_add_pd((__m512d)v);
+#endif
   T lanes[Simd<T>::W];
   store(lanes, v);
   for (int half = Simd<T>::W / 2; half; half /= 2)
@@ -208,12 +212,11 @@ inline T dot(const T* a, const T* b, i64 n) {
   return sum<T>(s);
 }
 
-// <g, a - b>
+// s + g (a - b), lane by lane: <g, a - b> is the sum of its lanes.
 template <class T>
-inline T dot_difference(const T* g, const T* a, const T* b, i64 n) {
-  auto s = splat(T(0));
+SKIP_RNN_INLINE typename Simd<T>::V add_difference(typename Simd<T>::V s, const T* g, const T* a, const T* b, i64 n) {
   for (i64 i = 0; i < n; i += Simd<T>::W) s = fma(load(g + i), load(a + i) - load(b + i), s);
-  return sum<T>(s);
+  return s;
 }
 
 // y += a x

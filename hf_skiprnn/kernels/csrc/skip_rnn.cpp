@@ -1,5 +1,7 @@
 // The Skip RNN scan on a CPU, behind a C ABI. Built three times, for three instruction sets, each a library of its own:
 // everything but the functions below has internal linkage, so that no library can pick up another's code.
+#include <chrono>
+
 #include "backward.h"
 
 #define SKIP_RNN_EXPORT extern "C" __attribute__((visibility("default")))
@@ -20,6 +22,26 @@ int guarded(const SkipRnnCall* call, const Run& run) noexcept {
   }
 }
 
+// float32 operations a second that one core reaches with independent multiply-adds on registers: the best of many short runs.
+double measure_peak() {
+  constexpr int kChains = 12, kSteps = 20000;
+  double best = 0;
+  for (int run = 0; run < 50; ++run) {
+    Simd<float>::V acc[kChains];
+    for (int c = 0; c < kChains; ++c) acc[c] = splat(float(run + c));  // alike, they would be computed once
+    const auto x = splat(0.5f + float(run)), y = splat(1.0f);
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kSteps; ++i)
+#pragma GCC unroll 12
+      for (int c = 0; c < kChains; ++c) acc[c] = fma(acc[c], x, y);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    volatile float used = 0;
+    for (const auto& a : acc) used = used + sum<float>(a);
+    best = std::max(best, 2.0 * Simd<float>::W * kChains * kSteps / seconds.count());
+  }
+  return best;
+}
+
 }  // namespace
 
 SKIP_RNN_EXPORT std::int64_t skip_rnn_abi() { return kAbi; }
@@ -32,6 +54,8 @@ SKIP_RNN_EXPORT int skip_rnn_backward(const SkipRnnCall* call) {
   if (call && (call->every < 1 || call->rows < 1 || call->rows > kLanes)) return kBadCall;
   return guarded(call, [call] { call->is_double ? backward<double>(*call) : backward<float>(*call); });
 }
+
+SKIP_RNN_EXPORT double skip_rnn_peak_flops() { return measure_peak(); }
 
 #if !defined(__AVX2__)
 // What this machine runs: 0 portable, 1 AVX2 with FMA, 2 AVX-512 F, BW, VL and DQ besides.
