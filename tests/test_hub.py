@@ -1,6 +1,7 @@
 """Publishing, loading and what goes wrong on the way, with the real client and a loopback Hub."""
 
 import importlib
+import logging
 import signal
 import subprocess
 import sys
@@ -447,13 +448,19 @@ def test_a_token_in_the_arguments_is_refused(hub: HubClient, tmp_path: Path) -> 
 # Last: everything above went through the same server.
 
 
-def test_the_token_is_nowhere(hub: HubClient, tmp_path: Path) -> None:
+def test_the_token_is_nowhere(
+    hub: HubClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
     checkpoint = small_checkpoint(tmp_path / "own", seed=9)
     publish(checkpoint, "alice/searched", version="v1")
+    assert caplog.records
+    logged = "".join((caplog.text, *capfd.readouterr()))
     assert hub.places_of("SkipRNNConfig")  # the search finds what is there
     for token in (ALICE, ALICE_READS, BOB):
         assert hub.places_of(token) == []
         holders = [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
         assert not holders
+        assert token not in logged
     assert any(origin == "hub" and authorized for origin, _, _, authorized in hub.requests())
     assert not any(origin == "storage" and authorized for origin, _, _, authorized in hub.requests())
