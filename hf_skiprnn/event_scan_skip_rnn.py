@@ -329,6 +329,7 @@ class SkipScan(torch.autograd.Function):
         return None, *Reverse(plan, tensors, events, gates, grads).gradients()
 
 
+@torch.compiler.disable  # its rounds depend on the data: a compiled model calls it as it is
 def event_scan(
     inputs: Tensor,
     layers: Sequence[LayerWeights],

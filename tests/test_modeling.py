@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from scan_cases import MISSING
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -389,6 +390,45 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         classifier()(torch.rand(1, 2, 2))
 
 
+@pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
+def test_a_compiled_model_has_no_graph_break_on_the_native_engine() -> None:
+    """Also in training. aot_eager traces as inductor does, without its compile time."""
+    torch.compiler.reset()
+    model = classifier()
+    model.set_scan_backend("cpu")
+    x, labels = torch.rand(3, 20, 2), torch.tensor([0, 1, 2])
+    want = model(x, labels=labels)
+    want.loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    got = torch.compile(model, fullgraph=True, backend="aot_eager")(x, labels=labels)
+    got.loss.backward()
+    assert torch.equal(got.num_updates, want.num_updates)
+    torch.testing.assert_close(got.logits, want.logits)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[name])
+
+
+@pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
+def test_inference_exports_on_the_native_engine() -> None:
+    model = classifier().eval()
+    model.set_scan_backend("cpu")
+    x = torch.rand(3, 20, 2)
+    program = torch.export.export(model, (x,))
+    other = torch.rand(3, 20, 2)
+    torch.testing.assert_close(program.module()(other).logits, model(other).logits)
+
+
+def test_a_compiled_model_calls_the_event_scan_as_it_is() -> None:
+    torch.compiler.reset()
+    model = classifier().eval()
+    model.set_scan_backend("events")
+    x = torch.rand(3, 20, 2)
+    with torch.no_grad():
+        got = torch.compile(model, backend="eager")(x)
+    torch.testing.assert_close(got.logits, model(x).logits)
+
+
 # Bad input
 
 
@@ -396,7 +436,7 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         ({}, "exactly one of input_values, input_ids and pixel_values; got none"),
-        ({"input_values": torch.rand(2, 3, 2), "pixel_values": torch.rand(2, 2, 3, 1)}, "input_values and pixel_values"),
+        ({"input_values": torch.rand(2, 3, 2), "pixel_values": torch.rand(2, 2, 3, 1)}, "and pixel_values"),
         ({"input_values": torch.rand(2, 3)}, r"input_values must be \[B, T, input_size\]; got \(2, 3\)"),
         ({"input_values": torch.rand(2, 3, 5)}, r"with 2 inputs a step; got \(2, 3, 5\)"),
         ({"pixel_values": torch.rand(2, 1, 3, 3)}, r"with 2 inputs a step; got \(2, 1, 3, 3\)"),

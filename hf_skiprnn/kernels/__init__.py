@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from transformers.utils import logging
 
@@ -35,9 +36,15 @@ def select(backend: str, inputs: Tensor) -> Callable[..., ScanOutput] | None:
     return None
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # looked up while a model is traced, not traced itself
 def _cpu_engine_missing() -> str | None:
-    """Why the native CPU engine cannot run, said once, or None."""
+    """Why the native CPU engine cannot run, or None."""
+    return _look_for_cpu_engine()
+
+
+@functools.cache
+def _look_for_cpu_engine() -> str | None:
+    """`_cpu_engine_missing`, said once."""
     from hf_skiprnn.kernels.cpu import unavailable_reason
 
     reason = unavailable_reason()
