@@ -91,9 +91,8 @@ void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* f
         const int r = int(tiles[t]);
         for (int i = 0; i < r; ++i) deep[i] = a[row + i] + k;
         // This tile's share of the cache lines of the block after this one.
-        const i64 share = (n * Simd<T>::W * depths[d] + tiles.count * kLine - 1) / (tiles.count * kLine);
-        const T* ahead = w + n * Simd<T>::W * depths[d] + t * share * kLine;
-        const i64 lines = large ? share : 0;
+        const i64 lines = large ? (n * Simd<T>::W * depths[d] + tiles.count * kLine - 1) / (tiles.count * kLine) : 0;
+        const T* ahead = w + n * Simd<T>::W * depths[d] + t * lines * kLine;
         const T* const* init = d ? out + row : from + row;
         const i64 at = vector * Simd<T>::W;
         switch (r) {
