@@ -1,0 +1,49 @@
+"""Long sequences in chunks: truncated backpropagation with the state carried over, so that gates know no seam.
+
+    state = None
+    for chunk in chunks(batch, steps=500):
+        out = model(**chunk, state=state)
+        (out.budget_loss if out.loss is None else out.loss).backward()
+        state = out.state.detach()
+    optimizer.step()
+
+The state holds the increment and the steps since the last update: gates, updates and outputs are exactly those of the
+whole sequence. `detach` is what truncates: gradients stay within a chunk, and so does the memory.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+TIME_AXIS = {"input_values": 1, "input_ids": 1, "attention_mask": 1, "forced_gates": 1}
+
+
+def chunks(batch: Mapping[str, Tensor], steps: int) -> Iterator[dict[str, Tensor]]:
+    """A batch of model inputs, `steps` of its T steps at a time; the last chunk may be shorter.
+
+    Labels of steps ([B, T] or [B, T, C], for SkipRNNForFrameClassification) are cut likewise; labels of sequences come
+    with the last chunk alone. Pad sequences of different length on the left: then the last chunk ends every row. The
+    "cost" budget of the chunks adds up to that of the whole; "l1" and "l2" hold each chunk to the target.
+
+    Raises:
+        ValueError: steps below 1, no inputs in the batch, or inputs whose lengths differ.
+    """
+    if steps < 1:
+        raise ValueError(f"A chunk has at least one step; got steps={steps}.")
+    timed = {name: value for name, value in batch.items() if name in TIME_AXIS}
+    lengths = {name: value.shape[1] for name, value in timed.items()}
+    if len(set(lengths.values())) != 1 or not {"input_values", "input_ids"} & set(timed):
+        raise ValueError(
+            f"A batch in chunks needs input_values [B, T, I] or input_ids [B, T], all of one length; got {lengths} "
+            f"in a batch of {sorted(batch)}. Flatten pixel_values row by row."
+        )
+    total = next(iter(lengths.values()))
+    labels = batch.get("labels")
+    per_step = labels is not None and labels.dim() > 1 and labels.shape[1] == total
+    if labels is not None and per_step:
+        timed["labels"] = labels
+    for start in range(0, total, steps):
+        chunk = {name: value[:, start : start + steps] for name, value in timed.items()}
+        if labels is not None and not per_step and start + steps >= total:
+            chunk["labels"] = labels
+        yield chunk
