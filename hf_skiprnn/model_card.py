@@ -74,7 +74,11 @@ def card_facts(folder: Path, location: str) -> dict[str, Any]:
         "operations": results["multiply_accumulates"],
         "figures": sorted(path.name for path in folder.glob("steps-read-*.png")),
         "speed": speed_rows(folder.parent / "speed", config),
-        "settings": {name: value for name, value in {**results["model"], **settings}.items() if value is not None},
+        "settings": {
+            name: value
+            for name, value in {**results["model"], **results.get("budget", {}), **settings}.items()
+            if value is not None
+        },
         "command": results["command"],
         "number": number,
         "percent": percent,

@@ -168,6 +168,8 @@ class SkipRNNTrainer(Trainer):
         return outcome
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_always_push:
+            self._finish_current_push()  # it reads the files that are written next
         super()._push_from_checkpoint(checkpoint_folder)
         jobs = getattr(self.push_in_progress, "jobs", []) if self.is_world_process_zero() else []
         self._pushes += [job for job in jobs if job not in self._pushes]

@@ -20,11 +20,11 @@ from huggingface_hub.errors import GatedRepoError
 from small_checkpoints import small_checkpoint, small_model
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     TrainingArguments,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top level may ask for torchvision
 
 from hf_skiprnn import SkipRNNForSequenceClassification, SkipRNNImageProcessor
 from hf_skiprnn.checkpoint import checkpoint_files, checkpoint_problems
@@ -424,6 +424,16 @@ def test_a_trainer_that_pushes(hub: HubClient, repo_id: str, tmp_path: Path) -> 
     there = hub.repo(repo_id)["files"]
     assert {"README.md", "modeling_skip_rnn.py", "checkpoint-1/model.safetensors", "training_args.bin"} <= set(there)
     assert hub.places_of(ALICE) == []
+
+
+def test_every_pushed_step_holds_its_own_weights(hub: HubClient, repo_id: str, tmp_path: Path) -> None:
+    trainer = trainer_that_pushes(tmp_path / "run", repo_id, hub_always_push=True)
+    trainer.train()
+    commits = HfApi().list_repo_commits(repo_id)
+    assert [commit.title for commit in commits][:2] == [f"Training in progress, step {step}" for step in (2, 1)]
+    for step, commit in zip((2, 1), commits, strict=False):
+        pushed = AutoModelForSequenceClassification.from_pretrained(repo_id, revision=commit.commit_id)
+        assert same(pushed, tmp_path / "run" / f"checkpoint-{step}")
 
 
 def test_a_push_that_failed_in_the_background_surfaces(hub: HubClient, repo_id: str, tmp_path: Path) -> None:

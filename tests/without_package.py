@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import pipeline
+from transformers.models.auto import image_processing_auto
 
 TRUSTED = {"trust_remote_code": True}
 
@@ -38,7 +39,8 @@ def run_model(auto: str, source: str, inputs: dict[str, Any], **options: Any) ->
 
 def run_processor(auto: str, source: str, raw: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint's processor makes of raw inputs, and the same after saving."""
-    loader = getattr(transformers, auto)
+    # The top level's AutoImageProcessor may ask for torchvision.
+    loader = getattr(image_processing_auto if auto == "AutoImageProcessor" else transformers, auto)
     processor = loader.from_pretrained(source, **TRUSTED)
     again = Path("again", auto)
     processor.save_pretrained(again)

@@ -79,7 +79,7 @@ class HubClient:
         self.server, self._home, self._patch, self._caches = server, home, patch, 0
         for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
             patch.setattr(constants, name, name == "HF_HUB_DISABLE_XET")
-        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         patch.setattr(hub, "WAIT", 0.0)
         self._point_to(server.url)

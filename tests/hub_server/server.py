@@ -40,13 +40,13 @@ class Origin(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, name: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.name = name
+    def __init__(self, name: str, host: str) -> None:
+        super().__init__((host, 0), Handler)
+        self.name, self.host = name, host
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.host}:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # clients that are killed
@@ -401,7 +401,7 @@ ROUTES = [
     (("POST",), rf"{MODEL}/branch{REV}", branch),
 ]
 
-HUB, STORAGE = Origin("hub"), Origin("storage")
+HUB, STORAGE = Origin("hub", "127.0.0.1"), Origin("storage", "localhost")
 
 if __name__ == "__main__":
     for origin in (HUB, STORAGE):
