@@ -1,0 +1,202 @@
+"""Charades: which of 157 actions happen at every frame (Sigurdsson et al. 2016; Campos et al. 2018, Table 3).
+
+Source: Allen Institute for AI (its licence: non-commercial, and not to be passed on), so nothing of it comes with this
+package. `dataset_name` is a folder with Charades_v1_train.csv and Charades_v1_test.csv; `feature_folder` holds the
+organisers' fc7 features, one text file of 4096 numbers per frame: `<id>/<id>-<frame, 6 digits>.txt`, every fourth frame
+of 24 per second. A frame has every action whose interval holds its time. 10 % of the training videos are held out for
+validation, by seed. Features are parsed once and kept.
+
+Localisation (the organisers' task): at N equally spaced frames of each video (floor(k T / N), k < N, of its T frames)
+the scores of a class over all videos give an average precision; mAP is the mean over the classes that occur there.
+N is 25 in the organisers' protocol and 100 in the paper.
+
+    {"id": "46GP8", "steps": [[0.0, 1.3, ...], ...], "actions": [[0, 0, 1, ...], ...]}
+"""
+
+import csv
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Array2D, Dataset, Features, Value
+from transformers import BatchFeature, EvalPrediction
+from transformers.utils import logging
+
+from ..feature_extraction_skip_rnn import SkipRNNFeatureExtractor
+from ..losses_skip_rnn import IGNORED
+from .arrow_cache import cached_rows
+from .base import Batch, Row, Splits, Task, label_names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.get_logger(__name__)
+
+CLASSES = 157
+VIDEO_RATE = 24.0  # frames per second of the numbers in the features' names
+POINTS = (25, 100)  # equally spaced frames of the localisation metric
+ACTION = re.compile(r"c(\d{3}) (\d+(?:\.\d+)?) (\d+(?:\.\d+)?)")
+
+
+class Video(NamedTuple):
+    """A row of the csv: its id, and class, start and end in seconds of each action."""
+
+    name: str
+    actions: tuple[tuple[int, float, float], ...]
+
+
+@dataclass
+class Charades(Task):
+    """The actions at every frame."""
+
+    name = "charades"
+    per_frame = True
+    labels = tuple(f"c{i:03}" for i in range(CLASSES))
+    dataset_name: str = field(default="", metadata={"help": "Folder with Charades_v1_train.csv and _test.csv."})
+    feature_folder: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the fc7 features; default: Charades_v1_features_rgb in dataset_name."},
+    )
+    feature_size: int = field(default=4096, metadata={"help": "Numbers in a feature file."})
+    validation_share: float = field(default=0.1, metadata={"help": "Share of the training videos held out."})
+    split_seed: int = field(default=0, metadata={"help": "Decides which videos are held out."})
+    cache_folder: str | None = field(
+        default=None, metadata={"help": "Where features are kept; default: datasets' cache."}
+    )
+
+    def load(self, seed: int) -> Splits:
+        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        return self._splits
+
+    @cached_property
+    def _splits(self) -> Splits:
+        train, test = self._rows("train"), self._rows("test")
+        held_out = train.train_test_split(self.validation_share, seed=self.split_seed)
+        return Splits(held_out["train"], held_out["test"], test)
+
+    def _rows(self, which: str) -> Dataset:
+        """The videos of a list whose features are there."""
+        path = Path(self.dataset_name, f"Charades_v1_{which}.csv")
+        if not self.dataset_name or not path.is_file():
+            raise ValueError(f"There is no {path}. --dataset_name must be the folder of the annotations.")
+        root = Path(self.feature_folder or Path(self.dataset_name, "Charades_v1_features_rgb"))
+        listed = read_annotations(path)
+        videos = [video for video in listed if (root / video.name).is_dir()]
+        if len(videos) < len(listed):
+            logger.warning(
+                "%s: features of %d of %d videos of %s are there.", root, len(videos), len(listed), path.name
+            )
+        if not videos:
+            raise ValueError(f"{root} holds no features of {path.name}: <id>/<id>-<frame>.txt. Set --feature_folder.")
+
+        def row(video: Video) -> Row:
+            steps, times = read_features(root / video.name, self.feature_size)
+            return {"id": video.name, "steps": steps, "actions": actions_at(times, video.actions)}
+
+        features = Features(
+            {
+                "id": Value("string"),
+                "steps": Array2D((None, self.feature_size), "float32"),
+                "actions": Array2D((None, CLASSES), "int8"),
+            }
+        )
+        facts = {"videos": videos, "frames": [len(list((root / video.name).glob("*.txt"))) for video in videos]}
+        return cached_rows(f"{self.name}-{which}", videos, row, features, facts, self.cache_folder).with_format("numpy")
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """-> input_values [B, T, I] float32, attention_mask [B, T], labels [B, T, 157] of 0 and 1, -100 at padding."""
+        steps = [np.asarray(row["steps"], np.float32) for row in rows]
+        batch = SkipRNNFeatureExtractor(self.feature_size).pad(
+            BatchFeature({"input_values": steps}), return_tensors="pt"
+        )
+        labels = torch.full((*batch["attention_mask"].shape, CLASSES), float(IGNORED))
+        for label, row in zip(labels, rows, strict=True):
+            label[: len(row["actions"])] = torch.from_numpy(np.asarray(row["actions"], np.float32))
+        return {**batch, "labels": labels}
+
+    def model_defaults(self) -> dict[str, Any]:
+        return {
+            "input_size": self.feature_size,
+            "problem_type": "multi_label_classification",
+            **label_names(self.labels),
+        }
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        scores, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        return {f"map_{points}": localisation_map(scores, labels, points) for points in POINTS}
+
+    def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
+        from ..figures import channels_read
+
+        mask = batch["attention_mask"].numpy() != 0
+        labels = batch["labels"].numpy() == 1
+        names = [", ".join(self.labels[c] for c in np.flatnonzero(label.any(axis=0))) or "none" for label in labels]
+        inputs = [x[m] for x, m in zip(batch["input_values"].numpy(), mask, strict=True)]
+        return channels_read(inputs, [g[m] for g, m in zip(gates, mask, strict=True)], names, names)
+
+
+def read_annotations(path: Path) -> list[Video]:
+    """The videos of a list, as the organisers' csv names them; errors name the row."""
+    videos = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            if not row.get("id") or row.get("actions") is None:
+                raise ValueError(f"{path.name} row {number} needs columns id and actions; got {sorted(map(str, row))}.")
+            actions = []
+            for part in filter(None, row["actions"].split(";")):
+                found = ACTION.fullmatch(part.strip())
+                if found is None or int(found[1]) >= CLASSES:
+                    raise ValueError(
+                        f"{path.name} row {number}, column 'actions' must hold `c092 11.90 21.20;...` with classes "
+                        f"c000 to c{CLASSES - 1}; got {part!r}."
+                    )
+                actions.append((int(found[1]), float(found[2]), float(found[3])))
+            videos.append(Video(row["id"], tuple(actions)))
+    return videos
+
+
+def read_features(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A video's features [T, size] float32 and their times [T] in seconds, in order."""
+    found = sorted((int(path.stem.rpartition("-")[2]), path) for path in folder.glob(f"{folder.name}-*.txt"))
+    if not found:
+        raise ValueError(f"{folder} holds no file {folder.name}-<frame>.txt.")
+    steps = np.empty((len(found), size), np.float32)
+    for step, (_, path) in zip(steps, found, strict=True):
+        numbers = np.array(path.read_text(encoding="utf-8").split(), np.float32)
+        if numbers.shape != (size,) or not np.isfinite(numbers).all():
+            raise ValueError(f"{path} must hold {size} finite numbers (--feature_size); it holds {len(numbers)}.")
+        step[:] = numbers
+    return steps, np.array([(number - 1) / VIDEO_RATE for number, _ in found])
+
+
+def actions_at(times: np.ndarray, actions: tuple[tuple[int, float, float], ...]) -> np.ndarray:
+    """[T, 157] of 0 and 1: which actions' intervals, both ends included, hold each time."""
+    active = np.zeros((len(times), CLASSES), np.int8)
+    for action, start, end in actions:
+        active[(times >= start) & (times <= end), action] = 1
+    return active
+
+
+def localisation_map(scores: np.ndarray, labels: np.ndarray, points: int) -> float:
+    """Mean over classes of the average precision at `points` equally spaced frames of every video.
+
+    scores [N, T, C]; labels [N, T, C] of 0 and 1, and -100 behind a video's end. A video shorter than `points` gives
+    some of its frames more than once. Classes that never occur at these frames are left out; nan if none does.
+    """
+    from sklearn.metrics import average_precision_score
+
+    if scores.shape != labels.shape or scores.ndim != 3:
+        raise ValueError(f"localisation_map needs scores and labels [N, T, C]; got {scores.shape}, {labels.shape}.")
+    lengths = (labels != IGNORED).all(axis=2).sum(axis=1)
+    frames = [np.arange(points) * length // points for length in lengths if length]
+    videos = np.flatnonzero(lengths)
+    chosen = np.concatenate([scores[v, f] for v, f in zip(videos, frames, strict=True)])
+    truth = np.concatenate([labels[v, f] for v, f in zip(videos, frames, strict=True)]) == 1
+    occurring = np.flatnonzero(truth.any(axis=0))
+    if not len(occurring):
+        return float("nan")
+    return float(np.mean([average_precision_score(truth[:, c], chosen[:, c]) for c in occurring]))

@@ -1,0 +1,132 @@
+"""Videos to sequences of feature vectors: frames at a fixed rate through PyAV, each through an image model, pooled."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+RANDOM = "random"  # in place of an image model's name
+RANDOM_SIZE = 112  # pixels, square
+FRAMES_AT_ONCE = 32
+
+
+def decode_frames(path: Path, frame_rate: float, limit: int) -> Iterator[np.ndarray]:
+    """The picture that is shown at 0, 1 / frame_rate, 2 / frame_rate ... seconds: uint8 [H, W, 3], `limit` at most.
+
+    Raises ValueError for a file that is no video or breaks off before its first frame.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path} holds no video.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            duration = float(1 / (stream.average_rate or frame_rate))
+            frames = container.decode(stream)
+            if (
+                "avi" in container.format.name
+            ):  # constant rate; its time stamps are out of order where B-frames are packed
+                timed = ((i * duration, frame) for i, frame in enumerate(frames))
+            else:
+                timed = ((frame.time, frame) for frame in frames)
+            shown = _at_rate(timed, frame_rate, duration)
+            found = 0
+            for frame in islice(shown, limit):
+                found += 1
+                yield frame.to_ndarray(format="rgb24")
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} could not be decoded: {error}") from error
+    if not found:
+        raise ValueError(f"{path} holds no frame.")
+
+
+def _at_rate(frames: Iterable[tuple[float, Any]], frame_rate: float, duration: float) -> Iterator[Any]:
+    """The frame on show at every tick; a frame is shown until the next one, the last for `duration` seconds."""
+    tick, last, start, now = 0, None, 0.0, 0.0
+    slack = 1e-3 / frame_rate  # time stamps are rounded
+    for now, frame in frames:
+        start = now if last is None else start
+        while last is not None and tick / frame_rate < now - start - slack:
+            yield last
+            tick += 1
+        last = frame
+    while last is not None and tick / frame_rate < now - start + duration - slack:
+        yield last
+        tick += 1
+
+
+class FrameFeatures:
+    """An image model that turns frames into vectors.
+
+    name: Hub id or folder of any model that AutoModel and AutoImageProcessor load and that has a pooled output; or
+    "random": a small ResNet with random weights (a fixed seed), which only shows that everything runs.
+
+    Raises:
+        OSError: the model is not at hand; the message says what to do.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        if name == RANDOM:
+            logger.warning(
+                "RANDOM FEATURES: frames go through a CNN with random weights. Everything runs, but its accuracy "
+                "says nothing of the method. Give an image model with --feature_model."
+            )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                sizes = ResNetConfig(
+                    embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic"
+                )
+                self.model = ResNetModel(sizes).eval()
+            self.processor = None
+            return
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(name)
+            self.model = AutoModel.from_pretrained(name).eval()
+        except OSError as error:
+            raise OSError(
+                f"The image model {name!r} is not at hand ({str(error).splitlines()[0]}). Give another Hub id or a "
+                'local folder with --feature_model, or "random" for random features, just to see everything run.'
+            ) from error
+
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        digest = hashlib.sha256()
+        for key, value in self.model.state_dict().items():
+            digest.update(key.encode() + value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def __call__(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        """Frames uint8 [H, W, 3] -> [T, features] float32."""
+        parts = []
+        frames = iter(frames)
+        while several := list(islice(frames, FRAMES_AT_ONCE)):
+            out = self.model(pixel_values=self._pixels(several))
+            pooled = out.pooler_output if getattr(out, "pooler_output", None) is not None else out[0]
+            if pooled.ndim == 4:  # [N, C, 1, 1], or a map to be averaged
+                pooled = pooled.mean(dim=(2, 3))
+            if pooled.ndim != 2:
+                raise ValueError(f"{self.name} must give one vector per picture; got {tuple(pooled.shape)}.")
+            parts.append(pooled.float().numpy())
+        return np.concatenate(parts)
+
+    def _pixels(self, frames: list[np.ndarray]) -> torch.Tensor:
+        if self.processor is not None:
+            return self.processor(images=[Image.fromarray(frame) for frame in frames], return_tensors="pt")[
+                "pixel_values"
+            ]
+        size = (RANDOM_SIZE, RANDOM_SIZE)
+        small = np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
+        return torch.from_numpy(small).permute(0, 3, 1, 2).float() / 127.5 - 1
