@@ -222,8 +222,10 @@ class Operands(NamedTuple):
         )
 
 
-def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool) -> ScanOutput:
+def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool, learned: bool) -> ScanOutput:
     held, h, c, increment, since, num_updates, update_gates = results[:7]
+    if not learned:  # nothing was chosen, so there is no gradient: as in the dense scan
+        since, num_updates, update_gates = since.detach(), num_updates.detach(), update_gates.detach()
     last = SkipRNNState(h, None if state.c is None else c, increment, since)
     return ScanOutput(held if sequence else None, last, num_updates, update_gates)
 
@@ -260,7 +262,7 @@ def cpu_scan(
         results = forward(inputs, None, weights, gates, start, *options)
     else:
         results = torch.ops.hf_skiprnn.cpu_inference(inputs, None, weights, gates, *start, *options)
-    return _output(results, state, sequence)
+    return _output(results, state, sequence, gate is not None)
 
 
 def cpu_scan_tokens(
@@ -298,6 +300,6 @@ def cpu_scan_tokens(
         raise RuntimeError("cpu_scan_tokens has no gradient: call it under torch.no_grad(), or embed and use cpu_scan.")
     options = (mask, forced_gates, cell, sequence)
     if _is_eager(ids):
-        return _output(forward(table, ids, weights, gates, start, *options), state, sequence)
+        return _output(forward(table, ids, weights, gates, start, *options), state, sequence, gate is not None)
     results = torch.ops.hf_skiprnn.cpu_inference(table, ids, weights, gates, *start, *options)
-    return _output(results, state, sequence)
+    return _output(results, state, sequence, gate is not None)
