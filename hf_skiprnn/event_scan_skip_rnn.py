@@ -329,7 +329,8 @@ class SkipScan(torch.autograd.Function):
         return None, *Reverse(plan, tensors, events, gates, grads).gradients()
 
 
-@torch.compiler.disable  # its rounds depend on the data: a compiled model calls it as it is
+# Its rounds depend on the data: a compiled model calls it as it is.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def event_scan(
     inputs: Tensor,
     layers: Sequence[LayerWeights],

@@ -57,7 +57,7 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """PreTrainedModel.save_pretrained; the config names every Auto class and pipeline that the code beside it has."""
+        """As PreTrainedModel; the config names every Auto class and pipeline that the code beside it has."""
         name_code(self.config, type(self).__name__)
         super().save_pretrained(*args, **kwargs)
 

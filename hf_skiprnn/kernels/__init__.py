@@ -36,7 +36,8 @@ def select(backend: str, inputs: Tensor) -> Callable[..., ScanOutput] | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # looked up while a model is traced, not traced itself
+# Looked up while a model is traced, not traced itself.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cpu_engine_missing() -> str | None:
     """Why the native CPU engine cannot run, or None."""
     return _look_for_cpu_engine()
