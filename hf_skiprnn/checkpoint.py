@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
 from .card_checks import card_problems
-from .model_card import RESULTS, public, render_card
 
 # Left behind by training and tools; a pickle (training_args.bin) names folders of the machine, and the Hub warns of it.
 LEFT_OUT = re.compile(
@@ -121,6 +120,8 @@ def stage(folder: str | Path, repo_id: str, into: str | Path) -> Path:
     Raises:
         NotADirectoryError: see checkpoint_files; errors of model_card.render_card.
     """
+    from .model_card import RESULTS, public, render_card  # the tasks' pages need datasets, an extra
+
     folder, into = Path(folder), Path(into)
     for file in checkpoint_files(folder):
         (into / file.path).parent.mkdir(parents=True, exist_ok=True)

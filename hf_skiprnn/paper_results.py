@@ -137,21 +137,24 @@ def _imdb() -> list[PublishedRow]:
 
 
 def _videos() -> list[PublishedRow]:
-    """Tables 3 (Charades, mean average precision in percent) and 6 (UCF-101)."""
+    """Tables 3 (Charades; mean average precision, percent there) and 6 (UCF-101)."""
     rows = []
     for cell, plain, learned in (
         ("lstm", 0.671, ((0.0, 0.749, 138.9), (1e-5, 0.757, 24.2), (1e-4, 0.790, 7.6))),
         ("gru", 0.791, ((0.0, 0.796, 124.2), (1e-5, 0.792, 29.7), (1e-4, 0.793, 23.7))),
     ):
         same: dict[str, Any] = {"table": 6, "task": "ucf101", "cell_type": cell}
+        same["options"] = {"list_number": 1, "frames": 250, "frame_rate": 25.0}
         rows.append(PublishedRow(gate="always", value=plain, updates=250.0, **same))
         rows += [PublishedRow(gate="learned", budget_weight=w, value=v, updates=u, **same) for w, v, u in learned]
     for cell, localised in (
         ("lstm", ((0.0, 8.32, 172.9), (1e-4, 8.61, 172.9), (1e-3, 8.32, 41.9), (1e-2, 7.86, 17.4))),
         ("gru", ((0.0, 8.94, 159.9), (1e-4, 8.76, 100.8), (1e-3, 8.68, 54.2), (1e-2, 7.95, 18.4))),
     ):
-        same = {"table": 3, "task": "charades", "cell_type": cell, "metric": "mAP"}
-        rows += [PublishedRow(gate="learned", budget_weight=w, value=v, updates=u, **same) for w, v, u in localised]
+        same = {"table": 3, "task": "charades", "cell_type": cell, "metric": "map_100"}
+        rows += [
+            PublishedRow(gate="learned", budget_weight=w, value=v / 100, updates=u, **same) for w, v, u in localised
+        ]
     return rows
 
 
