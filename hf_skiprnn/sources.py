@@ -7,6 +7,7 @@ joins by composition, and then runs on the steps that are read:
     out = model.pull(lambda positions: encode(videos(positions)), videos.lengths)
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,9 @@ from hf_skiprnn.pull_skip_rnn import EndOfSequence, Position
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
+
+
+SLACK = 1e-3  # of a step: rates are rounded
 
 
 class ArraySource:
@@ -122,13 +126,21 @@ class VideoSource:
     A frame that is not asked for is never converted; it is decoded only where a later one is predicted from it: reading
     jumps to the last key frame before the wanted one.
 
+    Args:
+        paths: video files, a row each.
+        max_frames: steps of a row at most.
+        frame_rate: steps per second: a step is the frame shown at its time, in a file of constant rate. Default: every
+            frame is a step.
+
     Attributes:
         read: frames that were asked for.
         decoded: frames that had to be decoded for them.
     """
 
-    def __init__(self, paths: Sequence[str | Path], max_frames: int | None = None) -> None:
-        self.paths, self.max_frames = list(paths), max_frames
+    def __init__(
+        self, paths: Sequence[str | Path], max_frames: int | None = None, frame_rate: float | None = None
+    ) -> None:
+        self.paths, self.max_frames, self.frame_rate = list(paths), max_frames, frame_rate
         self.files: dict[int, _Video] = {}
         self.read = 0
 
@@ -145,16 +157,25 @@ class VideoSource:
     @property
     def lengths(self) -> list[int]:
         """Frames of each file, at most max_frames; the files' headers and packets tell, nothing is decoded."""
-        counts = [len(self._file(row).order) for row in range(len(self.paths))]
+        files = map(self._file, range(len(self.paths)))
+        counts = [math.ceil(len(file.order) / self._frames_a_step(file) - SLACK) for file in files]
         return counts if self.max_frames is None else [min(count, self.max_frames) for count in counts]
 
     def __call__(self, positions: list[Position]) -> list[npt.NDArray[np.uint8]]:
-        frames = [self._file(row).frame(step) for row, step in positions]
-        missing = zip(positions, frames, strict=True)
-        if ended := {row: self._file(row).at for (row, _), frame in missing if frame is None}:
-            raise EndOfSequence(ended)
+        frames = [self._frame(self._file(row), step) for row, step in positions]
+        missing = [row for (row, _), frame in zip(positions, frames, strict=True) if frame is None]
+        if missing:  # the file breaks off
+            files = {row: self._file(row) for row in missing}
+            raise EndOfSequence({row: math.ceil(f.at / self._frames_a_step(f) - SLACK) for row, f in files.items()})
         self.read += len(frames)
         return [frame for frame in frames if frame is not None]
+
+    def _frames_a_step(self, file: "_Video") -> float:
+        rate = file.stream.average_rate
+        return float(rate) / self.frame_rate if self.frame_rate and rate else 1.0
+
+    def _frame(self, file: "_Video", step: int) -> npt.NDArray[np.uint8] | None:
+        return file.frame(math.floor(step * self._frames_a_step(file) + SLACK))
 
     def close(self) -> None:
         """Close the files."""
@@ -194,6 +215,7 @@ class _Video:
         self.container.seek(self.order[index] if index else 0, stream=self.stream, backward=True)
         self.frames = self.container.decode(self.stream)
         self.at = index  # the next frame
+        self.landing = self.order[index] if index else -math.inf  # time of the frame that was jumped to
 
     def frame(self, index: int) -> npt.NDArray[np.uint8] | None:
         """Frame `index`; None behind the end."""
@@ -204,7 +226,7 @@ class _Video:
             self._jump(key)
         for frame in self.frames:
             self.decoded += 1
-            if self.can_jump and frame.pts is not None and frame.pts < self.order[min(self.at, len(self.order) - 1)]:
+            if frame.pts is not None and frame.pts < self.landing:
                 continue  # shown before the key frame, and left over from the jump
             self.at += 1
             if self.at > index:

@@ -51,6 +51,12 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
     )
     parser.add_argument("--figure_rows", type=int, default=12, help="rows in the picture; 0: no picture")
     parser.add_argument(
+        "--pull",
+        action="store_true",
+        help="ucf101: classify the test clips from the files, decoding and encoding only frames that are read, and "
+        "compare with encoding every frame",
+    )
+    parser.add_argument(
         "--output_dir", type=Path, default=None, help="where to write; default: the checkpoint's folder"
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a checkpoint from the Hub")
@@ -99,6 +105,29 @@ def updates_with_padding(
     return {"updates_with_padding": counts.mean().item(), "updates_with_padding_std": counts.std(correction=0).item()}
 
 
+def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
+    """Frames encoded and seconds taken where only frames that are read are decoded and encoded."""
+    from hf_skiprnn.pulled_videos import classify_pulled
+    from hf_skiprnn.tasks.ucf101 import UCF101
+    from hf_skiprnn.tasks.video import FrameFeatures
+
+    if not isinstance(task, UCF101):
+        raise SystemExit(f"--pull reads video files, so it is for task ucf101; got {task.name}.")
+    clips = task.files("test")
+    labels = [task.labels.index(clip.parent.name) for clip in clips]
+    features = FrameFeatures(task.feature_model)
+    saving = classify_pulled(model.eval(), clips, labels, features, task.frames, task.frame_rate)
+    result = {"task": task.name, "task_options": dataclasses.asdict(task), "split": "test", **saving._asdict()}
+    (folder / "evaluation-pull.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{saving.clips} clips of {saving.frames} frames: {saving.frames_encoded} encoded, {saving.frames_decoded} "
+        f"decoded, {saving.seconds_pulled:.1f} s; every frame encoded: {saving.seconds_everything:.1f} s\n"
+        f"right: {saving.right_pulled}, of all frames {saving.right_everything}; "
+        f"clips read differently: {saving.clips_with_other_gates}"
+    )
+    return result
+
+
 def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
     """A picture of the steps read in some rows."""
     batch = task.collate([rows[i] for i in range(len(rows))])
@@ -118,6 +147,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     kind: Any = AutoModelForTokenClassification if task.per_frame else AutoModelForSequenceClassification
     model = kind.from_pretrained(options.checkpoint, trust_remote_code=options.trust_remote_code)
+    if options.pull:
+        return pull(model, task, folder)
     task.use_processor(options.checkpoint)
     rows = getattr(task.load(seed=0), options.split)
     metrics = evaluate(model, task, rows, options.batch_size, folder)

@@ -1,6 +1,7 @@
 """Sources of pulled steps touch what is read and nothing else; the example: a CNN that runs on read frames alone."""
 
-import time
+import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from datasets import Dataset
 from torch import nn
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
+from hf_skiprnn.pulled_videos import classify_pulled
 from hf_skiprnn.sources import ArraySource, ArrowSource, DatasetSource, IteratorSource, VideoSource
 
 LENGTHS = [30, 1, 17]
@@ -166,6 +168,17 @@ def test_frames_that_nobody_needs_are_not_decoded(tmp_path: Path) -> None:
     source.close()
 
 
+def test_steps_may_be_further_apart_than_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", 60, "mpeg4")  # 25 frames a second
+    frames = every_frame(path)
+    for rate, count, shown in ((5.0, 12, 5), (25.0, 60, 1), (50.0, 120, 0.5), (10.0, 24, 2.5)):
+        source = VideoSource([path], frame_rate=rate)
+        assert source.lengths == [count]
+        for step in (0, 3, count - 1):
+            assert np.array_equal(source([(0, step)])[0], frames[int(step * shown)])
+        source.close()
+
+
 def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     (tmp_path / "x.avi").write_bytes(b"not a video")
@@ -189,21 +202,47 @@ class SmallCNN(nn.Module):
         return self.layers(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255).flatten(1)
 
 
+def test_every_frame_of_real_clips(shared_data: Callable[[str], Path]) -> None:
+    """With B-frames and time stamps out of order (BabyCrawling), with key frames (Punch)."""
+    pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
+    for name in ("BabyCrawling", "Punch"):
+        path = min((shared_data("ucf101_clips") / "UCF-101" / name).glob("*.avi"))
+        frames, source = every_frame(path), VideoSource([path])
+        assert source.lengths == [len(frames)]
+        for step in [*range(len(frames)), 3, len(frames) - 1, 30]:
+            assert np.array_equal(source([(0, step)])[0], frames[step]), (name, step)
+        source.close()
+
+
 def test_ucf101_encodes_only_the_frames_that_are_read(shared_data: Callable[[str], Path]) -> None:
     """Real clips; the weights of the CNN and the Skip LSTM are RANDOM: frames and time count here, classes do not."""
     pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
-    paths = sorted((shared_data("ucf101_clips") / "UCF-101" / "Punch").glob("*.avi"))[:2]
+    folders = [shared_data("ucf101_clips") / "UCF-101" / name for name in ("Punch", "BabyCrawling")]
+    paths = [path for folder in folders for path in sorted(folder.glob("*.avi"))[:2]]
     cnn, model = SmallCNN(32), skipping(input_size=32, hidden_size=16, update_bias=-2.5)
-    start = time.perf_counter()
-    rows = [torch.cat([cnn.encode([frame]) for frame in every_frame(path)]).numpy() for path in paths]
-    want, everything = whole(model, rows), cnn.encoded
-    seconds_everything, cnn.encoded, start = time.perf_counter() - start, 0, time.perf_counter()
-    videos = VideoSource(paths)
-    got = model.pull(lambda positions: cnn.encode(videos(positions)), videos.lengths)
-    seconds_pulled = time.perf_counter() - start
-    assert torch.equal(got.update_gates, want.update_gates)
-    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-5)
-    assert cnn.encoded == videos.read == int(got.num_updates.sum()) < everything / 2
-    assert videos.decoded < everything
-    assert seconds_pulled < seconds_everything
-    videos.close()
+    saving = classify_pulled(model, paths, [0, 0, 1, 1], cnn.encode, frames=50, batch_size=3)
+    assert (saving.clips, saving.clips_with_other_gates) == (4, 0)
+    assert saving.right_pulled == saving.right_everything
+    assert saving.frames_encoded < saving.frames / 2
+    assert saving.frames_decoded < saving.frames  # the Punch clips have key frames to jump to
+    assert cnn.encoded == saving.frames_encoded + saving.frames
+    assert saving.seconds_pulled < saving.seconds_everything
+
+
+def test_evaluate_pulls_ucf101(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
+    """scripts/evaluate.py --pull on the real test clips; RANDOM features and weights."""
+    pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
+    folder = shared_data("ucf101_clips")
+    path = Path(__file__).resolve().parents[1] / "scripts" / "evaluate.py"
+    spec = importlib.util.spec_from_file_location("evaluate_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    skipping(input_size=256, num_labels=101, update_bias=-2.5).save_pretrained(tmp_path / "checkpoint")
+    options = ["--task", "ucf101", "--dataset_name", str(folder), "--feature_model", "random", "--frames", "40"]
+    result = script.main([str(tmp_path / "checkpoint"), *options, "--pull"])
+    assert result == json.loads((tmp_path / "checkpoint" / "evaluation-pull.json").read_text())
+    assert result["clips"] == 9
+    assert result["frames_encoded"] < result["frames"] / 2
+    assert result["clips_with_other_gates"] == 0
+    with pytest.raises(SystemExit, match="for task ucf101; got digits"):
+        script.main([str(tmp_path / "checkpoint"), "--task", "digits", "--pull"])

@@ -102,6 +102,10 @@ class UCF101(Task):
             raise ValueError(f"{self.dataset_name}/UCF-101 holds no clip of the {which} list.")
         return found
 
+    def files(self, which: str) -> list[Path]:
+        """Files of the clips of a list, "train" or "test", that are there."""
+        return [Path(self.dataset_name, "UCF-101", clip) for clip in self._clips(which)]
+
     def _held_out_groups(self, clips: list[str]) -> set[str]:
         groups = sorted({_group(clip) for clip in clips})
         if len(groups) < 2:
