@@ -41,6 +41,7 @@ from hf_skiprnn.tasks import TASKS, Task
 from hf_skiprnn.training import SkipRNNTrainer, last_complete_checkpoint
 
 RECIPES = Path(__file__).parent / "recipes"
+PAPER_ROWS = Path(__file__).parent / "paper_rows.yaml"
 RUN_FILE = "run.json"  # what a run in output_dir is made of; a resumed run must be made of the same
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -59,7 +60,7 @@ def parse(argv: list[str]) -> Settings:
     """The recipe's settings with the command line's over them. Exits with a message at anything unknown."""
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--task", choices=sorted(TASKS), help="task; short for --config recipes/TASK-skip-lstm.yaml")
-    first.add_argument("--config", type=Path, help="recipe, a YAML file of settings")
+    first.add_argument("--config", type=Path, help="recipe, a YAML file; or a row in paper_rows.yaml")
     named, rest = first.parse_known_args(argv)
     if named == Namespace(task=None, config=None) and any(o.partition("=")[0] == "--dataset_name" for o in rest):
         named.task = "own_data"
@@ -91,8 +92,22 @@ def parse(argv: list[str]) -> Settings:
     return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen, budget)
 
 
+def paper_rows() -> dict[str, dict[str, Any]]:
+    """Settings of every row of the paper's tables, `base` (a recipe) among them: "table2-skip-lstm-1e-4" -> {...}."""
+    tables = yaml.safe_load(PAPER_ROWS.read_text(encoding="utf-8"))
+    return {
+        f"{table}-{name}": {"base": rows["base"].format(cell="gru" if "gru" in name else "lstm"), **settings}
+        for table, rows in tables.items()
+        for name, settings in rows.items()
+        if name != "base"
+    }
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe's settings, `task` among them."""
+    """A recipe's settings, `task` among them; `path` is a file, or the name of a row of the paper."""
+    row = None if path.is_file() else paper_rows().get(str(path))
+    if row is not None:
+        return read_recipe(RECIPES / f"{row.pop('base')}.yaml") | row
     if not path.is_file():
         raise SystemExit(
             f"There is no recipe {path}. There are: {', '.join(p.name for p in sorted(RECIPES.glob('*')))}"
