@@ -13,7 +13,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -50,6 +50,13 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
         "--count_padding", action="store_true", help="also count updates as the paper's Table 5 does: padding is read"
     )
     parser.add_argument("--figure_rows", type=int, default=12, help="rows in the picture; 0: no picture")
+    parser.add_argument(
+        "--gate_shifts",
+        type=float,
+        nargs="+",
+        default=None,
+        help="several budgets from one checkpoint: metrics with each of these added to the gate's bias (0: as trained)",
+    )
     parser.add_argument(
         "--pull",
         action="store_true",
@@ -105,6 +112,27 @@ def updates_with_padding(
     return {"updates_with_padding": counts.mean().item(), "updates_with_padding_std": counts.std(correction=0).item()}
 
 
+def operating_points(
+    model: PreTrainedModel, task: Task, rows: Dataset, options: Namespace, folder: Path
+) -> list[dict[str, float]]:
+    """Metrics at every gate shift, and a picture of them; the weights stay as they are."""
+    from hf_skiprnn.figures import accuracy_against_updates
+
+    points, shifted = [], cast(Any, model)
+    for shift in sorted(options.gate_shifts):
+        shifted.set_gate_shift(shift)
+        points.append({"gate_shift": shift} | evaluate(model, task, rows, options.batch_size, folder))
+    shifted.set_gate_shift(0.0)
+    metric = "accuracy" if "accuracy" in points[0] else "task_loss"
+    if metric == "accuracy":
+        curve = [(point["updates"], point[metric]) for point in points]
+        figure = accuracy_against_updates({"one checkpoint, shifted gate": curve}, metric, "updates per row")
+        figure.savefig(folder / f"operating-points-{options.split}.png")
+    for point in points:
+        print(f"gate shift {point['gate_shift']:+g}: {metric} {point[metric]:.4g}, updates {point['updates']:.2f}")
+    return points
+
+
 def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
     """Frames encoded and seconds taken where only frames that are read are decoded and encoded."""
     from hf_skiprnn.pulled_videos import classify_pulled
@@ -157,7 +185,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if length is None or model.config.vocab_size is None:
             raise SystemExit(f"--count_padding is for texts of one length, as in imdb; task {task.name} has no such.")
         metrics |= updates_with_padding(model, task, rows, options.batch_size, length)
-    result = {
+    result: dict[str, Any] = {
         "task": task.name,
         "task_options": dataclasses.asdict(task),
         "split": options.split,
@@ -165,6 +193,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "metrics": metrics,
         "multiply_accumulates": operation_counts(model.config, metrics),
     }
+    if options.gate_shifts:
+        result["operating_points"] = operating_points(model, task, rows, options, folder)
     (folder / f"evaluation-{options.split}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(report(result))
     if options.figure_rows:
