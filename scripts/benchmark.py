@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                        # every shape, inference and training, one and two threads
     python scripts/benchmark.py --shapes 64,784,1,110 --rates 1.0 0.5 --cells lstm --threads 1 --seconds 2
+    python scripts/benchmark.py --streaming            # steps of streams, exported graphs: benchmark_streaming.py
 
 One CSV row a measurement under model_cards/speed/: median and 20th/80th percentile in milliseconds, how many times
 faster than the native layer, and the share of the core's measured multiply-add peak that the needed operations reach.
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
 
+import benchmark_streaming
 import psutil  # type: ignore[import-untyped]
 import torch
 from benchmark_peers import PEERS, Workload
@@ -276,6 +278,9 @@ def workloads(options: argparse.Namespace) -> list[Workload]:
 
 def main() -> None:
     """Measure, print, write."""
+    if "--streaming" in sys.argv:
+        benchmark_streaming.main([argument for argument in sys.argv[1:] if argument != "--streaming"])
+        return
     options = parse()
     if not options.dry_run:
         check_equality()
