@@ -1,0 +1,175 @@
+"""A trained torch.nn.LSTM learns to skip: convert it, fine-tune it with a budget, compare before and after.
+
+    python scripts/learn_to_skip.py --dataset_name ../shared/data/imdb
+    python scripts/learn_to_skip.py --dataset_name ../shared/data/imdb --weights my_lstm.pt
+
+The task is IMDB. --weights is a state dict with embedding.weight, lstm.* (one nn.LSTM, batch_first) and classifier.*,
+over the task's vocabulary; without it such a model is trained here first, in plain PyTorch. Converted, it reads every
+word and gives the same answers; then a lambda that warms up teaches it to skip. Writes learned-to-skip.json and the
+checkpoint into --output_dir.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.data import DataLoader
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+
+from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
+from hf_skiprnn.budget import BudgetWarmup
+from hf_skiprnn.conversion import load_native, native_config
+from hf_skiprnn.tasks import IMDB
+from hf_skiprnn.training import SkipRNNTrainer
+
+
+@dataclass
+class Settings:
+    """What to do."""
+
+    weights: Path | None = field(default=None, metadata={"help": "State dict of a trained model; default: train one."})
+    output_dir: Path = field(default=Path("runs/learn-to-skip"), metadata={"help": "Where results go."})
+    hidden_size: int = field(default=128, metadata={"help": "Units of the nn.LSTM that is trained here."})
+    epochs: float = field(default=3.0, metadata={"help": "Epochs of the nn.LSTM that is trained here."})
+    fine_tuning_epochs: float = field(default=2.0, metadata={"help": "Epochs with the budget."})
+    budget_weight: float = field(default=1e-3, metadata={"help": "Lambda at the end of its warm-up."})
+    batch_size: int = field(default=64, metadata={"help": "Reviews at a time."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of both trainings."})
+    seed: int = field(default=0, metadata={"help": "Decides weights and order."})
+
+
+class NativeClassifier(nn.Module):
+    """Embedding, nn.LSTM, and a linear layer on the last real step's h."""
+
+    def __init__(self, vocabulary: int, width: int, hidden_size: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width, padding_idx=0)
+        self.lstm = nn.LSTM(width, hidden_size, batch_first=True)
+        self.classifier = nn.Linear(hidden_size, classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, T] and its mask (padding on the right) -> logits [B, C]."""
+        lengths = attention_mask.sum(dim=1).cpu()
+        packed = pack_padded_sequence(self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False)
+        return self.classifier(self.lstm(packed)[1][0][-1])
+
+
+def train_native(task: IMDB, settings: Settings) -> NativeClassifier:
+    """A plain PyTorch training run."""
+    defaults = task.model_defaults()
+    model = NativeClassifier(defaults["vocab_size"], defaults["input_size"], settings.hidden_size, len(task.labels))
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    rows: Any = task.load(settings.seed).train
+    loader = DataLoader(rows, batch_size=settings.batch_size, shuffle=True, collate_fn=task.collate)
+    for step in range(round(settings.epochs * len(loader))):
+        if step % len(loader) == 0:
+            batches = iter(loader)
+        batch = next(batches)
+        loss = nn.functional.cross_entropy(model(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            print(f"nn.LSTM, step {step} of {round(settings.epochs * len(loader))}: loss {loss.item():.3f}", flush=True)
+    return model
+
+
+@torch.no_grad()
+def convert(state: dict[str, Tensor], task: IMDB, budget_weight: float) -> SkipRNNForSequenceClassification:
+    """The same function as a Skip RNN, whose gate is open everywhere at first: W_p = 0 and b_p = 1."""
+    fields = task.model_defaults() | native_config(state, "lstm.")
+    fields["vocab_size"] = len(state["embedding.weight"])
+    model = SkipRNNForSequenceClassification(
+        SkipRNNConfig(**fields, learn_initial_state=False, budget_weight=budget_weight)
+    )
+    load_native(model, state, "lstm.")
+    base: Any = model.base_model
+    base.embeddings.weight.copy_(state["embedding.weight"])
+    model.classifier.load_state_dict({name: state[f"classifier.{name}"] for name in ("weight", "bias")})
+    base.update_gate.weight.zero_()
+    return model
+
+
+@torch.no_grad()
+def largest_difference(native: NativeClassifier, model: SkipRNNForSequenceClassification, task: IMDB) -> float:
+    """Between the two models' logits, over some test reviews."""
+    rows = task.load(0).test
+    batch = task.collate([rows[i] for i in range(0, len(rows), max(len(rows) // 32, 1))])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return (native.eval()(**inputs) - model.eval()(**inputs).logits).abs().max().item()
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train or load, convert, evaluate, fine-tune, evaluate; returns what the JSON file holds."""
+    kinds: list[Any] = [IMDB, Settings]
+    parser = HfArgumentParser(kinds, description=__doc__)
+    task, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    set_seed(settings.seed)
+    splits = task.load(settings.seed)
+    defaults = task.model_defaults()
+    if settings.weights is None:
+        native = train_native(task, settings)
+    else:
+        state = torch.load(settings.weights, weights_only=True)
+        vocabulary, width = state["embedding.weight"].shape
+        native = NativeClassifier(
+            vocabulary, width, native_config(state, "lstm.")["hidden_size"], defaults["num_labels"]
+        )
+        native.load_state_dict(state)
+    model = convert(native.state_dict(), task, settings.budget_weight)
+    difference = largest_difference(native, model, task)
+    args = TrainingArguments(
+        output_dir=str(settings.output_dir),
+        num_train_epochs=settings.fine_tuning_epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=500,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        max_grad_norm=1.0,
+        logging_steps=20,
+        save_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        seed=settings.seed,
+        report_to="none",
+    )
+    trainer = SkipRNNTrainer(
+        model,
+        args,
+        data_collator=task.collate,
+        train_dataset=splits.train,
+        processing_class=task.processor(),
+        compute_metrics=task.compute_metrics,
+        callbacks=[BudgetWarmup(0.5)],
+    )
+    before = trainer.evaluate(splits.test, metric_key_prefix="test")
+    trainer.train()
+    after = trainer.evaluate(splits.test, metric_key_prefix="test")
+    trainer.save_model()
+    shown = ("test_accuracy", "test_updates", "test_updates_std", "test_update_rate")
+    results = {
+        "task_options": dataclasses.asdict(task),
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(settings).items()},
+        "largest_difference_of_logits_after_conversion": difference,
+        "before": {name.removeprefix("test_"): before[name] for name in shown},
+        "after": {name.removeprefix("test_"): after[name] for name in shown},
+    }
+    path = settings.output_dir / "learned-to-skip.json"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for name in ("before", "after"):
+        found: Any = results[name]
+        print(
+            f"{name}: accuracy {found['accuracy']:.2%}, {found['updates']:.1f} words read, {found['update_rate']:.1%}"
+        )
+    return results
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
