@@ -17,7 +17,7 @@ SCAN_BACKENDS = ("auto", "dense", "events", "cpu", "triton")
 Scan = Callable[..., ScanOutput]
 
 
-def select_scan(backend: str, inputs: Tensor) -> Scan:
+def select_scan(backend: str, inputs: Tensor, weights: int) -> Scan:
     """The scan of that name for these inputs; "auto" takes the fastest one that runs here.
 
     Raises:
@@ -36,7 +36,7 @@ def select_scan(backend: str, inputs: Tensor) -> Scan:
             f"Scan backend {backend!r} needs the hf_skiprnn package: pip install hf_skiprnn. "
             "Or use 'events', which runs anywhere."
         ) from error
-    return select(backend, inputs) or event_scan
+    return select(backend, inputs, weights) or event_scan
 
 
 def plan_gates(
@@ -196,22 +196,33 @@ class SkipStack(nn.Module):
         forced_gates: Tensor | None = None,
         sequence: bool = False,
         generator: torch.Generator | None = None,
+        table: Tensor | None = None,
     ) -> ScanOutput:
-        """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's precision."""
+        """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's precision.
+
+        With a table [V, input_size], inputs are tokens [B, T] of it, in inference: the native engine looks up only
+        those that are read.
+        """
         device = inputs.device.type
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
-        scan, operand = select_scan(self.scan_backend, inputs), None
-        if torch.is_autocast_enabled(device) and scan in (dense_scan, event_scan):
-            operand = torch.get_autocast_dtype(device)  # the engines choose their own
+        scan = select_scan(
+            self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in self.stack)
+        )
+        is_native, operand = scan not in (dense_scan, event_scan), None
+        if torch.is_autocast_enabled(device) and not is_native:
+            operand = torch.get_autocast_dtype(device)  # the engine chooses its own
         with torch.autocast(device, enabled=False):
-            layers = [layer.weights(operand) for layer in self.stack]
-            gate = self.gate_weights()
-            inputs = inputs.to(layers[0].weight_ih.dtype)
-            return scan(
-                inputs, layers, gate, state, cell=self.cell, mask=mask, forced_gates=forced_gates, sequence=sequence
-            )
+            layers, gate = [layer.weights(operand) for layer in self.stack], self.gate_weights()
+            options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
+            if table is not None and is_native:
+                from hf_skiprnn.kernels import of_tokens
+
+                return of_tokens(scan)(inputs, table, layers, gate, state, **options)
+            if table is not None:
+                inputs = nn.functional.embedding(inputs, table)
+            return scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)
 
 
 @torch.no_grad()

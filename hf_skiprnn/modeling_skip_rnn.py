@@ -138,11 +138,12 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         mask = self._as_flags("attention_mask", attention_mask, batch, steps)
         if input_ids is not None and attention_mask is None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
-        if check_inputs:
+        if check_inputs and inputs.is_floating_point():
             self._check_finite(inputs, mask)
         forced = self._as_flags("forced_gates", forced_gates, batch, steps)
         state = self.initial_state(batch) if state is None else self._check_state(state, batch)
-        out = self.scan(inputs, state, mask, forced, output_sequence, generator)
+        table = None if inputs.is_floating_point() else self.embeddings.weight
+        out = self.scan(inputs, state, mask, forced, output_sequence, generator, table)
         lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
         c = self.config
         dtype = self.stack[0].weight_hh.dtype
@@ -156,7 +157,7 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         )
 
     def _embed(self, input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None) -> Tensor:
-        """[B, T, input_size] from whichever input came."""
+        """[B, T, input_size] from whichever input came; in inference tokens [B, T] stay what they are."""
         given = {"input_values": input_values, "input_ids": input_ids, "pixel_values": pixel_values}
         present = {name: value for name, value in given.items() if value is not None}
         if len(present) != 1:
@@ -190,6 +191,8 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         if not torch.compiler.is_compiling() and bool(((input_ids < 0) | (input_ids >= vocab)).any()):
             low, high = int(input_ids.min()), int(input_ids.max())
             raise ValueError(f"input_ids must be in [0, vocab_size = {vocab}); got values from {low} to {high}.")
+        if not torch.is_grad_enabled() and not self.training:
+            return input_ids.long()
         return self.embedding_dropout(self.embeddings(input_ids))
 
     def _as_flags(self, name: str, flags: Tensor | None, batch: int, steps: int) -> Tensor | None:

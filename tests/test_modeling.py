@@ -65,6 +65,23 @@ def test_three_kinds_of_input_give_the_same_result() -> None:
     torch.testing.assert_close(text(input_ids=ids).logits, model(input_values=values).logits)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_in_inference_are_those_of_training(backend: str) -> None:
+    """In inference the native engine looks up only the tokens that are read."""
+    model = classifier(vocab_size=11, num_hidden_layers=2).eval()
+    model.set_scan_backend(backend)
+    ids, mask = torch.randint(0, 11, (3, 20)), torch.rand(3, 20) < 0.8
+    want = model(input_ids=ids, attention_mask=mask)
+    with torch.no_grad():
+        got = model(input_ids=ids.int(), attention_mask=mask, output_update_gates=True)
+    torch.testing.assert_close(got.logits, want.logits)
+    assert torch.equal(got.num_updates, want.num_updates)
+    with torch.no_grad():  # what is not read does not matter
+        read = got.update_gates.bool()
+        again = model(input_ids=ids.where(read, 0), attention_mask=mask)
+    assert torch.equal(again.logits, got.logits)
+
+
 def test_contract_of_the_output() -> None:
     out = classifier()(torch.rand(4, 9, 2), labels=torch.tensor([0, 1, 2, 0]), output_update_gates=True)
     assert list(out) == ["loss", "logits", "task_loss", "budget_loss", "num_updates", "update_gates", "state"]

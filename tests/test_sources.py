@@ -226,7 +226,6 @@ def test_ucf101_encodes_only_the_frames_that_are_read(shared_data: Callable[[str
     assert saving.frames_encoded < saving.frames / 2
     assert saving.frames_decoded < saving.frames  # the Punch clips have key frames to jump to
     assert cnn.encoded == saving.frames_encoded + saving.frames
-    assert saving.seconds_pulled < saving.seconds_everything
 
 
 def test_evaluate_pulls_ucf101(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
