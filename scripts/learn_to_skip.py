@@ -28,6 +28,8 @@ from hf_skiprnn.conversion import load_native, native_config
 from hf_skiprnn.tasks import IMDB
 from hf_skiprnn.training import SkipRNNTrainer
 
+OPEN = 0.05  # b_p after conversion: sigmoid(0.05) = 0.512
+
 
 @dataclass
 class Settings:
@@ -83,7 +85,10 @@ def train_native(task: IMDB, settings: Settings) -> NativeClassifier:
 
 @torch.no_grad()
 def convert(state: dict[str, Tensor], task: IMDB, budget_weight: float) -> SkipRNNForSequenceClassification:
-    """The same function as a Skip RNN, whose gate is open everywhere at first: W_p = 0 and b_p = 1."""
+    """The same function as a Skip RNN, whose gate is open everywhere at first: W_p = 0, b_p a little above 0.
+
+    Every increment is then a little above 0.5; below it steps are skipped: within reach of a short fine-tuning.
+    """
     fields = task.model_defaults() | native_config(state, "lstm.")
     fields["vocab_size"] = len(state["embedding.weight"])
     model = SkipRNNForSequenceClassification(
@@ -94,6 +99,7 @@ def convert(state: dict[str, Tensor], task: IMDB, budget_weight: float) -> SkipR
     base.embeddings.weight.copy_(state["embedding.weight"])
     model.classifier.load_state_dict({name: state[f"classifier.{name}"] for name in ("weight", "bias")})
     base.update_gate.weight.zero_()
+    base.update_gate.bias.fill_(OPEN)
     return model
 
 
@@ -123,6 +129,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             vocabulary, width, native_config(state, "lstm.")["hidden_size"], defaults["num_labels"]
         )
         native.load_state_dict(state)
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    torch.save(native.state_dict(), settings.output_dir / "native.pt")
     model = convert(native.state_dict(), task, settings.budget_weight)
     difference = largest_difference(native, model, task)
     args = TrainingArguments(

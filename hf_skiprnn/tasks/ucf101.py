@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+CLASSES = 101
 WIDTHS = {"microsoft/resnet-50": 2048, "random": 256}  # known without the model
 
 
@@ -143,7 +144,8 @@ class UCF101(Task):
 
     def model_defaults(self) -> dict[str, Any]:
         width = WIDTHS.get(self.feature_model) or self._splits.train[0]["steps"].shape[1]
-        return {"input_size": width, "problem_type": "single_label_classification", **label_names(self.labels)}
+        names = label_names(self.labels) if self.dataset_name else {"num_labels": CLASSES}
+        return {"input_size": width, "problem_type": "single_label_classification", **names}
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}
