@@ -2,8 +2,9 @@
 
     python scripts/demo.py
 
-Beside it are a plain LSTM, which reads every pixel, and a strided LSTM, which reads every n-th: at least as many pixels
-as the Skip LSTM. All three are trained alike, by scripts/recipes/digits-skip-lstm.yaml. Options go on to train.py:
+Beside it are a plain LSTM, which reads every pixel, one that reads as many pixels as the Skip LSTM but at random (the
+paper's baseline), and a strided one, which reads every n-th. All are trained alike, by
+scripts/recipes/digits-skip-lstm.yaml. Options go on to train.py:
 
     python scripts/demo.py --seed 1 --output_dir runs/demo-1
 """
@@ -60,7 +61,7 @@ def row(name: str, results: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Train the three, evaluate, reload, and print the table."""
+    """Train the four, evaluate, reload, and print the table."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the three runs go")
     parser.add_argument("--reload", metavar="CHECKPOINT", help="only evaluate this checkpoint, and print JSON")
@@ -71,8 +72,10 @@ def main(argv: list[str]) -> None:
     start, folder = time.monotonic(), settings.output_dir
     skip = train_one(folder / "skip-lstm", options)
     plain = train_one(folder / "plain-lstm", options, "--gate=always")
-    # Whole strides only: the next one below reads at least as many pixels.
-    stride = max(int(PIXELS / skip["metrics"]["test"]["updates"]), 1)
+    updates = skip["metrics"]["test"]["updates"]
+    chance = 1 - updates / PIXELS
+    random = train_one(folder / "random-lstm", options, "--gate=random", f"--skip_probability={chance:.4f}")
+    stride = max(int(PIXELS / updates), 2)  # whole strides only; above 32 pixels none reads as many
     strided = train_one(folder / "strided-lstm", options, "--gate=strided", f"--stride={stride}")
     print(f"\n== {folder / 'skip-lstm'}, evaluated ==", flush=True)
     evaluate.main([str(folder / "skip-lstm")])
@@ -81,6 +84,7 @@ def main(argv: list[str]) -> None:
     print(f"\n{'360 held-out digits':22} {'accuracy':>9} {'pixels read':>12} {'of 64':>7} {'mult-adds':>10}")
     print(row("Skip LSTM", skip))
     print(row("plain LSTM", plain))
+    print(row("LSTM, random skips", random))
     print(row(f"strided LSTM (every {stride})", strided))
     print(f"\n{time.monotonic() - start:.0f} s. Checkpoints and pictures: {folder}")
 
