@@ -39,6 +39,15 @@ def select_scan(backend: str, inputs: Tensor, weights: int) -> Scan:
     return select(backend, inputs, weights) or event_scan
 
 
+def select_tokens_scan(scan: Scan) -> Scan:
+    """The form of a native scan that takes tokens and their table."""
+    try:  # copies of this file run where the package is not installed, and then no native scan was selected
+        from hf_skiprnn.kernels import of_tokens
+    except ImportError as error:
+        raise RuntimeError("A native scan needs the hf_skiprnn package: pip install hf_skiprnn.") from error
+    return of_tokens(scan)
+
+
 def plan_gates(
     gate: str,
     state: SkipRNNState,
@@ -217,9 +226,7 @@ class SkipStack(nn.Module):
             layers, gate = [layer.weights(operand) for layer in self.stack], self.gate_weights()
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
             if table is not None and is_native:
-                from hf_skiprnn.kernels import of_tokens
-
-                return of_tokens(scan)(inputs, table, layers, gate, state, **options)
+                return select_tokens_scan(scan)(inputs, table, layers, gate, state, **options)
             if table is not None:
                 inputs = nn.functional.embedding(inputs, table)
             return scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)

@@ -49,7 +49,7 @@ def select(backend: str, inputs: Tensor, weights: int) -> Callable[..., ScanOutp
 
 
 def of_tokens(scan: Callable[..., ScanOutput]) -> Callable[..., ScanOutput]:
-    """The form of a fast scan that takes tokens [B, T] and a table [V, I], and looks up only those that are read."""
+    """The form of a scan from `select` that takes tokens [B, T] and a table [V, I], and looks up what is read."""
     from hf_skiprnn.kernels.cpu import cpu_scan, cpu_scan_tokens
 
     return {cpu_scan: cpu_scan_tokens}[scan]
