@@ -61,7 +61,9 @@ def read_tree(readme: str) -> dict[PurePosixPath, list[str]]:
     assert block, 'README.md needs a fenced block below the heading "## The tree"'
     listed: dict[PurePosixPath, list[str]] = {}
     parents = [(-1, PurePosixPath())]  # (indentation, folder) from the root down to the folder that is being listed
-    for line in filter(str.strip, block[1].splitlines()):
+    for line in block[1].splitlines():
+        if not line.strip() or line.strip().startswith("# "):  # a comment of its own
+            continue
         indent = len(line) - len(line.lstrip(" │├└─"))
         names = re.split(r"\s{2,}|\s#", line[indent:].rstrip())[0].split(", ")
         while parents[-1][0] >= indent:
@@ -100,7 +102,7 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk(tracked: list[PurePosixPath]
 
 
 def test_a_wrong_tree_is_noticed() -> None:
-    readme = "# x\n## The tree\n\n```\nb/   what\n├── c.py, d.py  # what\n└── e/\n    └── *.yaml\na.md\n```\n"
+    readme = "# x\n## The tree\n\n```\nb/   what\n    # a, comment\n├── c.py, d.py  # what\n└── e/\n    └── *.yaml\na.md\n```\n"
     files = [PurePosixPath(name) for name in ("a.md", "b/c.py", "b/d.py", "b/e/1.yaml", "b/e/2.yaml")]
     assert disagreements(read_tree(readme), files) == []
     assert disagreements(read_tree(readme), files[1:]) == ["not on disk: a.md"]
