@@ -111,12 +111,12 @@ class Row:
 
 
 def interleaved(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each run: one warm-up, then all in turn for `seconds`, at least 5 times."""
+    """Milliseconds of each run: one warm-up, then all in turn for `seconds`, at least 3 times."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     start = time.perf_counter()
-    while len(next(iter(times.values()))) < 5 or time.perf_counter() - start < seconds:
+    while len(next(iter(times.values()))) < 3 or time.perf_counter() - start < seconds:
         for name, run in runs.items():
             before = time.perf_counter()
             run()
@@ -156,12 +156,12 @@ def check_equality() -> None:
 
 
 def check_idle() -> None:
-    """Refuse to time on a machine that does something else."""
-    busy = psutil.cpu_percent(interval=1.0)
-    if busy > BUSY_PERCENT:
-        sys.exit(
-            f"Nothing is written: {busy:.0f} % of the machine is busy (at most {BUSY_PERCENT:.0f} %). Try again later."
-        )
+    """Wait for a machine that does nothing else, a minute at most."""
+    for _ in range(60):
+        busy = psutil.cpu_percent(interval=1.0)
+        if busy <= BUSY_PERCENT:
+            return
+    sys.exit(f"Stopped: {busy:.0f} % of the machine is busy (at most {BUSY_PERCENT:.0f} %). Try again later.")
 
 
 def provenance() -> dict[str, str]:
@@ -276,6 +276,15 @@ def workloads(options: argparse.Namespace) -> list[Workload]:
     ]
 
 
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """All rows so far: what was measured before an interruption stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
 def main() -> None:
     """Measure, print, write."""
     if "--streaming" in sys.argv:
@@ -294,14 +303,9 @@ def main() -> None:
         for values in rows_of(workload, measure(workload, options.peers, options.seconds), peak * workload.threads):
             rows.append(Row(**facts, **values))  # type: ignore[arg-type]
             show(rows[-1])
+        if not options.dry_run:
+            write(options.output, rows)
     report(rows)
-    if not options.dry_run:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-        print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":
