@@ -104,7 +104,9 @@ def paper_rows() -> dict[str, dict[str, Any]]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe's settings, `task` among them; `path` is a file, or the name of a row of the paper."""
+    """A recipe's settings, `task` among them; `path` is a file, or the name of a recipe or of a row of the paper."""
+    if (named := RECIPES / f"{path}.yaml").is_file():
+        path = named
     row = None if path.is_file() else paper_rows().get(str(path))
     if row is not None:
         return read_recipe(RECIPES / f"{row.pop('base')}.yaml") | row

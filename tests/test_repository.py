@@ -102,7 +102,8 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk(tracked: list[PurePosixPath]
 
 
 def test_a_wrong_tree_is_noticed() -> None:
-    readme = "# x\n## The tree\n\n```\nb/   what\n    # a, comment\n├── c.py, d.py  # what\n└── e/\n    └── *.yaml\na.md\n```\n"
+    block = "b/   what\n    # a, comment\n├── c.py, d.py  # what\n└── e/\n    └── *.yaml\na.md\n"
+    readme = f"# x\n## The tree\n\n```\n{block}```\n"
     files = [PurePosixPath(name) for name in ("a.md", "b/c.py", "b/d.py", "b/e/1.yaml", "b/e/2.yaml")]
     assert disagreements(read_tree(readme), files) == []
     assert disagreements(read_tree(readme), files[1:]) == ["not on disk: a.md"]
