@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native format clean distclean
+.PHONY: help setup demo test check bench check-native format clean distclean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,9 @@ check: $(STAMP)  ## check format, lint and types
 
 check-native:  ## run the native engine's C interface on random calls, under sanitizers
 	tests/native/check.sh
+
+bench: $(STAMP)  ## time the native engine against nn.LSTM, nn.GRU and others
+	$(RUN) scripts/benchmark.py $(ARGS)
 
 format: $(STAMP)  ## format the code and apply the safe fixes
 	$(RUN) -m ruff format .
