@@ -177,6 +177,26 @@ def test_from_the_hub(hub: HubClient, tmp_path: Path) -> None:
     assert again(sounds) == pipe(sounds)
 
 
+HUB_INPUTS: dict[str, tuple[str, list[Any]]] = {
+    "text": ("text-classification", ["a good film .", "bad"]),
+    "image": ("image-classification", [Image.fromarray(np.eye(28, dtype=np.uint8) * shade) for shade in (90, 200)]),
+    "series": ("sequence-classification", [np.ones((9, 1)), np.zeros((5, 1))]),
+}
+
+
+@pytest.mark.parametrize("kind", HUB_INPUTS)
+def test_from_the_hub_as_from_a_folder(hub: HubClient, tmp_path: Path, kind: str) -> None:
+    task, inputs = HUB_INPUTS[kind]
+    folder = small_checkpoint(tmp_path / kind, kind)
+    publish(folder, f"alice/{kind}", version="v1")
+    results = [
+        pipeline(task, model=name, return_updates=True, **extra, **TRUSTED)(inputs, batch_size=2)
+        for name, extra in ((f"alice/{kind}", {"revision": "v1"}), (str(folder), {}))
+    ]
+    assert len(results[0]) == 2
+    assert results[0] == results[1]
+
+
 def test_real_steps_of_every_input() -> None:
     assert real_steps({"input_ids": torch.ones(2, 7, dtype=torch.long)}).tolist() == [7, 7]
     assert real_steps({"pixel_values": torch.ones(2, 1, 3, 4)}).tolist() == [12, 12]
