@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_imports
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from .card_checks import card_problems
 
@@ -112,10 +112,11 @@ def _code_references(content: Any) -> Iterator[tuple[str, str]]:
         yield f'pipeline("{task}")', pipeline["impl"]
 
 
-def stage(folder: str | Path, repo_id: str, into: str | Path) -> Path:
+def stage(folder: str | Path, repo_id: str, into: str | Path, *, code: bool = True) -> Path:
     """Copy a checkpoint's files to a new folder `into`, with a card for `repo_id` where there is a results.json.
 
-    results.json loses the folders of the machine that it was written on.
+    results.json loses the folders of the machine that it was written on. `code`: with the code that config.json names,
+    this package's where the folder has none; without, for a folder in this repository.
 
     Raises:
         NotADirectoryError: see checkpoint_files; errors of model_card.render_card.
@@ -124,10 +125,28 @@ def stage(folder: str | Path, repo_id: str, into: str | Path) -> Path:
 
     folder, into = Path(folder), Path(into)
     for file in checkpoint_files(folder):
+        if file.path.endswith(".py") and not code:
+            continue
         (into / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / file.path, into / file.path)
+    if code:
+        add_code(into)
     if (folder / RESULTS).is_file():
         results = public(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
         (into / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         (into / "README.md").write_text(render_card(folder, repo_id), encoding="utf-8")
     return into
+
+
+def add_code(folder: Path) -> None:
+    """Put the modules of this package that the folder's JSON files name, and what those import, beside them.
+
+    A folder with code of its own stays as it is.
+    """
+    if any(folder.glob("*.py")):
+        return
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    modules = {reference.split(".")[0] for content in contents for _, reference in _code_references(content)}
+    known = [path for module in modules if (path := Path(__file__).with_name(f"{module}.py")).is_file()]
+    for path in {*known, *(Path(name) for module in known for name in get_relative_import_files(module))}:
+        shutil.copyfile(path, folder / path.name)

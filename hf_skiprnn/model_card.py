@@ -81,6 +81,7 @@ def card_facts(folder: Path, location: str) -> dict[str, Any]:
             if value is not None
         },
         "command": results["command"],
+        "commit": results.get("commit"),
         "number": number,
         "percent": percent,
         "value_of": published_value,

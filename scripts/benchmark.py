@@ -29,6 +29,7 @@ import benchmark_streaming
 import psutil  # type: ignore[import-untyped]
 import torch
 from benchmark_peers import PEERS, Workload
+from provenance import commit, cpu_name
 
 from hf_skiprnn import __version__
 from hf_skiprnn.kernels.cpu import peak_flops
@@ -166,24 +167,14 @@ def check_idle() -> None:
 
 def provenance() -> dict[str, str]:
     """What every row says of where it comes from."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": cpu_name(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hf_skiprnn": __version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name and its vector instructions, as torch sees them."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def rows_of(workload: Workload, times: dict[str, list[float]], peak: float | None) -> list[dict[str, object]]:

@@ -4,8 +4,8 @@
     python scripts/evaluate.py CHECKPOINT --task mnist --dataset_name ../shared/data/mnist --split validation
 
 The task and its options come from the run.json that scripts/train.py left in the checkpoint's folder or in the one
-above it, or from the command line, which wins. Writes evaluation-SPLIT.json and steps-read-SPLIT.png beside the
-checkpoint, or into --output_dir.
+above it, from the results.json of a published folder, or from the command line, which wins. Writes
+evaluation-SPLIT.json and steps-read-SPLIT.png beside the checkpoint, or into --output_dir.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from hf_skiprnn.tasks import TASKS, Task
 from hf_skiprnn.training import SkipRNNTrainer
 
 RUN_FILE = "run.json"
+RESULTS = "results.json"
 
 
 def parse(argv: list[str]) -> tuple[Namespace, Task]:
@@ -41,7 +42,7 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
     known = run_of(given.checkpoint)
     name = given.task or known.get("task")
     if given.checkpoint is None or name is None:
-        first.error("give a checkpoint" if name else f"no {RUN_FILE} near the checkpoint: give --task too")
+        first.error("give a checkpoint" if name else f"no {RUN_FILE} or {RESULTS} at the checkpoint: give --task too")
     task_class: Any = TASKS[name]
     parser = HfArgumentParser(task_class, allow_abbrev=False, parents=[first], description=__doc__)
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="rows to evaluate on")
@@ -76,9 +77,14 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
 def run_of(checkpoint: str | None) -> dict[str, Any]:
     """What scripts/train.py noted of the run that a checkpoint folder belongs to; empty if there is nothing."""
     folder = Path(checkpoint or "")
-    for path in (folder / RUN_FILE, folder.parent / RUN_FILE):
+    for path in (folder / RUN_FILE, folder.parent / RUN_FILE, folder / RESULTS):
         if checkpoint and path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            run = json.loads(path.read_text(encoding="utf-8"))
+            options = run["task_options"]
+            # Of a local folder's path published results keep the last part, which says nothing here.
+            if path.name == RESULTS and "/" not in str(options.get("dataset_name", "/")):
+                options.pop("dataset_name")
+            return run
     return {}
 
 

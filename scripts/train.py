@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 import yaml
+from provenance import commit, cpu_name
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from hf_skiprnn import (
@@ -209,12 +210,11 @@ def results_of(
         "metrics": {"validation": validation, "test": test},
         "multiply_accumulates": operation_counts(config, test),
         "train": train,
-        "device": torch.cuda.get_device_name()
-        if args.device.type == "cuda"
-        else platform.processor() or args.device.type,
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name(),
         "processes": args.world_size,
         "versions": {name: version(name) for name in PACKAGES}
         | {"hf_skiprnn": __version__, "python": platform.python_version()},
+        "commit": commit(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
