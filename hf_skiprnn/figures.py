@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 READ = "#d62728"  # a step that was read
 UNREAD = "#b0b7bf"  # a step that was skipped
@@ -150,6 +152,58 @@ def words_read_page(
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n'
         f"<h1>{title}</h1>\n" + "\n".join(parts) + "\n</html>\n"
     )
+
+
+class Comparison(NamedTuple):
+    """A row of a table: ours, one value a seed, and the paper's (mean, deviation), None where it gives none."""
+
+    name: str
+    metric: Sequence[float]
+    updates: Sequence[float]
+    paper_metric: tuple[float | None, float | None]
+    paper_updates: tuple[float | None, float | None]
+
+
+def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) -> Figure:
+    """Two plots side by side with one line a row: the metric, and the steps read; means with their deviations.
+
+    metric and steps: labels of the axes.
+    """
+    figure = _figure(9.0, 1.1 + 0.3 * len(rows))
+    places = np.arange(len(rows))[::-1]
+    names = [row.name for row in rows]
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, label in ((left, metric), (right, steps)):
+        axes.set_xlabel(label, fontsize=9, color=INK)
+        axes.tick_params(labelsize=8, colors=INK)
+        axes.grid(visible=True, axis="x", color=UNREAD, linewidth=0.4, alpha=0.5)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    if metric == "mse":
+        left.set_xscale("log")
+        left.xaxis.set_minor_formatter(NullFormatter())
+    for row, place in zip(rows, places, strict=True):
+        for axes, ours, paper in ((left, row.metric, row.paper_metric), (right, row.updates, row.paper_updates)):
+            deviation = np.std(ours, ddof=1) if len(ours) > 1 else None
+            axes.scatter(ours, [place] * len(ours), s=8, color=READ, alpha=0.5, linewidths=0)
+            axes.errorbar(np.mean(ours), place, xerr=deviation, fmt="o", ms=5, color=READ, capsize=2, label="ours")
+            if paper[0] is not None:
+                axes.errorbar(
+                    paper[0],
+                    place - 0.25,
+                    xerr=paper[1],
+                    fmt="D",
+                    ms=4,
+                    mfc="none",
+                    color=INK,
+                    capsize=2,
+                    label="paper",
+                )
+    left.set_yticks(places, names, fontsize=8)
+    handles, labels = right.get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown.keys(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    return figure
 
 
 def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]], metric: str, steps: str) -> Figure:

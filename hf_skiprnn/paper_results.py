@@ -10,7 +10,7 @@ class PublishedRow:
     """A row of one of the paper's tables: means of four runs, +- their standard deviation where it is given.
 
     metric: the name that the task gives it; value in the metric's unit, None where only `solved` is told.
-    updates: steps read per sequence.
+    updates: steps read per sequence; of random skips the expectation.
     options: the task options that the row holds for.
     """
 
@@ -36,6 +36,15 @@ class PublishedRow:
             return f"Skip {cell}, λ = {self.budget_weight:g}"
         return cell if self.skip_probability is None else f"{cell}, p_skip = {self.skip_probability:g}"
 
+    @property
+    def name(self) -> str:
+        """The row's name in scripts/paper_rows.yaml, behind its table's."""
+        if self.gate == "learned":
+            return f"skip-{self.cell_type}-{self.budget_weight:.0e}".replace("e-0", "e-").replace("-0e+00", "-0")
+        if self.skip_probability is None:
+            return self.cell_type
+        return f"{self.cell_type}-random-{self.skip_probability:g}".replace(".", "-")
+
 
 def published_rows(task: str, cell_type: str, options: Mapping[str, Any]) -> list[PublishedRow]:
     """The paper's rows for this task with these options and this cell; none where it has none."""
@@ -57,6 +66,12 @@ def _adding() -> list[PublishedRow]:
         ("gru", 1e-5, 50.7, 2.6),
     )
     rows = [PublishedRow(cell_type=cell, gate="always", updates=50.0, solved=True, **same) for cell in ("lstm", "gru")]
+    rows += [
+        PublishedRow(
+            cell_type=cell, gate="random", skip_probability=skipped, updates=50 * (1 - skipped), solved=False, **same
+        )
+        for cell, skipped in (("lstm", 0.2), ("lstm", 0.5), ("gru", 0.02), ("gru", 0.5))
+    ]
     return rows + [
         PublishedRow(
             cell_type=cell,

@@ -38,11 +38,13 @@ from hf_skiprnn import (
 from hf_skiprnn.budget import BudgetArguments, BudgetController
 from hf_skiprnn.metrics import operation_counts
 from hf_skiprnn.model_card import data_fingerprint
+from hf_skiprnn.stopping import StoppingArguments, StopWhenSettled
 from hf_skiprnn.tasks import TASKS, Task
 from hf_skiprnn.training import SkipRNNTrainer, last_complete_checkpoint
 
 RECIPES = Path(__file__).parent / "recipes"
 PAPER_ROWS = Path(__file__).parent / "paper_rows.yaml"
+TUNED_ROWS = Path(__file__).parent / "tuned_rows.yaml"
 RUN_FILE = "run.json"  # what a run in output_dir is made of; a resumed run must be made of the same
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -55,13 +57,18 @@ class Settings(NamedTuple):
     args: TrainingArguments
     chosen: dict[str, Any]  # TrainingArguments set by the recipe or on the command line
     budget: BudgetArguments
+    stopping: StoppingArguments
 
 
 def parse(argv: list[str]) -> Settings:
     """The recipe's settings with the command line's over them. Exits with a message at anything unknown."""
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--task", choices=sorted(TASKS), help="task; short for --config recipes/TASK-skip-lstm.yaml")
-    first.add_argument("--config", type=Path, help="recipe, a YAML file; or a row in paper_rows.yaml")
+    first.add_argument(
+        "--config",
+        type=Path,
+        help="recipe, a YAML file; or a row in paper_rows.yaml or, with tuned- before it, tuned_rows.yaml",
+    )
     named, rest = first.parse_known_args(argv)
     if named == Namespace(task=None, config=None) and any(o.partition("=")[0] == "--dataset_name" for o in rest):
         named.task = "own_data"
@@ -70,7 +77,7 @@ def parse(argv: list[str]) -> Settings:
     path = named.config or RECIPES / f"{named.task}-skip-lstm.yaml"
     recipe = read_recipe(path)
     task_class = TASKS[recipe.pop("task")]
-    dataclasses_: list[Any] = [task_class, model_arguments(), BudgetArguments, TrainingArguments]
+    dataclasses_: list[Any] = [task_class, model_arguments(), BudgetArguments, StoppingArguments, TrainingArguments]
     parser = HfArgumentParser(dataclasses_, allow_abbrev=False, parents=[first], description=__doc__)
     # Collators pick their columns. Pinned memory serves an accelerator only.
     parser.set_defaults(
@@ -80,7 +87,7 @@ def parse(argv: list[str]) -> Settings:
     )
     names = [field.name for dataclass in dataclasses_ for field in dataclasses.fields(dataclass) if field.init]
     options = [*as_options(recipe, names, path), *rest]
-    task, model, budget, args, _, unknown = parser.parse_args_into_dataclasses(
+    task, model, budget, stopping, args, _, unknown = parser.parse_args_into_dataclasses(
         options, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
@@ -90,25 +97,37 @@ def parse(argv: list[str]) -> Settings:
     chosen = {name: value for name, value in args.to_dict().items() if name in given}
     if budget.target_update_rate is not None:
         args.load_best_model_at_end = False  # the best one may be from before the rate was reached
-    return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen, budget)
+    return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen, budget, stopping)
 
 
 def paper_rows() -> dict[str, dict[str, Any]]:
     """Settings of every row of the paper's tables, `base` (a recipe) among them: "table2-skip-lstm-1e-4" -> {...}."""
-    tables = yaml.safe_load(PAPER_ROWS.read_text(encoding="utf-8"))
+    return rows_of(PAPER_ROWS)
+
+
+def tuned_rows() -> dict[str, dict[str, Any]]:
+    """Our own settings for rows of the same names, with "tuned-" before them."""
+    return {f"tuned-{name}": settings for name, settings in rows_of(TUNED_ROWS).items()}
+
+
+def rows_of(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a file of tables by name; what a table's `all` holds, every row of it has."""
+    tables = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {
-        f"{table}-{name}": {"base": rows["base"].format(cell="gru" if "gru" in name else "lstm"), **settings}
+        f"{table}-{name}": {"base": rows["base"].format(cell="gru" if "gru" in name else "lstm")}
+        | rows.get("all", {})
+        | settings
         for table, rows in tables.items()
         for name, settings in rows.items()
-        if name != "base"
+        if name not in ("base", "all")
     }
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe's settings, `task` among them; `path` is a file, or the name of a recipe or of a row of the paper."""
+    """A recipe's settings, `task` among them; `path` is a file, or the name of a recipe or of a row (paper_rows)."""
     if (named := RECIPES / f"{path}.yaml").is_file():
         path = named
-    row = None if path.is_file() else paper_rows().get(str(path))
+    row = None if path.is_file() else (paper_rows() | tuned_rows()).get(str(path))
     if row is not None:
         return read_recipe(RECIPES / f"{row.pop('base')}.yaml") | row
     if not path.is_file():
@@ -151,7 +170,7 @@ def as_options(recipe: dict[str, Any], names: list[str], path: Path) -> list[str
 
 def describe(settings: Settings) -> dict[str, Any]:
     """What a run is made of."""
-    task, config, args, _, budget = settings
+    task, config, args, _, budget, _ = settings
     training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
     return {
         "task": task.name,
@@ -202,7 +221,7 @@ def results_of(
     settings: Settings, trainer: SkipRNNTrainer, train: dict[str, Any], test: dict[str, Any]
 ) -> dict[str, Any]:
     """What results.json says."""
-    _, config, args, chosen, _ = settings
+    _, config, args, chosen, _, _ = settings
     validation = plain_names(trainer.evaluate(metric_key_prefix="validation"))
     return {
         **describe(settings),
@@ -223,7 +242,7 @@ def results_of(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, save; returns what results.json holds."""
     settings = parse(sys.argv[1:] if argv is None else argv)
-    task, config, args, _, budget = settings
+    task, config, args, _, budget, stopping = settings
     folder, run = Path(str(args.output_dir)), describe(settings)
     check_run(folder, run)
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
@@ -231,7 +250,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     splits = task.load(args.seed if args.data_seed is None else args.data_seed)
     model = (SkipRNNForFrameClassification if task.per_frame else SkipRNNForSequenceClassification)(config)
     task.initialise(model)
-    callbacks = budget.callbacks()
+    callbacks = [*budget.callbacks(), *stopping.callbacks()]
     trainer = SkipRNNTrainer(
         model,
         args,
@@ -254,6 +273,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for callback in callbacks:
         if isinstance(callback, BudgetController):
             results["steering"] = callback.outcome
+        if isinstance(callback, StopWhenSettled):
+            results["stopping"] = dataclasses.asdict(stopping) | callback.outcome
     trainer.save_model()
     if trainer.is_world_process_zero():
         results["data"] = data_fingerprint(splits.test, "test")

@@ -1,0 +1,124 @@
+"""Train the rows of the paper's tables, and put what comes out beside what the paper reports.
+
+    python scripts/reproduce.py --table 1                      # every row of Table 1 once, with our settings
+    python scripts/reproduce.py --table 4 --rows skip-lstm-1e-4 skip-gru-1e-4 --seeds 4
+    python scripts/reproduce.py --table 2 --settings paper --dataset_name ../shared/data/mnist
+    python scripts/reproduce.py --report                       # tables and pictures from what is stored; trains nothing
+
+Settings are the paper's (paper_rows.yaml: a learning rate of 1e-4 for 50000 steps or 600 epochs, days on a CPU) or ours
+(tuned_rows.yaml). Each run is a process of its own, scripts/train.py; options that are not known here go on to it.
+Cut off anywhere, the same command goes on: a run whose folder under --runs holds a results.json is finished, another
+resumes from its last checkpoint. Results go to model_cards/tableN-TASK/: results.json with every run (its form:
+hf_skiprnn/reproduction.py), README.md and pictures. A run that fails is told at the end, and the others go on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import train
+
+from hf_skiprnn.model_card import RESULTS
+from hf_skiprnn.reproduction import TABLES, add_run, table_folder, write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+PREFIX = {"paper": "", "tuned": "tuned-"}
+
+
+class Job(NamedTuple):
+    """A run to be made."""
+
+    table: int
+    row: str
+    settings: str
+    options: dict[str, Any]
+    seed: int
+
+    @property
+    def config(self) -> str:
+        """The name that train.py knows the row by."""
+        return f"{PREFIX[self.settings]}table{self.table}-{self.row}"
+
+    def folder(self, runs: Path) -> Path:
+        """Where the run is made."""
+        name = "-".join([self.config, *(f"{name}-{value:g}" for name, value in self.options.items())])
+        return runs / name / f"seed-{self.seed}"
+
+
+def rows_of(table: int, settings: str) -> list[str]:
+    """Names of a table's rows."""
+    rows, prefix = train.tuned_rows() if settings == "tuned" else train.paper_rows(), f"table{table}-"
+    return [name.removeprefix(PREFIX[settings] + prefix) for name in rows if prefix in name]
+
+
+def jobs_of(chosen: Namespace) -> Iterator[Job]:
+    """What was asked for: every row with one seed first, then the next seed."""
+    for seed in range(1, chosen.seeds + 1):
+        for options in TABLES[chosen.table][1]:
+            for settings in chosen.settings:
+                for row in rows_of(chosen.table, settings):
+                    cell = "gru" if "gru" in row else "lstm"
+                    if cell in chosen.cells and (chosen.rows is None or row in chosen.rows):
+                        yield Job(chosen.table, row, settings, options, seed)
+
+
+def make(job: Job, runs: Path, rest: list[str]) -> dict[str, Any] | None:
+    """The run's results, from its folder or trained now; None where training failed."""
+    folder = job.folder(runs)
+    if not (folder / RESULTS).is_file():
+        print(f"== {folder}", flush=True)
+        options = [f"--{name}={value}" for name, value in job.options.items()]
+        script = os.path.relpath(train.__file__)
+        command = [sys.executable, script, "--config", job.config, *options, f"--seed={job.seed}"]
+        subprocess.run([*command, f"--output_dir={folder}", *rest], check=False)
+    path = folder / RESULTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
+    """The command line, and what goes on to train.py."""
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--table", type=int, choices=sorted(TABLES), help="number of the table in the paper")
+    parser.add_argument("--cells", nargs="+", choices=("lstm", "gru"), default=["lstm", "gru"], help="rows of these")
+    parser.add_argument("--rows", nargs="+", help="names of rows, as skip-lstm-1e-5; default: all of the table")
+    parser.add_argument("--settings", nargs="+", choices=tuple(PREFIX), default=["tuned"], help="whose settings")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 1 to this")
+    parser.add_argument("--runs", type=Path, default=Path("runs", "reproduce"), help="where runs are made")
+    parser.add_argument("--results", type=Path, default=ROOT / "model_cards", help="where results go")
+    parser.add_argument("--report", action="store_true", help="train nothing; render what is stored")
+    chosen, rest = parser.parse_known_args(argv)
+    if chosen.table is None and not chosen.report:
+        parser.error("give --table, or --report")
+    if chosen.table is not None and chosen.rows is not None:
+        known = {row for settings in chosen.settings for row in rows_of(chosen.table, settings)}
+        if unknown := sorted(set(chosen.rows) - known):
+            parser.error(f"Table {chosen.table} has no row {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return chosen, rest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train what is missing, keep and render; returns 1 if a run failed, else 0."""
+    chosen, rest = parse(sys.argv[1:] if argv is None else argv)
+    failed = []
+    if not chosen.report:
+        for job in jobs_of(chosen):
+            if (results := make(job, chosen.runs, rest)) is None:
+                failed.append(job.folder(chosen.runs))
+            else:
+                add_run(chosen.results, job.table, job.row, job.settings, results)
+    tables = [chosen.table] if chosen.table else sorted(TABLES)
+    for table in tables:
+        if (table_folder(chosen.results, table) / RESULTS).is_file():
+            print(write_report(chosen.results, table))
+    for folder in failed:
+        print(f"failed: {folder}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
