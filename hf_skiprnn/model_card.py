@@ -54,7 +54,7 @@ def write_card(folder: str | Path, location: str | None = None) -> Path:
 def card_facts(folder: Path, location: str) -> dict[str, Any]:
     """What the template tells, from the files in the folder."""
     results, config = public(_json(folder / RESULTS)), _json(folder / "config.json")
-    kind = input_kind(folder, config)
+    kind, code_travels = input_kind(folder, config), any(folder.glob("*.py"))
     test = results["metrics"]["test"]
     metric = next((name for name in MAIN_METRICS if name in test), None)
     settings = {name: value for name, value in results["training"].items() if name not in (*UNTOLD, "seed")}
@@ -63,7 +63,8 @@ def card_facts(folder: Path, location: str) -> dict[str, Any]:
         "name": folder.resolve().name,
         "kind": f"{'Skip ' if config['gate'] == 'learned' else ''}{config['cell_type'].upper()}",
         "config": config,
-        "snippet": snippet(kind, config, _json(folder / "preprocessor_config.json", {}), location),
+        "code_travels": code_travels,
+        "snippet": snippet(kind, config, _json(folder / "preprocessor_config.json", {}), location, code_travels),
         "page": task_page(results["task"]),
         "data": results.get("data"),
         "options": {name: value for name, value in results["task_options"].items() if value is not None},
@@ -101,8 +102,22 @@ def input_kind(folder: Path, config: Mapping[str, Any]) -> str:
     return "audio" if processor.get("sampling_rate") else "series"
 
 
-def snippet(kind: str, config: Mapping[str, Any], processor: Mapping[str, Any], location: str) -> str:
-    """A few lines that load the checkpoint and run it on an input of the right shape."""
+def snippet(
+    kind: str, config: Mapping[str, Any], processor: Mapping[str, Any], location: str, code_travels: bool
+) -> str:
+    """A few lines that load the checkpoint and run it on an input of the right shape.
+
+    code_travels: the model's code stands in the folder; without, the lines import this package.
+    """
+    lines = _snippet_with_code(kind, config, processor, location)
+    if code_travels:
+        return lines
+    pipeline_class = f"hf_skiprnn.SkipRNN{'Sequence' if kind == 'series' else kind.title()}ClassificationPipeline"
+    trusted = "" if kind == "frames" else f", pipeline_class={pipeline_class}"
+    return lines.replace("\n\n", "\n\nimport hf_skiprnn\n\n", 1).replace(", trust_remote_code=True", trusted)
+
+
+def _snippet_with_code(kind: str, config: Mapping[str, Any], processor: Mapping[str, Any], location: str) -> str:
     load = 'classifier = pipeline("{}", model="' + location + '", trust_remote_code=True)'
     show = "print(classifier({}, return_updates=True))"
     if kind == "text":

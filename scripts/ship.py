@@ -37,8 +37,8 @@ def differences(told: dict[str, float], found: dict[str, float]) -> list[str]:
     ]
 
 
-def build(run: Path, folder: Path, options: list[str]) -> None:
-    """The checkpoint folder of a run, at `folder`, which must not exist.
+def build(run: Path, folder: Path, location: str, options: list[str]) -> None:
+    """The checkpoint folder of a run, at `folder`, which must not exist; `location`: what its card's example loads.
 
     Raises:
         SystemExit: the run is not finished, or its results.json is not what its checkpoint gives.
@@ -53,7 +53,7 @@ def build(run: Path, folder: Path, options: list[str]) -> None:
     told = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["metrics"]["test"]
     if changed := differences(told, found):
         raise SystemExit(f"{run} was not shipped: {'; '.join(changed)}. Are the data the same?")
-    write_card(folder)
+    write_card(folder, location)
 
 
 def problems_of(folder: Path, scratch: Path) -> list[str]:
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> Any:
     settings, options = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory(prefix="hf_skiprnn-") as scratch:
         made = Path(scratch, "made", settings.folder.name)
-        build(settings.run, made, options)
+        build(settings.run, made, f"{settings.folder.resolve().parent.name}/{made.name}", options)
         if problems := problems_of(made, Path(scratch, "published")):
             raise SystemExit(f"{settings.run} was not shipped: {' '.join(problems)}")
         shutil.rmtree(settings.folder, ignore_errors=True)

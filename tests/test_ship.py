@@ -41,7 +41,8 @@ def test_the_folder_holds_a_checkpoint_and_nothing_of_training(shipped: Path) ->
         "results.json",
         "steps-read-test.png",
     }
-    assert render_card(shipped) == (shipped / "README.md").read_text(encoding="utf-8")
+    location = f"{shipped.parent.name}/{shipped.name}"
+    assert render_card(shipped, location) == (shipped / "README.md").read_text(encoding="utf-8")
     model = AutoModelForImageClassification.from_pretrained(shipped)
     assert type(model).__module__ == "hf_skiprnn.modeling_skip_rnn"
     assert AutoImageProcessor.from_pretrained(shipped).size == {"height": 8, "width": 8}
