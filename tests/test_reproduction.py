@@ -17,6 +17,7 @@ from small_checkpoints import results_of, small_model
 from hf_skiprnn.model_card import number
 from hf_skiprnn.paper_results import ROWS
 from hf_skiprnn.reproduction import TABLES, add_run, groups_of, read_table, render_table, table_folder, write_report
+from hf_skiprnn.shipped import readme_table, shipped_folders, with_table
 
 ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "model_cards"
@@ -122,6 +123,28 @@ def test_stored_pages_are_rendered_from_the_stored_results(table: int) -> None:
     for run in read_table(CARDS, table)["runs"]:
         assert run["commit"] != "unknown"
         assert run["command"].startswith("python scripts/train.py ")
+
+
+def test_the_readmes_table_is_rendered_from_the_stored_results(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme, CARDS) == readme, "run scripts/reproduce.py --report"
+    for folder in shipped_folders(CARDS):
+        assert f"[{folder.name}](model_cards/{folder.name})" in readme
+    with pytest.raises(ValueError, match="must hold a line <!-- results"):
+        with_table("# hf_skiprnn\n", CARDS)
+
+
+def test_a_checkpoint_stands_beside_the_papers_row_and_its_other_seeds(tmp_path: Path) -> None:
+    for seed, updates in ((1, 20.0), (2, 22.0)):
+        add_run(tmp_path, 1, "skip-lstm-1e-5", "tuned", run_of(seed, updates=updates) | {"finished": f"day {seed}"})
+    folder = tmp_path / "skip-lstm-adding"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    (folder / "results.json").write_text(json.dumps(run_of(2, updates=22.0, update_rate=0.44) | {"finished": "day 2"}))
+    assert readme_table(tmp_path).splitlines()[2] == (
+        "| [skip-lstm-adding](model_cards/skip-lstm-adding) | solved, mse 0.0012 | 22 of 50 (44.0 %) "
+        "| 2 of 2 solved, 21 ± 1.414 steps | solved, 26.95 steps (Skip LSTM, λ = 1e-05) |"
+    )
 
 
 # What is run
