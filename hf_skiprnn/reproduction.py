@@ -74,11 +74,14 @@ def add_run(cards: Path, table: int, row: str, settings: str, run: Run) -> None:
     """Keep a run's results, in place of those of the same row, settings, options and seed.
 
     Raises:
-        ValueError: the run is of another task.
+        ValueError: the run is of another task, or has another cell or gate than the paper's row of that name.
     """
     results = read_table(cards, table)
     if run["task"] != results["task"]:
         raise ValueError(f"Table {table} is of task {results['task']}; got a run of {run['task']}.")
+    paper, model = published_row(table, row, run), (run["model"]["cell_type"], run["model"]["gate"])
+    if paper and model != (paper.cell_type, paper.gate):
+        raise ValueError(f"Row {row} has cell and gate {paper.cell_type}, {paper.gate}; got {', '.join(model)}.")
     entry = {"row": row, "settings": settings} | public(run)
     kept = [other for other in results["runs"] if identity(other, table) != identity(entry, table)]
     results["runs"] = sorted([*kept, entry], key=lambda run: order(run, table))

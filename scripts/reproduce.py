@@ -3,6 +3,7 @@
     python scripts/reproduce.py --table 1                      # every row of Table 1 once, with our settings
     python scripts/reproduce.py --table 4 --rows skip-lstm-1e-4 skip-gru-1e-4 --seeds 4
     python scripts/reproduce.py --table 2 --settings paper --dataset_name ../shared/data/mnist
+    python scripts/reproduce.py --table 2 --rows skip-lstm-1e-4 --add runs/mnist-1 runs/mnist-2    # trained elsewhere
     python scripts/reproduce.py --report    # tables, pictures and the README from what is stored; trains nothing
 
 Settings are the paper's (paper_rows.yaml: a learning rate of 1e-4 for 50000 steps or 600 epochs, days on a CPU) or ours
@@ -91,22 +92,38 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, default=1, help="seeds 1 to this")
     parser.add_argument("--runs", type=Path, default=Path("runs", "reproduce"), help="where runs are made")
     parser.add_argument("--results", type=Path, default=ROOT / "model_cards", help="where results go")
+    parser.add_argument(
+        "--add", nargs="+", type=Path, help="train nothing; keep these runs as the row of --rows"
+    )
     parser.add_argument("--report", action="store_true", help="train nothing; render what is stored")
     chosen, rest = parser.parse_known_args(argv)
     if chosen.table is None and not chosen.report:
         parser.error("give --table, or --report")
-    if chosen.table is not None and chosen.rows is not None:
-        known = {row for settings in chosen.settings for row in rows_of(chosen.table, settings)}
-        if unknown := sorted(set(chosen.rows) - known):
-            parser.error(f"Table {chosen.table} has no row {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    if chosen.add:
+        if chosen.table is None or chosen.rows is None or len(chosen.rows) != 1 or len(chosen.settings) != 1:
+            parser.error("--add needs --table, one row in --rows and one of --settings")
+    elif chosen.table is not None:
+        check_rows(parser, chosen)
     return chosen, rest
+
+
+def check_rows(parser: ArgumentParser, chosen: Namespace) -> None:
+    """Refuse rows that have no settings."""
+    known = {row for settings in chosen.settings for row in rows_of(chosen.table, settings)}
+    if not known:
+        parser.error(f"tuned_rows.yaml has no rows of Table {chosen.table}; --settings paper has")
+    if unknown := sorted(set(chosen.rows or ()) - known):
+        parser.error(f"Table {chosen.table} has no row {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train what is missing, keep and render; returns 1 if a run failed, else 0."""
     chosen, rest = parse(sys.argv[1:] if argv is None else argv)
     failed = []
-    if not chosen.report:
+    for folder in chosen.add or ():
+        run = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        add_run(chosen.results, chosen.table, chosen.rows[0], chosen.settings[0], run)
+    if not chosen.report and not chosen.add:
         for job in jobs_of(chosen):
             if (results := make(job, chosen.runs, rest)) is None:
                 failed.append(job.folder(chosen.runs))

@@ -41,7 +41,7 @@ def run_of(seed: int, **test: float) -> dict[str, Any]:
 
 
 def test_runs_are_kept_in_the_papers_order_and_replaced_by_newer_ones(tmp_path: Path) -> None:
-    for row, seed, updates in (("skip-lstm-1e-5", 2, 20.0), ("lstm", 1, 50.0), ("skip-lstm-1e-5", 1, 22.0)):
+    for row, seed, updates in (("skip-lstm-1e-5", 2, 20.0), ("skip-lstm-0", 1, 50.0), ("skip-lstm-1e-5", 1, 22.0)):
         add_run(tmp_path, 1, row, "tuned", run_of(seed, updates=updates))
     add_run(tmp_path, 1, "skip-lstm-1e-5", "paper", run_of(1))
     add_run(tmp_path, 1, "skip-lstm-1e-5", "tuned", run_of(2, updates=24.0))
@@ -50,7 +50,7 @@ def test_runs_are_kept_in_the_papers_order_and_replaced_by_newer_ones(tmp_path: 
         for run in read_table(tmp_path, 1)["runs"]
     ]
     assert kept == [
-        ("lstm", "tuned", 1, 50.0),
+        ("skip-lstm-0", "tuned", 1, 50.0),
         ("skip-lstm-1e-5", "paper", 1, 12.25),
         ("skip-lstm-1e-5", "tuned", 1, 22.0),
         ("skip-lstm-1e-5", "tuned", 2, 24.0),
@@ -58,9 +58,11 @@ def test_runs_are_kept_in_the_papers_order_and_replaced_by_newer_ones(tmp_path: 
     assert "/home/me" not in (tmp_path / "table1-adding" / "results.json").read_text()
 
 
-def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
+def test_a_run_of_another_task_or_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Table 4 is of task frequency; got a run of adding"):
         add_run(tmp_path, 4, "lstm", "tuned", run_of(1))
+    with pytest.raises(ValueError, match="Row skip-gru-1e-5 has cell and gate gru, learned; got lstm, learned"):
+        add_run(tmp_path, 1, "skip-gru-1e-5", "tuned", run_of(1))
 
 
 # What is shown
@@ -121,7 +123,7 @@ def test_stored_pages_are_rendered_from_the_stored_results(table: int) -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8"))
     assert all((folder / name).is_file() for name in pictures)
     for run in read_table(CARDS, table)["runs"]:
-        assert run["commit"] != "unknown"
+        assert run["versions"]["hf_skiprnn"]
         assert run["command"].startswith("python scripts/train.py ")
 
 
@@ -198,6 +200,17 @@ def test_runs_are_made_once_and_failures_are_told(
     assert len(trained) == 3
 
 
+def test_runs_made_elsewhere_are_kept(tmp_path: Path) -> None:
+    for seed in (4, 5):
+        folder = tmp_path / f"mine-{seed}"
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps(run_of(seed)))
+    added = ["--add", str(tmp_path / "mine-4"), str(tmp_path / "mine-5")]
+    assert reproduce.main([*options(tmp_path), *added]) == 0
+    assert [run["training"]["seed"] for run in read_table(tmp_path, 1)["runs"]] == [4, 5]
+    assert "| Skip LSTM, λ = 1e-05 | tuned: " in (tmp_path / "table1-adding" / "README.md").read_text()
+
+
 def test_a_run_is_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/reproduce.py", *options(tmp_path, "--settings", "paper"), *SMALL, *QUIET]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -213,6 +226,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     for arguments, message in (
         ([], "give --table, or --report"),
         (["--table=1", "--rows", "lstm-2"], "Table 1 has no row lstm-2; it has"),
+        (["--table=1", "--add", "runs/x"], "--add needs --table, one row in --rows and one of --settings"),
     ):
         with pytest.raises(SystemExit):
             reproduce.main(arguments)
