@@ -92,9 +92,7 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, default=1, help="seeds 1 to this")
     parser.add_argument("--runs", type=Path, default=Path("runs", "reproduce"), help="where runs are made")
     parser.add_argument("--results", type=Path, default=ROOT / "model_cards", help="where results go")
-    parser.add_argument(
-        "--add", nargs="+", type=Path, help="train nothing; keep these runs as the row of --rows"
-    )
+    parser.add_argument("--add", nargs="+", type=Path, help="train nothing; keep these runs as the row of --rows")
     parser.add_argument("--report", action="store_true", help="train nothing; render what is stored")
     chosen, rest = parser.parse_known_args(argv)
     if chosen.table is None and not chosen.report:
