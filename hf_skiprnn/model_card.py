@@ -27,7 +27,8 @@ VIDEO_TASKS = ("ucf101", "charades")
 # The one number that says how good a model is, by preference.
 MAIN_METRICS = ("map_100", "accuracy", "mse")
 TIMES = {"runtime", "samples_per_second", "steps_per_second"}  # of this evaluation, with whatever else was running
-UNTOLD = ("output_dir", "run_name", "resume_from_checkpoint", "hub_model_id")  # of the author's machine and account
+# Of the author's machine, terminal and account.
+UNTOLD = ("output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "disable_tqdm")
 
 
 def render_card(folder: str | Path, location: str | None = None) -> str:

@@ -295,3 +295,20 @@ def test_pictures_and_paths(folders: dict[str, Path]) -> None:
         "README.md shows none.png, which is not in the folder."
     ]
     assert card_problems(card + "\nIn /home/me/data.\n") == ["README.md names a path of a machine: /home/me/data."]
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ({"budget_loss": "cost", "budget_weight": 1e-4, "budget_target": None}, "trained with λ = 0.0001 per update."),
+        (
+            {"budget_loss": "l2", "budget_weight": 1e-6, "budget_target": 0.25},
+            "trained with λ = 1e-06 on the l2 distance to 25.0 % of the steps.",
+        ),
+    ],
+)
+def test_the_budget_is_told(folders: dict[str, Path], tmp_path: Path, budget: dict[str, Any], told: str) -> None:
+    folder = shutil.copytree(folders["image"], tmp_path / "image")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | budget))
+    assert told in render_card(folder)
