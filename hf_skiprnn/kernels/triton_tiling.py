@@ -18,7 +18,7 @@ RESIDENT_BYTES = 128 << 10
 # Above it a step's weights take longer to read (64 bytes a cycle) than programs take to meet (1-2 us).
 SHARED_BYTES = 96 << 10
 INLINE_INPUTS = 16  # wider inputs are multiplied in one large product before the scan
-FUSED = {"enable_fp_fusion": True}  # multiply-adds round once; Triton's default is about to change
+FUSED: dict[str, object] = {"enable_fp_fusion": True}  # multiply-adds round once; Triton's default is about to change
 LANGUAGE = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -50,7 +50,7 @@ class Tiling(NamedTuple):
 
     def options(self) -> dict[str, object]:
         """Of the launch."""
-        cooperative = {"launch_cooperative_grid": True} if self.split > 1 else {}
+        cooperative: dict[str, object] = {"launch_cooperative_grid": True} if self.split > 1 else {}
         return FUSED | {"num_warps": self.warps} | cooperative
 
 
