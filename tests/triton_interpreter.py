@@ -6,6 +6,7 @@ from triton import language
 from triton.runtime import interpreter
 
 call = interpreter.InterpretedFunction.__call__
+patch_tensor = interpreter._patch_lang_tensor
 patched: set[Any] = set()
 
 
@@ -22,3 +23,12 @@ def call_without_patching(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 interpreter.InterpretedFunction.__call__ = call_without_patching
+
+
+def patch_tensor_for_numpy(tensor: Any, scope: Any) -> None:
+    """Triton 3.6 takes int() of arrays of one number, which NumPy 2.4 refuses."""
+    patch_tensor(tensor, scope)
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+
+
+interpreter._patch_lang_tensor = patch_tensor_for_numpy
