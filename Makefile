@@ -3,6 +3,7 @@
 # Another interpreter: make PYTHON=python3.12 test. Arguments for pytest: make test ARGS="-k scan".
 
 PYTHON ?= python3
+DATA ?= mnist.npz
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
@@ -32,7 +33,7 @@ check-native:  ## run the native engine's C interface on random calls, under san
 bench: $(STAMP)  ## time the native engine against nn.LSTM, nn.GRU and others
 	$(RUN) scripts/benchmark.py $(ARGS)
 
-gpu:  ## on a machine with a CUDA GPU: make gpu DATA=mnist.npz checks the Triton engine, times it and trains with it
+gpu:  ## on a machine with a CUDA GPU, check the Triton engine, time it and train with it on DATA=mnist.npz
 	$(PYTHON) scripts/gpu.py $(DATA)
 
 format: $(STAMP)  ## format the code and apply the safe fixes
