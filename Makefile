@@ -1,13 +1,15 @@
 # Everything runs in .venv, which the first target that needs it sets up: constraints.txt pins every version.
+# `make gpu` alone uses $(PYTHON) as it is, with its own torch and Triton: such a machine may have no network.
 # Another interpreter: make PYTHON=python3.12 test. Arguments for pytest: make test ARGS="-k scan".
 
 PYTHON ?= python3
+DATA ?= mnist.npz
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench check-native format clean distclean
+.PHONY: help setup demo test check bench gpu check-native format clean distclean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +32,9 @@ check-native:  ## run the native engine's C interface on random calls, under san
 
 bench: $(STAMP)  ## time the native engine against nn.LSTM, nn.GRU and others
 	$(RUN) scripts/benchmark.py $(ARGS)
+
+gpu:  ## on a machine with a CUDA GPU, check the Triton engine, time it and train with it on DATA=mnist.npz
+	$(PYTHON) scripts/gpu.py $(DATA)
 
 format: $(STAMP)  ## format the code and apply the safe fixes
 	$(RUN) -m ruff format .

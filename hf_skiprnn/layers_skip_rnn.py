@@ -39,12 +39,12 @@ def select_scan(backend: str, inputs: Tensor, weights: int) -> Scan:
     return select(backend, inputs, weights) or event_scan
 
 
-def select_tokens_scan(scan: Scan) -> Scan:
-    """The form of a native scan that takes tokens and their table."""
-    try:  # copies of this file run where the package is not installed, and then no native scan was selected
+def select_tokens_scan(scan: Scan) -> Scan | None:
+    """The form of a scan that takes tokens and their table; None where there is none."""
+    try:  # copies of this file run where the package is not installed
         from hf_skiprnn.kernels import of_tokens
-    except ImportError as error:
-        raise RuntimeError("A native scan needs the hf_skiprnn package: pip install hf_skiprnn.") from error
+    except ImportError:
+        return None
     return of_tokens(scan)
 
 
@@ -219,14 +219,15 @@ class SkipStack(nn.Module):
         scan = select_scan(
             self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in self.stack)
         )
-        is_native, operand = scan not in (dense_scan, event_scan), None
-        if torch.is_autocast_enabled(device) and not is_native:
-            operand = torch.get_autocast_dtype(device)  # the engine chooses its own
+        is_cpu_engine, operand = scan not in (dense_scan, event_scan) and device == "cpu", None
+        if torch.is_autocast_enabled(device) and not is_cpu_engine:
+            operand = torch.get_autocast_dtype(device)  # that engine chooses its own
         with torch.autocast(device, enabled=False):
             layers, gate = [layer.weights(operand) for layer in self.stack], self.gate_weights()
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
-            if table is not None and is_native:
-                return select_tokens_scan(scan)(inputs, table, layers, gate, state, **options)
+            of_tokens = select_tokens_scan(scan) if table is not None and is_cpu_engine else None
+            if of_tokens is not None:
+                return of_tokens(inputs, table, layers, gate, state, **options)
             if table is not None:
                 inputs = nn.functional.embedding(inputs, table)
             return scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)

@@ -3,6 +3,7 @@
     python scripts/benchmark.py                        # every shape, inference and training, one and two threads
     python scripts/benchmark.py --shapes 64,784,1,110 --rates 1.0 0.5 --cells lstm --threads 1 --seconds 2
     python scripts/benchmark.py --streaming            # steps of streams, exported graphs: benchmark_streaming.py
+    python scripts/benchmark.py --device cuda          # against cuDNN: benchmark_gpu.py
 
 One CSV row a measurement under model_cards/speed/: median and 20th/80th percentile in milliseconds, how many times
 faster than the native layer, and the share of the core's measured multiply-add peak that the needed operations reach.
@@ -25,8 +26,6 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
 
-import benchmark_streaming
-import psutil  # type: ignore[import-untyped]
 import torch
 from benchmark_peers import PEERS, Workload
 from provenance import commit, cpu_name
@@ -158,6 +157,8 @@ def check_equality() -> None:
 
 def check_idle() -> None:
     """Wait for a machine that does nothing else, a minute at most."""
+    import psutil  # type: ignore[import-untyped]
+
     for _ in range(60):
         busy = psutil.cpu_percent(interval=1.0)
         if busy <= BUSY_PERCENT:
@@ -278,7 +279,14 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 def main() -> None:
     """Measure, print, write."""
+    if "--device" in sys.argv:
+        import benchmark_gpu
+
+        benchmark_gpu.main(sys.argv[1:])
+        return
     if "--streaming" in sys.argv:
+        import benchmark_streaming
+
         benchmark_streaming.main([argument for argument in sys.argv[1:] if argument != "--streaming"])
         return
     options = parse()

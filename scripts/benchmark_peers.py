@@ -32,6 +32,8 @@ class Workload:
     spread: str = "constant"  # "constant": the learned gate has this interval; "lognormal": rows differ
     threads: int = 1
     level: str = "layer"
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
     native: nn.Module = field(init=False)
     x: Tensor = field(init=False)
     gates: Tensor | None = field(init=False, default=None)  # [B, T] bool, forced where rows differ
@@ -40,9 +42,10 @@ class Workload:
         torch.manual_seed(0)
         shape = self.shape
         self.native = NATIVE[self.cell][0](shape.inputs, shape.units, shape.layers, batch_first=True)
-        self.x = torch.randn(shape.batch, shape.steps, shape.inputs)
+        self.native.to(self.device, self.dtype)
+        self.x = torch.randn(shape.batch, shape.steps, shape.inputs).to(self.device, self.dtype)
         if self.spread == "lognormal":
-            self.gates = lognormal_gates(shape.batch, shape.steps, self.rate)
+            self.gates = lognormal_gates(shape.batch, shape.steps, self.rate).to(self.device)
 
     @property
     def interval(self) -> int:
@@ -82,9 +85,11 @@ def lognormal_gates(batch: int, steps: int, rate: float) -> Tensor:
     return gates
 
 
-def ours(workload: Workload) -> Run:
+def ours(workload: Workload, backend: str = "auto") -> Run:
     """Our layer with a learned gate of that interval; the last state, or every step's in sequence mode."""
     layer = NATIVE[workload.cell][1].from_native(workload.native)
+    layer.set_scan_backend(backend)
+    layer.update_gate.float()  # as in a model in half precision
     with torch.no_grad():  # a gate that has learned one interval n: n * D is just above 0.5
         layer.update_gate.weight.zero_()
         increment = 0.5 / workload.interval * (1 + 1e-4)
@@ -147,9 +152,9 @@ def _masked(workload: Workload, step: Callable[..., tuple[Tensor, ...]]) -> Run 
         return None
     module: Any = workload.native
     units = workload.shape.units
-    w_p = nn.Parameter(torch.zeros(units, 1))
+    w_p = nn.Parameter(workload.x.new_zeros(units, 1))
     increment = min(0.5 / workload.interval * (1 + 1e-4), 0.999)
-    b_p = nn.Parameter(torch.tensor([math.log(increment / (1 - increment))]))
+    b_p = nn.Parameter(workload.x.new_tensor([math.log(increment / (1 - increment))]))
     parameters = [*module.parameters(), w_p, b_p]
 
     def forward(x: Tensor) -> Tensor:

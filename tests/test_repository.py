@@ -255,6 +255,8 @@ def test_every_requirement_is_pinned_at_a_version_that_it_allows() -> None:
     extras = project["optional-dependencies"].values()
     for text in [*project["dependencies"], *(text for extra in extras for text in extra)]:
         requirement = Requirement(text)
+        if requirement.name == "triton":  # a CUDA build of torch asks for one version of it, a CPU build for none
+            continue
         pinned = pins.get(canonicalize_name(requirement.name))
         assert pinned is not None, f"constraints.txt does not pin {text}"
         assert requirement.specifier.contains(pinned), f"{text}: constraints.txt pins {pinned}"

@@ -28,14 +28,30 @@ def select(backend: str, inputs: Tensor, weights: int) -> Callable[..., ScanOutp
     Raises:
         RuntimeError: a named engine cannot run these inputs here; the message says why and what to do.
     """
+    device = inputs.device.type
+    if backend == "cpu" and device != "cpu":
+        raise RuntimeError(f"Scan backend 'cpu' needs inputs on the CPU; they are on {inputs.device}. Use 'events'.")
+    if backend == "triton" and device != "cuda":
+        raise RuntimeError(
+            f"Scan backend 'triton' needs inputs on a CUDA GPU; they are on {inputs.device}. Use 'events' or 'auto'."
+        )
+    if device == "cuda":
+        return _select_on_gpu(backend, inputs)
+    return _select_on_cpu(backend, inputs, weights) if device == "cpu" else None
+
+
+def _select_on_gpu(backend: str, inputs: Tensor) -> Callable[..., ScanOutput] | None:
+    reason = _triton_missing(inputs.device.index or 0)
+    if reason is None:
+        from hf_skiprnn.kernels.triton_scan import triton_scan
+
+        return triton_scan
     if backend == "triton":
-        raise RuntimeError("Scan backend 'triton' is not part of this version. Use 'events', which runs on GPUs.")
-    if inputs.device.type != "cpu":
-        if backend == "cpu":
-            raise RuntimeError(
-                f"Scan backend 'cpu' needs inputs on the CPU; they are on {inputs.device}. Use 'events'."
-            )
-        return None
+        raise RuntimeError(reason)
+    return None
+
+
+def _select_on_cpu(backend: str, inputs: Tensor, weights: int) -> Callable[..., ScanOutput] | None:
     if backend == "auto" and inputs.shape[1] < FEW_STEPS and weights > MANY_WEIGHTS:
         return None
     reason = _cpu_engine_missing()
@@ -48,11 +64,34 @@ def select(backend: str, inputs: Tensor, weights: int) -> Callable[..., ScanOutp
     return None
 
 
-def of_tokens(scan: Callable[..., ScanOutput]) -> Callable[..., ScanOutput]:
-    """The form of a scan from `select` that takes tokens [B, T] and a table [V, I], and looks up what is read."""
+def of_tokens(scan: Callable[..., ScanOutput]) -> Callable[..., ScanOutput] | None:
+    """The form of a scan from `select` that takes tokens [B, T] and a table [V, I], and looks up what is read.
+
+    None for a scan that has no such form.
+    """
     from hf_skiprnn.kernels.cpu import cpu_scan, cpu_scan_tokens
 
-    return {cpu_scan: cpu_scan_tokens}[scan]
+    return cpu_scan_tokens if scan is cpu_scan else None
+
+
+# Looked up while a model is traced, not traced itself.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _triton_missing(device: int) -> str | None:
+    """Why the Triton engine cannot run on that CUDA device, or None."""
+    return _look_for_triton(device)
+
+
+@functools.cache
+def _look_for_triton(device: int) -> str | None:
+    """`_triton_missing`, said once."""
+    from hf_skiprnn.kernels.triton_scan import unavailable_reason
+
+    reason = unavailable_reason(device)
+    if reason is None:
+        logger.info("Scans on CUDA device %d run in Triton kernels.", device)
+    else:
+        logger.warning("Scans on CUDA device %d run in plain PyTorch ('events'), more slowly. %s", device, reason)
+    return reason
 
 
 # Looked up while a model is traced, not traced itself.

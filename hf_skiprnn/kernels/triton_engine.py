@@ -1,0 +1,152 @@
+"""Calls of the Triton kernels on checked tensors: the forward scan. The backward pass is in `triton_reverse`."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from ..cells_skip_rnn import CELLS, state_dtype
+from ..events_skip_rnn import Timeline
+from .triton_checks import Optional, check, empty_results
+from .triton_forward import resident_forward, streamed_forward
+from .triton_tiling import INLINE_INPUTS, LANGUAGE, Tiling, multiprocessors, precision, tiling
+
+
+def stacked(weights: Sequence[Tensor], index: int, *shape: int) -> Tensor:
+    """Weight `index` of every layer: [L, ...]; zero where a layer has none."""
+    parts = [w if w.numel() else w.new_zeros(shape) for w in weights[index::4]]
+    return parts[0].contiguous().unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+
+
+def row_order(time: Timeline, forced: Optional) -> Tensor:
+    """Rows by how many updates they can have, most first: a block of rows ends with its slowest."""
+    if forced is not None:
+        bound = forced.sum(1) if time.mask is None else (forced & time.mask).sum(1)
+        return bound.argsort(descending=True)
+    if time.mask is not None:
+        return time.lengths.argsort(descending=True)
+    return torch.arange(time.batch, device=time.lengths.device)
+
+
+def forward(
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    state: Sequence[Optional],
+    mask: Optional,
+    forced: Optional,
+    cell: str,
+    sequence: bool,
+    record: bool,
+) -> list[Tensor]:
+    """A forward call: `empty_results`, filled."""
+    check(inputs, weights, gate, state, mask, forced, cell)
+    results = empty_results(inputs, weights, state, sequence, record)
+    (batch, steps), units, layers = inputs.shape[:2], weights[1].shape[1], len(weights) // 4
+    h0, c0, increment, since = state
+    assert h0 is not None
+    assert increment is not None
+    assert since is not None
+    dtype, keeps = state_dtype(weights[1]), record or sequence
+    slots = steps + 1 if keeps else 2
+    h = results[7] if record else h0.new_empty(layers, batch, slots, units)
+    h[:, :, 0] = h0
+    c = h
+    if c0 is not None:
+        c = results[8] if record else h0.new_empty(layers, batch, slots, units)
+        c[:, :, 0] = c0
+    gates = results[6].zero_()
+    increments, times = results[9:11]
+    counts = results[11] if record else h0.new_empty(batch, dtype=torch.int32)
+    if record:
+        increments[:, 0] = increment
+    if not batch or not steps:
+        counts.zero_()
+        results[3].copy_(increment)
+        results[4].copy_(since)
+    else:
+        time = Timeline(batch, steps, mask, forced, inputs.device)
+        cut = tiling(batch, units, CELLS[cell].num_gates, layers, weights[1].dtype, multiprocessors(inputs.device))
+        recorded = (h, c, gates, times, increments, results[3], results[4], counts)
+        launch(cut, inputs, weights, gate, increment, since, time, forced, cell, keeps, record, recorded, dtype)
+    results[5].copy_(counts)
+    last = (counts.long() % slots).view(1, batch, 1, 1).expand(layers, -1, -1, units)
+    results[1].copy_(h.gather(2, last).squeeze(2))
+    if c0 is not None:
+        results[2].copy_(c.gather(2, last).squeeze(2))
+    if sequence:
+        held = gates.cumsum(1).long().unsqueeze(-1).expand(-1, -1, units)
+        torch.gather(h[-1], 1, held, out=results[0])
+    return results
+
+
+def launch(
+    cut: Tiling,
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    increment: Tensor,
+    since: Tensor,
+    time: Timeline,
+    forced: Optional,
+    cell: str,
+    keeps: bool,
+    record: bool,
+    recorded: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """One launch of the kernel that fits; results go to `recorded`."""
+    (batch, steps, width), units, layers = inputs.shape, weights[1].shape[1], len(weights) // 4
+    outputs = CELLS[cell].num_gates * units
+    h, c, gates, times, increments, last_increment, last_since, counts = recorded
+    inline = width <= INLINE_INPUTS
+    bias = stacked(weights, 2, outputs)
+    read = inputs.contiguous() if inline else torch.nn.functional.linear(inputs, weights[0], bias[0])
+    blocks = triton.cdiv(batch, cut.rows)
+    empty = h.new_empty(1)
+    kernel = resident_forward if cut.resident else streamed_forward
+    kernel[(blocks, cut.split)](
+        read,
+        weights[0].contiguous(),
+        stacked(weights, 1, outputs, units),
+        stacked(weights[4:], 0, outputs, units) if layers > 1 else weights[0],
+        bias,
+        stacked(weights, 3, units),
+        gate[0].contiguous() if gate else empty,
+        gate[1].contiguous() if gate else empty,
+        row_order(time, forced),
+        time.lengths.int(),
+        empty if time.positions is None else time.positions.int().contiguous(),
+        empty if time.planned is None else time.planned.int().contiguous(),
+        h,
+        c,
+        increment.contiguous(),
+        since.contiguous(),
+        gates,
+        times,
+        increments if record else empty,
+        last_increment,
+        last_since,
+        counts,
+        h.new_empty(batch, units) if cell == "gru" and not cut.resident else empty,
+        h.new_empty(blocks, 2, cut.split, cut.block_rows) if cut.split > 1 else empty,
+        torch.zeros(blocks, dtype=torch.int32, device=h.device),
+        batch,
+        steps,
+        width,
+        h.shape[2],
+        H=units,
+        LAYERS=layers,
+        CELL=cell,
+        LEARNED=bool(gate),
+        PLANNED=time.planned is not None,
+        MASKED=time.positions is not None,
+        KEEP=keeps,
+        RECORD=record,
+        INLINE=inline,
+        STATE=LANGUAGE[dtype],
+        PRECISION=precision(weights[1].dtype),
+        **cut.constants(),
+        **cut.options(),
+    )

@@ -1,0 +1,343 @@
+"""The Triton engine's backward pass: chunks of time, latest first.
+
+For every chunk, all its steps' transitions in large products (the states after the updates are kept), the sums over
+runs of skipped steps (triton_steps.py), then the sequential kernel from update to update (triton_backward.py), then
+weight gradients in large products again. Every shape is static, so that nothing waits for the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..cells_skip_rnn import CELLS, state_dtype
+from .triton_backward import resident_backward, streamed_backward
+from .triton_checks import Optional
+from .triton_engine import stacked
+from .triton_steps import segments, transition
+from .triton_tiling import FUSED, LANGUAGE, Tiling, multiprocessors, precision, tiling
+
+CHUNK_NUMBERS = 1 << 25  # in a chunk's buffers: 128 MiB of float32
+SHORTEST_CHUNK = 16  # steps
+
+
+@dataclass
+class Clock:
+    """Where the updates stand."""
+
+    is_update: Tensor  # [B, T] bool
+    ended: Tensor  # [B, T], updates up to and with each step
+    since: Tensor  # [B, T], k of a real step
+    kind: Tensor  # [B, T]: 0 skipped, 1 update, 2 masked
+
+    @classmethod
+    def of(cls, gates: Tensor, mask: Optional, since: Tensor) -> "Clock":
+        """From the gates [B, T], the mask and the steps since the last update at the start [B]."""
+        is_update = gates > 0.5
+        ended = is_update.cumsum(1)
+        real = torch.ones_like(is_update) if mask is None else mask
+        index = real.cumsum(1)
+        latest = (index * is_update).cummax(1).values if gates.shape[1] else index
+        latest, before = (F.pad(part, (1, 0))[:, :-1] for part in (latest, ended))
+        steps = index - latest + torch.where(before == 0, since.unsqueeze(1), 0)
+        kind = is_update.int() + 2 * (~real).int()
+        return cls(is_update, ended, steps.contiguous(), kind.contiguous())
+
+
+@dataclass
+class Chunk:
+    """Steps first .. first + steps - 1."""
+
+    first: int
+    steps: int
+    is_update: Tensor  # [B, C]
+    base: Tensor  # [B], updates before
+    updates: Tensor  # [B], in it
+    held: Tensor  # [B * C], index of the slot before each step, among B * (C + 1)
+    held_h: Tensor  # [L, B, C + 1, H]
+    held_c: Tensor  # likewise; held_h for a GRU
+
+    @classmethod
+    def of(cls, first: int, steps: int, clock: Clock, counts: Tensor, h: Tensor, c: Tensor) -> "Chunk":
+        """Of states [L, B, T + 1, H] after every update, and their number [B]."""
+        batch, layers, units = h.shape[1], h.shape[0], h.shape[3]
+        is_update = clock.is_update[:, first : first + steps]
+        ended = clock.ended[:, first : first + steps]
+        base = ended[:, 0] - is_update[:, 0].long()
+        slots = torch.arange(steps + 1, device=h.device)
+        event = (base.unsqueeze(1) + slots).minimum(counts.unsqueeze(1).long())
+        event = event.view(1, batch, steps + 1, 1).expand(layers, -1, -1, units)
+        held_h = h.gather(2, event)
+        rows = torch.arange(batch, device=h.device).unsqueeze(1) * (steps + 1)
+        held = (rows + ended - is_update.long() - base.unsqueeze(1)).flatten()
+        held_c = held_h if c.numel() == 0 else c.gather(2, event)
+        return cls(first, steps, is_update, base, ended[:, -1] - base, held, held_h, held_c)
+
+
+@dataclass
+class Transitions:
+    """S(s, x) at every step of a chunk."""
+
+    below: list[Tensor]  # a layer [N, I or H]: what W_ih multiplied
+    reset_h: list[Tensor]  # a layer [N, H]: r * h of "gru"
+    h: Tensor  # [L, N, H]
+    c: Tensor  # likewise; h for a GRU
+    gates: Tensor  # [L, N, 4, H], at updates
+
+
+class Reverse:
+    """One backward pass; `gradients` runs it."""
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        weights: Sequence[Tensor],
+        gate: Sequence[Tensor],
+        state: Sequence[Optional],
+        mask: Optional,
+        records: Sequence[Tensor],
+        grads: Sequence[Optional],
+        cell: str,
+        grad_inputs: bool,
+    ) -> None:
+        self.inputs, self.weights, self.gate, self.cell, self.mask = inputs, weights, gate, cell, mask
+        self.gates, self.h, self.c, self.increments, self.times, self.counts = records
+        (self.batch, self.steps, self.width), self.units = inputs.shape, weights[1].shape[1]
+        self.layers, self.operand = len(weights) // 4, weights[1].dtype
+        self.dtype, self.has_c = state_dtype(weights[1]), state[1] is not None
+        outputs = CELLS[cell].num_gates * self.units
+        upper = stacked(weights[4:], 0, outputs, self.units) if self.layers > 1 else weights[0]
+        self.stacks = (upper, stacked(weights, 1, outputs, self.units), stacked(weights, 3, self.units))
+        self._start(state, grads)
+        self.of_inputs = torch.zeros_like(inputs) if grad_inputs else inputs.new_zeros(0)
+        self.of_weights = [w.new_zeros(w.shape, dtype=self.dtype) for w in weights]
+        self.of_gate = [part.new_zeros(part.shape, dtype=self.dtype) for part in gate]
+
+    def _start(self, state: Sequence[Optional], grads: Sequence[Optional]) -> None:
+        """The cotangents that come in: of every step's gate and output, and of the last state."""
+        of_sequence, of_h, of_c, of_increment, of_since, of_num, of_gates = grads
+        batch, steps, zeros = self.batch, self.steps, self.increments.new_zeros
+        since = state[3]
+        assert since is not None
+        self.clock = Clock.of(self.gates, self.mask, since)
+        of_steps = zeros(batch, steps) if of_gates is None else of_gates
+        self.grad_gates = (of_steps if of_num is None else of_steps + of_num.unsqueeze(1)).contiguous()
+        self.grad_sequence = None if of_sequence is None else of_sequence.contiguous()
+        shape = (self.layers, batch, self.units)
+        self.carry_h = zeros(shape) if of_h is None else of_h.clone(memory_format=torch.contiguous_format)
+        self.carry_c = self.carry_h
+        if self.has_c:
+            self.carry_c = zeros(shape) if of_c is None else of_c.clone(memory_format=torch.contiguous_format)
+        self.carry_d = (
+            zeros(batch) if of_increment is None else of_increment.clone(memory_format=torch.contiguous_format)
+        )
+        self.carry_q = zeros(batch)
+        if of_since is not None and self.gate:  # the steps carry the accumulator's cotangent, scaled by the increment
+            last = self.increments.gather(1, self.counts.long().unsqueeze(1)).squeeze(1)
+            self.carry_q = (of_since / last).where(last != 0, 0)
+
+    def gradients(self) -> list[Tensor]:
+        """Of inputs (empty unless asked for), h, c, increment, since, gate and weights."""
+        if self.batch and self.steps:
+            gates = CELLS[self.cell].num_gates
+            processors = multiprocessors(self.inputs.device)
+            cut = tiling(self.batch, self.units, gates, self.layers, self.operand, processors)
+            order = self.counts.argsort(descending=True)  # a block of rows ends with its slowest
+            chunk = self._chunk_steps()
+            for first in reversed(range(0, self.steps, chunk)):
+                self._through(first, min(chunk, self.steps - first), cut, order)
+        of_since = self.carry_q * self.increments[:, 0] if self.gate else torch.zeros_like(self.carry_q)
+        of_c = self.carry_c if self.has_c else self.carry_h.new_zeros(0)
+        of_gate = [part.to(p.dtype) for part, p in zip(self.of_gate, self.gate, strict=True)]
+        of_weights = [part.to(w.dtype) for part, w in zip(self.of_weights, self.weights, strict=True)]
+        return [self.of_inputs, self.carry_h, of_c, self.carry_d, of_since, *of_gate, *of_weights]
+
+    def _chunk_steps(self) -> int:
+        """Steps a chunk, by its memory: of a layer 16 numbers a unit, and 8 for the products at hand."""
+        numbers = self.batch * (self.units * (16 * self.layers + 8) + self.width)
+        return min(self.steps, max(SHORTEST_CHUNK, CHUNK_NUMBERS // numbers))
+
+    def _through(self, first: int, steps: int, cut: Tiling, order: Tensor) -> None:
+        """One chunk."""
+        chunk = Chunk.of(first, steps, self.clock, self.counts, self.h, self.c)
+        new = self._transitions(chunk)
+        sums = self._segments(chunk, new)
+        batch, layers, units = self.batch, self.layers, self.units
+        rows, outputs = batch * steps, CELLS[self.cell].num_gates * units
+        grad_inputs = self.inputs.new_zeros(layers, rows, outputs)
+        is_after, is_split = self.cell == "gru_reset_after", cut.split > 1
+        grad_recurrent = self.inputs.new_zeros((layers, rows, units) if is_after else (1,))
+        grad_gate = self.carry_d.new_zeros(rows)
+        blocks = triton.cdiv(batch, cut.rows)
+        empty = self.carry_d.new_empty(1)
+        kernel = resident_backward if cut.resident else streamed_backward
+        kernel[(blocks, cut.split)](
+            self.stacks[1],
+            self.stacks[0],
+            self.gate[0].contiguous() if self.gate else empty,
+            order,
+            chunk.updates.int(),
+            chunk.base.int(),
+            self.times,
+            self.increments,
+            self.clock.since,
+            self.grad_gates,
+            chunk.held_h,
+            chunk.held_c,
+            new.h,
+            new.c,
+            new.gates,
+            *sums,
+            self.carry_h,
+            self.carry_c,
+            self.carry_d,
+            self.carry_q,
+            grad_inputs,
+            grad_recurrent,
+            grad_gate,
+            empty if cut.resident else self.carry_d.new_empty(batch, units),
+            self.carry_d.new_empty(blocks, 2, 3, cut.split, cut.block_rows) if is_split else empty,
+            torch.zeros(blocks, dtype=torch.int32, device=empty.device),
+            batch,
+            self.steps,
+            steps,
+            first,
+            H=units,
+            LAYERS=layers,
+            CELL=self.cell,
+            LEARNED=bool(self.gate),
+            SEQUENCE=self.grad_sequence is not None,
+            STATE=LANGUAGE[self.dtype],
+            PRECISION=precision(self.operand),
+            **cut.constants(),
+            **cut.options(),
+        )
+        self._add_gradients(chunk, new, grad_inputs, grad_recurrent, grad_gate)
+
+    def _transitions(self, chunk: Chunk) -> Transitions:
+        layers, units, rows = self.layers, self.units, self.batch * chunk.steps
+        below = self.inputs[:, chunk.first : chunk.first + chunk.steps].reshape(rows, self.width)
+        h = self.carry_h.new_empty(layers, rows, units)
+        c = torch.empty_like(h) if self.has_c else h
+        gates = h.new_empty(layers, rows, 4, units)
+        new = Transitions([], [], h, c, gates)
+        is_update = chunk.is_update.contiguous()
+        for index in range(layers):
+            weight_ih, weight_hh, bias, _ = self.weights[4 * index : 4 * index + 4]
+            new.below.append(below)
+            x_product = F.linear(below, weight_ih, bias if bias.numel() else None)
+            held = chunk.held_h[index].flatten(0, 1).to(self.operand)
+            recurrent = F.linear(held, weight_hh[: 2 * units] if self.cell == "gru" else weight_hh)
+            reset_h = reset_product = h
+            block_n, block_units = 16, min(128, triton.next_power_of_2(units))
+            grid = (triton.cdiv(rows, block_n), triton.cdiv(units, block_units))
+            if self.cell == "gru":
+                reset_h = self.inputs.new_empty(rows, units)
+            for resets in (True, False) if self.cell == "gru" else (False,):
+                transition[grid](
+                    x_product,
+                    recurrent,
+                    reset_product,
+                    self.stacks[2][index],
+                    chunk.held,
+                    is_update,
+                    chunk.held_h[index],
+                    chunk.held_c[index],
+                    h[index],
+                    c[index],
+                    gates[index],
+                    reset_h,
+                    rows,
+                    H=units,
+                    CELL=self.cell,
+                    RESETS=resets,
+                    STATE=LANGUAGE[self.dtype],
+                    BLOCK_N=block_n,
+                    BLOCK_UNITS=block_units,
+                    **FUSED,
+                )
+                if resets:
+                    reset_product = F.linear(reset_h, weight_hh[2 * units :])
+            new.reset_h.append(reset_h)
+            below = h[index].to(self.operand)
+        return new
+
+    def _segments(self, chunk: Chunk, new: Transitions) -> list[Tensor]:
+        """Sums over runs of skipped steps: matrix, constant, by_h, by_c, output_sum; see `segments`."""
+        learned, is_lstm = bool(self.gate), self.cell == "lstm"
+        batch, slots, units, layers = self.batch, chunk.steps + 1, self.units, self.layers
+        empty = self.carry_d.new_empty
+        by_h = empty((2, layers, batch, slots, units) if learned else (1,))
+        sums = [
+            empty((batch, slots, 4) if learned else (1,)),
+            empty((batch, slots, 2) if learned else (1,)),
+            by_h,
+            torch.empty_like(by_h) if is_lstm else by_h,
+            empty(batch, slots, units),
+        ]
+        if not learned and self.grad_sequence is None:
+            return sums
+        block_layers, block_units = triton.next_power_of_2(layers), triton.next_power_of_2(units)
+        segments[(batch,)](
+            new.h,
+            new.c,
+            chunk.held_h,
+            chunk.held_c,
+            *(part.contiguous() for part in self.gate or (by_h, by_h)),
+            self.clock.kind,
+            self.clock.since,
+            self.grad_gates,
+            self.grad_gates if self.grad_sequence is None else self.grad_sequence,
+            self.increments,
+            chunk.base.int(),
+            *sums,
+            batch,
+            self.steps,
+            chunk.steps,
+            chunk.first,
+            H=units,
+            LAYERS=layers,
+            BLOCK_LAYERS=block_layers,
+            BLOCK_UNITS=block_units,
+            HAS_C=is_lstm,
+            LEARNED=learned,
+            SEQUENCE=self.grad_sequence is not None,
+            STATE=LANGUAGE[self.dtype],
+            num_warps=1 if block_layers * block_units <= 256 else 4,
+            **FUSED,
+        )
+        return sums
+
+    def _add_gradients(
+        self, chunk: Chunk, new: Transitions, grad_inputs: Tensor, grad_recurrent: Tensor, grad_gate: Tensor
+    ) -> None:
+        """Of the weights, and of the chunk's inputs. Steps that are no updates have cotangents of 0."""
+        skipped = ~chunk.is_update.reshape(-1, 1)  # what stands there may be NaN
+        units = self.units
+        for index in range(self.layers):
+            of_input, of_hidden, of_bias, of_bias_n = self.of_weights[4 * index : 4 * index + 4]
+            d = grad_inputs[index]
+            h = chunk.held_h[index].flatten(0, 1).index_select(0, chunk.held).to(self.operand)
+            of_input += d.T @ new.below[index].masked_fill(skipped, 0)
+            if of_bias.numel():
+                of_bias += d.sum(0, dtype=self.dtype)
+            if self.cell == "lstm":
+                of_hidden += d.T @ h
+                continue
+            of_hidden[: 2 * units] += d[:, : 2 * units].T @ h
+            if self.cell == "gru":
+                of_hidden[2 * units :] += d[:, 2 * units :].T @ new.reset_h[index].masked_fill(skipped, 0)
+                continue
+            of_hidden[2 * units :] += grad_recurrent[index].T @ h
+            if of_bias_n.numel():
+                of_bias_n += grad_recurrent[index].sum(0, dtype=self.dtype)
+        if self.gate:
+            top = (new.c if self.cell == "lstm" else new.h)[-1].masked_fill(skipped, 0)
+            self.of_gate[0] += grad_gate @ top
+            self.of_gate[1] += grad_gate.sum(0, keepdim=True)
+        if self.of_inputs.numel():
+            part = (grad_inputs[0] @ self.weights[0]).view(self.batch, chunk.steps, self.width)
+            self.of_inputs[:, chunk.first : chunk.first + chunk.steps] = part
