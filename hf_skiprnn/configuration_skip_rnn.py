@@ -30,6 +30,8 @@ class SkipRNNConfig(PreTrainedConfig):
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
         update_bias: initial value of b_p; at 1 every step is an update at the start of training.
         forget_bias: initial value of an LSTM's forget gate bias.
+        input_noise: standard deviation of the Gaussian noise added to input_values and pixel_values in training;
+            0 switches it off. Few rows are soon known by heart, and what a gate then reads does not carry over.
         embedding_dropout: probability of zeroing an element of an embedding.
         classifier_dropout: probability of zeroing an element of the state that a classifier reads.
 
@@ -63,6 +65,7 @@ class SkipRNNConfig(PreTrainedConfig):
     learn_initial_state: bool = True
     update_bias: float | int = 1.0
     forget_bias: float | int = 1.0
+    input_noise: float | int = 0.0
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
 
@@ -87,6 +90,8 @@ class SkipRNNConfig(PreTrainedConfig):
         for name in ("budget_weight", "update_bias", "forget_bias"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
+        if not 0 <= self.input_noise < math.inf:
+            raise ValueError(f"input_noise must be a finite standard deviation, at least 0; got {self.input_noise}.")
         if self.budget_weight < 0:
             raise ValueError(
                 f"budget_weight must not be negative; got {self.budget_weight}. 0 switches the budget off."
@@ -107,7 +112,7 @@ class SkipRNNConfig(PreTrainedConfig):
             raise ValueError(f"budget_target is a share of a row's real steps, in [0, 1]; got {self.budget_target}.")
 
     def validate_tokens(self) -> None:
-        """Token settings need tokens."""
+        """Token settings need tokens, and input noise numbers."""
         if self.vocab_size is None:
             if self.pad_token_id is not None:
                 raise ValueError(
@@ -115,6 +120,10 @@ class SkipRNNConfig(PreTrainedConfig):
                 )
             if self.embedding_dropout:
                 raise ValueError(f"embedding_dropout={self.embedding_dropout} needs vocab_size; nothing is embedded.")
+        elif self.input_noise:
+            raise ValueError(
+                f"input_noise={self.input_noise} needs numbers as inputs; for tokens use embedding_dropout."
+            )
         elif self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id must be in [0, vocab_size = {self.vocab_size}); got {self.pad_token_id}.")
 

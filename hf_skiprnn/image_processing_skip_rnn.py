@@ -98,7 +98,8 @@ def _from_pil(image: "Image.Image", channels: int) -> np.ndarray:
     """-> uint8 [C, H, W]."""
     if image.mode in DEEP_MODES:
         raise ValueError(f"Images must have 8 bits per channel; got PIL mode {image.mode!r}. Scale it to 0..255 first.")
-    pixels = np.asarray(image.convert(PIL_MODES[channels]))
+    wanted = PIL_MODES[channels]
+    pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -140,6 +140,8 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         if check_inputs and inputs.is_floating_point():
             self._check_finite(inputs, mask)
+        if self.training and self.config.input_noise:
+            inputs = inputs + self.config.input_noise * torch.randn_like(inputs)
         forced = self._as_flags("forced_gates", forced_gates, batch, steps)
         state = self.initial_state(batch) if state is None else self._check_state(state, batch)
         table = None if inputs.is_floating_point() else self.embeddings.weight

@@ -4,12 +4,13 @@
 
 Beside it are a plain LSTM, which reads every pixel, one that reads as many pixels as the Skip LSTM but at random (the
 paper's baseline), and a strided one, which reads every n-th. All are trained alike, by
-scripts/recipes/digits-skip-lstm.yaml. Options go on to train.py:
+scripts/recipes/digits-skip-lstm.yaml, two at a time. Options go on to train.py:
 
     python scripts/demo.py --seed 1 --output_dir runs/demo-1
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,19 +20,33 @@ from typing import Any
 
 import evaluate
 import torch
-import train
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification
 
 import hf_skiprnn  # noqa: F401 - registers the model with the Auto classes
 from hf_skiprnn.tasks import Digits
 
 PIXELS = 64
+TRAIN = Path(__file__).with_name("train.py")
 
 
-def train_one(folder: Path, options: list[str], *model: str) -> dict[str, Any]:
-    """Results of a training run."""
-    print(f"\n== {folder} ==", flush=True)
-    return train.main(["--task", "digits", f"--output_dir={folder}", *model, *options])
+def train_two(shown: tuple[Path, list[str]], beside: tuple[Path, list[str]]) -> list[dict[str, Any]]:
+    """Results of two runs (folder, options) side by side; the second one prints to train.log in its folder."""
+    print(f"\n== {shown[0]}, and beside it {beside[0]} ==", flush=True)
+    log = beside[0] / "train.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as quiet:
+        processes = [start(*shown), start(*beside, stdout=quiet, stderr=subprocess.STDOUT)]
+        codes = [process.wait() for process in processes]
+    if any(codes):
+        said = log.read_text(encoding="utf-8") if codes[1] else ""
+        raise SystemExit(f"{said}\nA training failed; exit codes {codes}.")
+    return [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder, _ in (shown, beside)]
+
+
+def start(folder: Path, options: list[str], **streams: Any) -> subprocess.Popen[bytes]:
+    """A training on one thread: more are of no use to scans this small."""
+    command = [sys.executable, str(TRAIN), "--task", "digits", f"--output_dir={folder}", *options]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
 
 
 def reload(folder: str) -> dict[str, float]:
@@ -63,21 +78,21 @@ def row(name: str, results: dict[str, Any]) -> str:
 def main(argv: list[str]) -> None:
     """Train the four, evaluate, reload, and print the table."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the three runs go")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the four runs go")
     parser.add_argument("--reload", metavar="CHECKPOINT", help="only evaluate this checkpoint, and print JSON")
     settings, options = parser.parse_known_args(argv)
     if settings.reload:
         print(json.dumps(reload(settings.reload)))
         return
-    torch.set_num_threads(1)  # scans this small gain nothing by threads
-    start, folder = time.monotonic(), settings.output_dir
-    skip = train_one(folder / "skip-lstm", options)
-    plain = train_one(folder / "plain-lstm", options, "--gate=always")
+    begin, folder = time.monotonic(), settings.output_dir
+    skip, plain = train_two((folder / "skip-lstm", options), (folder / "plain-lstm", ["--gate=always", *options]))
     updates = skip["metrics"]["test"]["updates"]
-    chance = 1 - updates / PIXELS
-    random = train_one(folder / "random-lstm", options, "--gate=random", f"--skip_probability={chance:.4f}")
+    by_chance = ["--gate=random", f"--skip_probability={1 - updates / PIXELS:.4f}"]
     stride = max(int(PIXELS / updates), 2)  # whole strides only; above 32 pixels none reads as many
-    strided = train_one(folder / "strided-lstm", options, "--gate=strided", f"--stride={stride}")
+    every = ["--gate=strided", f"--stride={stride}"]
+    random, strided = train_two(
+        (folder / "random-lstm", [*by_chance, *options]), (folder / "strided-lstm", [*every, *options])
+    )
     print(f"\n== {folder / 'skip-lstm'}, evaluated ==", flush=True)
     evaluate.main([str(folder / "skip-lstm")])
     again = reload_in_a_new_process(folder / "skip-lstm")
@@ -87,7 +102,7 @@ def main(argv: list[str]) -> None:
     print(row("plain LSTM", plain))
     print(row("LSTM, random skips", random))
     print(row(f"strided LSTM (every {stride})", strided))
-    print(f"\n{time.monotonic() - start:.0f} s. Checkpoints and pictures: {folder}")
+    print(f"\n{time.monotonic() - begin:.0f} s. Checkpoints and pictures: {folder}")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,19 @@ def classifier(**overrides) -> SkipRNNForSequenceClassification:
 # Inputs
 
 
+def test_input_noise_is_added_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SkipRNNModel(SkipRNNConfig(**(TINY | {"input_noise": 0.3, "gate": "always"})))
+    x, read = torch.rand(200, 50, 2), []
+    scan = model.scan
+    monkeypatch.setattr(model, "scan", lambda inputs, *rest: (read.append(inputs), scan(inputs, *rest))[1])
+    model.eval()(input_values=x)
+    model.train()(input_values=x)
+    assert torch.equal(read[0], x)
+    noise = read[1] - x
+    assert abs(noise.mean()) < 0.01  # 20,000 draws: a deviation of 0.002
+    assert noise.std() == pytest.approx(0.3, abs=0.01)
+
+
 def test_three_kinds_of_input_give_the_same_result() -> None:
     pixels = torch.rand(2, 2, 3, 4)
     model = classifier().eval()
@@ -523,6 +536,8 @@ def test_nan_inputs_raise_on_request_and_otherwise_show() -> None:
         ({"pad_token_id": 0}, "needs vocab_size"),
         ({"vocab_size": 3, "pad_token_id": 3}, r"pad_token_id must be in \[0, vocab_size = 3\); got 3"),
         ({"embedding_dropout": 0.1}, "needs vocab_size"),
+        ({"input_noise": -0.1}, "input_noise must be a finite standard deviation"),
+        ({"input_noise": 0.1, "vocab_size": 5}, "input_noise=0.1 needs numbers"),
         ({"gru_reset": "after"}, "needs cell_type='gru'"),
     ],
 )

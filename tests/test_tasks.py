@@ -217,6 +217,21 @@ def test_digits_batches_are_pixels_over_255():
     assert batch["labels"].tolist() == [row["label"] for row in rows]
 
 
+def test_training_images_come_at_every_shift_with_black_moving_in():
+    plain, task = Digits().load(0), Digits(shift=1)
+    splits = task.load(0)
+    assert len(splits.train) == 9 * len(plain.train)
+    assert (len(splits.validation), len(splits.test)) == (360, 360)
+    rows = splits.train.__getitems__(list(range(9, 18)))
+    image = np.asarray(plain.train[1]["image"])
+    padded = np.pad(image, 1)
+    windows = [padded[1 - dy : 9 - dy, 1 - dx : 9 - dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    assert all(np.array_equal(np.asarray(row["image"]), window) for row, window in zip(rows, windows, strict=True))
+    assert {row["label"] for row in rows} == {plain.train[1]["label"]}
+    assert np.array_equal(np.asarray(splits.train[13]["image"]), image)
+    assert task.collate(rows)["pixel_values"].shape == (9, 1, 8, 8)
+
+
 def test_mnist_holds_5000_training_images_out(shared_data):
     folder = str(shared_data("mnist"))
     task = MNIST(dataset_name=folder)
@@ -243,6 +258,7 @@ def test_mnist_of_another_layout_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Digits(shift=8), "shift must be at least 0 and below 8 pixels; got 8"),
         (lambda: Adding(length=9), "length must be at least 10.* got 9"),
         (lambda: Frequency(sampling_period=0), "sampling_period must be above 0 .* got 0"),
         (lambda: Frequency(sampling_period=3.0), "at most 2.5 ms.* got 3.0"),

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from datasets import Array2D, Dataset, Features, IterableDataset, Value
+from PIL import Image as PILImage
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 from transformers import EvalPrediction, PreTrainedModel
 
 from ..image_processing_skip_rnn import SkipRNNImageProcessor
@@ -90,12 +92,51 @@ def label_names(names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+class ShiftedImages(TorchDataset[Row]):
+    """Every row at every shift of its image by up to `shift` pixels: (2 * shift + 1)^2 as many rows, black moving in.
+
+    A fixed set of rows, unlike shifts drawn on the way: a resumed run sees what an uninterrupted one sees.
+    """
+
+    def __init__(self, data: Dataset, shift: int) -> None:
+        self.data, steps = data, range(-shift, shift + 1)
+        self.moves = [(dx, dy) for dy in steps for dx in steps]
+
+    def __len__(self) -> int:
+        return len(self.data) * len(self.moves)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Row]:
+        """The rows of a batch."""
+        sources, moves = zip(*(divmod(index, len(self.moves)) for index in indices), strict=True)
+        rows = self.data.__getitems__(list(sources))
+        return [self._moved(row, *self.moves[move]) for row, move in zip(rows, moves, strict=True)]
+
+    @staticmethod
+    def _moved(row: Row, dx: int, dy: int) -> Row:
+        image = row["image"]
+        return row | {"image": image.transform(image.size, PILImage.Transform.AFFINE, (1, 0, -dx, 0, 1, -dy))}
+
+
 @dataclass
 class ImageTask(Task):
     """Images read pixel by pixel in row order: columns `image` (PIL) and `label` (class)."""
 
     size: ClassVar[tuple[int, int]]  # height, width
     labels: ClassVar[tuple[str, ...]]
+    shift: int = field(
+        default=0, metadata={"help": "Train on every shift of an image by up to so many pixels: more rows an epoch."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shift < min(self.size):
+            raise ValueError(f"shift must be at least 0 and below {min(self.size)} pixels; got {self.shift}.")
+
+    def training_rows(self, data: Dataset) -> Dataset | ShiftedImages:
+        """The training split, with the shifts that were asked for."""
+        return ShiftedImages(data, self.shift) if self.shift else data
 
     def processor(self) -> SkipRNNImageProcessor:
         return SkipRNNImageProcessor(num_channels=1, size={"height": self.size[0], "width": self.size[1]})

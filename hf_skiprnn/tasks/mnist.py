@@ -38,4 +38,4 @@ class MNIST(ImageTask):
                 f"{data['train'].column_names}."
             )
         held_out = data["train"].train_test_split(test_size=self.validation_rows, seed=self.split_seed)
-        return Splits(held_out["train"], held_out["test"], data["test"])
+        return Splits(self.training_rows(held_out["train"]), held_out["test"], data["test"])
