@@ -233,7 +233,6 @@ def results_of(
         "processes": args.world_size,
         "versions": {name: version(name) for name in PACKAGES}
         | {"hf_skiprnn": __version__, "python": platform.python_version()},
-        "commit": commit(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -243,7 +242,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, save; returns what results.json holds."""
     settings = parse(sys.argv[1:] if argv is None else argv)
     task, config, args, _, budget, stopping = settings
-    folder, run = Path(str(args.output_dir)), describe(settings)
+    folder, run, code = Path(str(args.output_dir)), describe(settings), commit()
     check_run(folder, run)
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
     set_seed(args.seed)
@@ -269,7 +268,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     train = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"], "resumed_from": checkpoint}
     test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
-    results = results_of(settings, trainer, train, test)
+    results = results_of(settings, trainer, train, test) | {"commit": code}
     for callback in callbacks:
         if isinstance(callback, BudgetController):
             results["steering"] = callback.outcome
