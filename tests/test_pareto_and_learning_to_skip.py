@@ -26,7 +26,8 @@ def write_run(folder, gate, updates, accuracy, task="fsdd"):
     folder.mkdir()
     model = {"gate": gate, "cell_type": "lstm", "budget_weight": 1e-4}
     test = {"updates": updates, "accuracy": accuracy}
-    (folder / "results.json").write_text(json.dumps({"task": task, "model": model, "metrics": {"test": test}}))
+    run = {"task": task, "model": model, "metrics": {"test": test}, "command": f"train.py --output_dir {folder}"}
+    (folder / "results.json").write_text(json.dumps(run))
     return str(folder)
 
 
@@ -35,8 +36,10 @@ def test_curves_are_of_gates_and_cells(tmp_path, capsys):
     folders = [write_run(tmp_path / f"run{i}", *run) for i, run in enumerate(runs)]
     found = pareto.main([*folders, "--output", str(tmp_path / "front")])
     assert found == {"Skip LSTM": [(10.0, 0.9), (20.0, 0.95)], "LSTM, strided": [(10.0, 0.8)], "LSTM": [(40.0, 0.96)]}
-    assert (tmp_path / "front.png").stat().st_size > 5000
-    assert (tmp_path / "front.csv").read_text().splitlines()[3] == "run2,LSTM strided,0.0001,10.0,0.8"
+    assert (tmp_path / "front" / "pareto.png").stat().st_size > 5000
+    kept = json.loads((tmp_path / "front" / "results.json").read_text())
+    assert kept["run2"]["metrics"]["test"] == {"updates": 10.0, "accuracy": 0.8}
+    assert str(tmp_path) not in json.dumps(kept)
     assert "Skip LSTM: unbeaten 0.9 at 10.0, 0.95 at 20.0" in capsys.readouterr().out
 
 
