@@ -283,7 +283,7 @@ def test_the_metric_reads_equally_spaced_frames_of_real_length():
 
 def test_charades_trains_evaluates_and_reloads(charades, tmp_path, caplog, capsys):
     options = ["--task", "charades", "--dataset_name", str(charades), "--feature_size", "6", "--gate", "always"]
-    options += ["--cache_folder", str(tmp_path / "cache"), "--num_train_epochs", "40", "--learning_rate", "0.01"]
+    options += ["--cache_folder", str(tmp_path / "cache"), "--num_train_epochs", "80", "--learning_rate", "0.02"]
     options += ["--classifier_dropout", "0", "--per_device_train_batch_size", "4"]
     results = train.main([*options, "--output_dir", str(tmp_path / "run"), *QUICK])
     assert "features of 12 of 13 videos" in caplog.text
@@ -296,6 +296,16 @@ def test_charades_trains_evaluates_and_reloads(charades, tmp_path, caplog, capsy
     assert found["metrics"]["task_loss"] == pytest.approx(results["metrics"]["test"]["task_loss"], rel=1e-4)
     assert "map_100: " in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "run.json").read_text())["task"] == "charades"
+
+
+def test_the_recipes_gate_skips_frames_and_stays_open(charades, tmp_path):
+    options = ["--task", "charades", "--dataset_name", str(charades), "--feature_size", "6", "--budget_weight", "0.01"]
+    options += ["--cache_folder", str(tmp_path / "cache"), "--num_train_epochs", "80", "--learning_rate", "0.02"]
+    options += ["--classifier_dropout", "0", "--per_device_train_batch_size", "4"]
+    test = train.main([*options, "--output_dir", str(tmp_path / "run"), *QUICK])["metrics"]["test"]
+    print(test)
+    assert test["map_100"] > 0.8
+    assert 0.25 < test["update_rate"] < 0.6
 
 
 def test_charades_batches_are_padded(charades, tmp_path):
