@@ -39,6 +39,7 @@ def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
         if metric not in (test := run["metrics"]["test"]):
             raise SystemExit(f"{path} has no metric {metric!r}; it has {', '.join(sorted(test))}.")
         runs[folder.name] = {name: run[name] for name in KEPT if name in run}
+        runs[folder.name].get("training", {}).pop("output_dir", None)
     tasks = {run["task"] for run in runs.values()}
     if len(tasks) > 1:
         raise SystemExit(f"The runs are of several tasks ({', '.join(sorted(tasks))}); give runs of one.")

@@ -26,7 +26,14 @@ def write_run(folder, gate, updates, accuracy, task="fsdd"):
     folder.mkdir()
     model = {"gate": gate, "cell_type": "lstm", "budget_weight": 1e-4}
     test = {"updates": updates, "accuracy": accuracy}
-    run = {"task": task, "model": model, "metrics": {"test": test}, "command": f"train.py --output_dir {folder}"}
+    training = {"seed": 1, "output_dir": str(folder)}
+    run = {
+        "task": task,
+        "model": model,
+        "training": training,
+        "metrics": {"test": test},
+        "command": f"train.py {folder}",
+    }
     (folder / "results.json").write_text(json.dumps(run))
     return str(folder)
 
@@ -39,6 +46,7 @@ def test_curves_are_of_gates_and_cells(tmp_path, capsys):
     assert (tmp_path / "front" / "pareto.png").stat().st_size > 5000
     kept = json.loads((tmp_path / "front" / "results.json").read_text())
     assert kept["run2"]["metrics"]["test"] == {"updates": 10.0, "accuracy": 0.8}
+    assert kept["run2"]["training"] == {"seed": 1}
     assert str(tmp_path) not in json.dumps(kept)
     assert "Skip LSTM: unbeaten 0.9 at 10.0, 0.95 at 20.0" in capsys.readouterr().out
 
