@@ -118,6 +118,7 @@ def test_a_steered_lambda_takes_the_place_of_a_recipes_target():
     assert train.read_recipe(Path("digits-skip-lstm"))["budget_loss"] == "l2"
     assert (settings.config.budget_loss, settings.config.budget_target) == ("cost", None)
     assert settings.args.load_best_model_at_end is False
+    assert settings.args.logging_steps == 25
 
 
 def test_every_field_of_the_configuration_is_an_option(tmp_path):
