@@ -19,7 +19,9 @@ logger = logging.get_logger(__name__)
 
 SMALLEST, LARGEST = 1e-8, 1.0  # lambda of the controller
 START = 1e-5  # where it starts if the config's lambda is 0
-KEEP_UP, CATCH_UP = 3.0, 0.1  # change of log(lambda) per change of the error, and per error, at every log
+# Change of log(lambda) per change of the error, and per error, at every log. With 1 and 0.3 the rate swings, on digits
+# until the gate has closed for good.
+KEEP_UP, CATCH_UP = 3.0, 0.1
 DESCENT = 0.5  # share of training over which the wanted rate goes from the first one logged to the target
 TOLERANCE = 0.05  # of the wanted rate, as a share of the steps
 

@@ -95,8 +95,8 @@ def test_the_wanted_rate_goes_from_the_first_one_to_the_target_over_the_first_ha
 
 
 def test_lambda_stays_within_its_limits():
-    assert steer(BudgetController(0.1), tiny(), [1.0] * 100)[-1] == LARGEST
-    assert steer(BudgetController(0.9), tiny(), [0.0] * 100)[-1] == SMALLEST
+    assert steer(BudgetController(0.1), tiny(), [1.0] * 200)[-1] == LARGEST
+    assert steer(BudgetController(0.9), tiny(), [0.0] * 200)[-1] == SMALLEST
 
 
 @pytest.mark.parametrize(
