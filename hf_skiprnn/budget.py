@@ -19,8 +19,10 @@ logger = logging.get_logger(__name__)
 
 SMALLEST, LARGEST = 1e-8, 1.0  # lambda of the controller
 START = 1e-5  # where it starts if the config's lambda is 0
-KEEP_UP, CATCH_UP = 1.0, 0.3  # change of log(lambda) per change of the error, and per error, at every log
-DESCENT = 0.5  # share of training over which the wanted rate goes down from 1 to the target
+# Change of log(lambda) per change of the error, and per error, at every log. With 1 and 0.3 the rate swings, on digits
+# until the gate has closed for good.
+KEEP_UP, CATCH_UP = 3.0, 0.1
+DESCENT = 0.5  # share of training over which the wanted rate goes from the first one logged to the target
 TOLERANCE = 0.05  # of the wanted rate, as a share of the steps
 
 
@@ -80,8 +82,9 @@ class BudgetController(TrainerCallback, ExportableState):
 
     At every training log (`logging_steps`; every 10 to 50 steps do well) lambda grows while the window's update rate is
     above the wanted one and shrinks while it is below: log(lambda) follows the error log(rate / wanted) and its sum.
-    The wanted rate goes down from 1 to the target over the first half of training, so that the task is learned on the
-    way. Lambda starts from the config's `budget_weight`. Needs budget_loss="cost" and the learned gate.
+    The wanted rate goes from the first one that is logged to the target over the first half of training, so that the
+    task is learned on the way. Lambda starts from the config's `budget_weight`. Needs budget_loss="cost" and the
+    learned gate.
 
     After training, `outcome` holds the target, the rate of the last evaluation (without one: of the last log), lambda,
     and whether the rate is within 5 % of the steps; if it is not, a warning says why. Give the last checkpoint, not the
@@ -94,12 +97,16 @@ class BudgetController(TrainerCallback, ExportableState):
         self.target = target
         self.weight: float | None = None
         self.error = 0.0
+        self.first: float | None = None  # rate
         self.rate: float | None = None
         self.outcome: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"args": {"target": self.target}, "attributes": {"weight": self.weight, "error": self.error}}
+        return {
+            "args": {"target": self.target},
+            "attributes": {"weight": self.weight, "error": self.error, "first": self.first},
+        }
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         """Start from the config's lambda, or go on from the checkpoint's."""
@@ -113,6 +120,7 @@ class BudgetController(TrainerCallback, ExportableState):
         kept = saved.get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         self.weight = float(kept.get("weight") or self.weight or config.budget_weight or START)
         self.error = float(kept.get("error", self.error))
+        self.first = kept.get("first", self.first)
         config.budget_weight = self.weight
 
     def on_log(
@@ -128,8 +136,9 @@ class BudgetController(TrainerCallback, ExportableState):
         if not logs or "update_rate" not in logs or self.weight is None:
             return
         self.rate = logs["update_rate"]
+        self.first = self.rate if self.first is None else self.first
+        wanted = self.first + (self.target - self.first) * min(state.global_step / (DESCENT * state.max_steps), 1.0)
         # A rate far off says little more than "far": beyond a factor of e the error counts no more.
-        wanted = 1 - (1 - self.target) * min(state.global_step / (DESCENT * state.max_steps), 1.0)
         error = max(-1.0, min(1.0, math.log(max(self.rate, 1e-6) / wanted)))
         change = KEEP_UP * (error - self.error) + CATCH_UP * error
         self.error = error

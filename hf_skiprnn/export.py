@@ -21,13 +21,16 @@ OPSET = 20
 
 
 class Exported(nn.Module):
-    """What both graphs share: a classifier of whole sequences and its gate."""
+    """What both graphs share: a classifier, of sequences or of frames, and its gate."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         base = model.base_model
-        if base is model or model.per_frame:
-            raise ValueError(f"Export takes SkipRNNForSequenceClassification; got {type(model).__name__}.")
+        if base is model:
+            raise ValueError(
+                f"Export takes SkipRNNForSequenceClassification or SkipRNNForFrameClassification; got "
+                f"{type(model).__name__}, which has no classifier."
+            )
         if base.gate == "random":
             raise ValueError("gate='random' draws its gates, which a graph cannot repeat; export another gate.")
         if (dtype := model.classifier.weight.dtype) != torch.float32:
@@ -70,7 +73,7 @@ class UpdateLoop(Exported):
     """Whole sequences: inputs and an attention mask -> logits, num_updates, update_gates."""
 
     def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, num_labels], [B], and [B, T] of 0 and 1, all float32.
+        """[B, num_labels] (of a frame classifier [B, T, num_labels]), [B], and [B, T] of 0 and 1, all float32.
 
         inputs: [B, T, input_size] float32, or token ids [B, T] int64; attention_mask: [B, T] int64, 1 at real steps.
         """
@@ -86,23 +89,51 @@ class UpdateLoop(Exported):
         )
         flat, one = inputs.flatten(0, 1), torch.ones_like(lengths, dtype=torch.uint8)
 
-        def condition(at: Tensor, gates: Tensor, *states: Tensor) -> Tensor:
+        def condition(at: Tensor, gates: Tensor, *carried: Tensor) -> Tensor:
             return (at < lengths).any()
 
-        def body(at: Tensor, gates: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        def body(at: Tensor, gates: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+            states, kept_logits = carried[:parts], carried[parts:]
             x = flat.index_select(0, flat_order.gather(1, at).squeeze(1))
             new, wait = self.update(x, states)
             alive = at < lengths
             kept = [torch.where(alive, part, old) for part, old in zip(new, states, strict=True)]
             later = (at + wait.clamp(max=LARGEST_COUNT).long()).minimum(lengths)
-            return later, gates.scatter(1, at, one), *kept
+            return later, gates.scatter(1, at, one), *kept, *self.keep_logits(kept_logits, kept)
 
         gates = torch.zeros(batch, steps + 1, dtype=torch.uint8, device=inputs.device)  # in the order of `order`
-        carried = [part.clone() for part in self.start(batch)]  # a loop's operands have memory of their own
-        out = while_loop(condition, body, (torch.zeros_like(lengths), gates, *carried))
-        opened = torch.zeros_like(out[1][:, :steps]).scatter(1, order, out[1][:, :steps]).to(inputs.device)
-        opened = (opened * real).to(carried[0].dtype)
-        return self.logits(out[2:]), opened.sum(1), opened
+        start = [part.clone() for part in self.start(batch)]  # a loop's operands have memory of their own
+        parts = len(start)
+        carried = (torch.zeros_like(lengths), gates, *start, *self.room_for_logits(start, steps))
+        _, gates, *out = while_loop(condition, body, carried)
+        opened = torch.zeros_like(gates[:, :steps]).scatter(1, order, gates[:, :steps]).to(inputs.device)
+        opened = (opened * real).to(start[0].dtype)
+        return self.logits_of(out[:parts], out[parts:], opened), opened.sum(1), opened
+
+    # A frame classifier's logits change at updates only. The loop keeps those of every round (round r is the r-th
+    # update of every row that is not at its end), and step t shows those of as many updates as there were up to it.
+
+    def room_for_logits(self, start: Sequence[Tensor], steps: int) -> list[Tensor]:
+        """What the loop carries for them: the round, [1], and logits [1 + steps, B, C], the initial state's first."""
+        if not self.model.per_frame:
+            return []
+        first = self.logits(start).unsqueeze(0)
+        rounds = torch.zeros(1, dtype=torch.long, device=first.device)
+        return [rounds, torch.cat((first, first.new_zeros(steps, *first.shape[1:])))]
+
+    def keep_logits(self, kept: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
+        """`kept` after one more round."""
+        if not self.model.per_frame:
+            return []
+        rounds, logits = kept[0] + 1, self.logits(states).unsqueeze(0)
+        return [rounds, kept[1].scatter(0, rounds.view(1, 1, 1).expand_as(logits), logits)]
+
+    def logits_of(self, states: Sequence[Tensor], kept: Sequence[Tensor], opened: Tensor) -> Tensor:
+        """[B, C] from the last states, or [B, T, C] from what was kept and the gates [B, T]."""
+        if not self.model.per_frame:
+            return self.logits(states)
+        updates = opened.long().cumsum(1).unsqueeze(2)
+        return kept[1].transpose(0, 1).gather(1, updates.expand(-1, -1, kept[1].shape[2]))
 
 
 class OneUpdate(Exported):

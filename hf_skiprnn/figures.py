@@ -98,7 +98,7 @@ def channels_read(
             axes.set_ylim(-0.18 * steps.shape[1], steps.shape[1] - 0.5)
         axes.tick_params(labelbottom=True)  # lengths differ
     figure.axes[-1].set_xlabel("step", fontsize=9, color=INK)
-    figure.suptitle("Steps read in red, skipped steps in gray", fontsize=10, color=INK)
+    figure.suptitle("Steps read are marked in red", fontsize=10, color=INK)
     return figure
 
 

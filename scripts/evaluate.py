@@ -31,6 +31,8 @@ from hf_skiprnn.training import SkipRNNTrainer
 
 RUN_FILE = "run.json"
 RESULTS = "results.json"
+# Metrics that are not the task's own start with one of these.
+OF_THE_TRAINER = ("loss", "budget_loss", "update", "runtime", "samples_per", "steps_per", "model_preparation", "epoch")
 
 
 def parse(argv: list[str]) -> tuple[Namespace, Task]:
@@ -97,7 +99,13 @@ def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int,
         dataloader_pin_memory=torch.accelerator.is_available(),
         report_to="none",
     )
-    trainer = SkipRNNTrainer(model, args, data_collator=task.collate, compute_metrics=task.compute_metrics)
+    trainer = SkipRNNTrainer(
+        model,
+        args,
+        data_collator=task.collate,
+        compute_metrics=task.compute_metrics,
+        compute_loss_func=task.loss(),
+    )
     metrics = trainer.evaluate(rows, metric_key_prefix="")
     return {name.removeprefix("_"): value for name, value in metrics.items()}
 
@@ -214,7 +222,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
     """The result in a few lines."""
     metrics, counts = result["metrics"], result["multiply_accumulates"]
-    shown = {name: value for name, value in metrics.items() if name in ("accuracy", "mse", "solved", "task_loss")}
+    shown = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_TRAINER)}
     lines = [f"{result['task']}, {result['rows']} rows ({result['split']})"]
     lines += [f"{name}: {value:.6g}" for name, value in shown.items()]
     lines.append(

@@ -5,19 +5,20 @@
     python scripts/export.py CHECKPOINT step.onnx --one_update
 
 Batch and time are dynamic. The graph takes input_values [B, T, input_size] (or input_ids [B, T]) and attention_mask
-[B, T], and gives logits, num_updates and update_gates. --one_update writes the graph of a single update for streaming
-runtimes instead: input_values [B, input_size] (or input_ids [B]), fresh [B], h, c -> logits, steps_to_skip, next_h,
-next_c. Needs: pip install 'hf_skiprnn[export]'.
+[B, T], and gives logits ([B, num_labels]; of a frame classifier [B, T, num_labels]), num_updates and update_gates.
+--one_update writes the graph of a single update for streaming runtimes instead: input_values [B, input_size] (or
+input_ids [B]), fresh [B], h, c -> logits, steps_to_skip, next_h, next_c. Needs: pip install 'hf_skiprnn[export]'.
 """
 
 import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from hf_skiprnn.export import OneUpdate, UpdateLoop, compare, quantize, save_onnx
 
@@ -39,6 +40,14 @@ def parse(argv: list[str]) -> Namespace:
     return parser.parse_args(argv)
 
 
+def load(checkpoint: str, trust_remote_code: bool) -> Any:
+    """The checkpoint's model, a classifier of sequences or of frames."""
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    of_frames = "SkipRNNForFrameClassification" in (config.architectures or ())
+    kind: Any = AutoModelForTokenClassification if of_frames else AutoModelForSequenceClassification
+    return kind.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+
+
 def check_inputs(graph: UpdateLoop, path: Path | None) -> torch.Tensor:
     """The rows of a file, or random ones."""
     config = graph.base.config
@@ -54,9 +63,7 @@ def check_inputs(graph: UpdateLoop, path: Path | None) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Export, check, report; returns the report. Exits with a message if the graph does not do what the model does."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        options.checkpoint, trust_remote_code=options.trust_remote_code
-    )
+    model = load(options.checkpoint, options.trust_remote_code)
     if options.gate_shift:
         model.set_gate_shift(options.gate_shift)
     graph = (OneUpdate if options.one_update else UpdateLoop)(model)

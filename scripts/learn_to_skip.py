@@ -5,16 +5,19 @@
 
 The task is IMDB. --weights is a state dict with embedding.weight, lstm.* (one nn.LSTM, batch_first) and classifier.*,
 over the task's vocabulary; without it such a model is trained here first, in plain PyTorch. Converted, it reads every
-word and gives the same answers; then a lambda that warms up teaches it to skip. Writes learned-to-skip.json and the
-checkpoint into --output_dir.
+word and gives the same answers. Then its gate is set to read every n-th word, about --target of them, and fine-tuning
+under a budget teaches it which ones: from a gate that reads everything it would not learn to skip, for the state after
+every word is what the weights were made for. Beside it, the same weights fine-tuned to read every n-th word always.
+Writes learned-to-skip.json and the checkpoint into --output_dir.
 """
 
 import dataclasses
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +26,12 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
-from hf_skiprnn.budget import BudgetWarmup
 from hf_skiprnn.conversion import load_native, native_config
 from hf_skiprnn.tasks import IMDB
 from hf_skiprnn.training import SkipRNNTrainer
 
-OPEN = 0.05  # b_p after conversion: sigmoid(0.05) = 0.512
+OPEN = 0.05  # b_p of a gate that reads everything: sigmoid(0.05) = 0.512
+DROPOUT = 0.3  # of the embeddings, in both trainings
 
 
 @dataclass
@@ -40,10 +43,15 @@ class Settings:
     hidden_size: int = field(default=128, metadata={"help": "Units of the nn.LSTM that is trained here."})
     epochs: float = field(default=3.0, metadata={"help": "Epochs of the nn.LSTM that is trained here."})
     fine_tuning_epochs: float = field(default=2.0, metadata={"help": "Epochs with the budget."})
-    budget_weight: float = field(default=1e-3, metadata={"help": "Lambda at the end of its warm-up."})
+    target: float = field(default=0.4, metadata={"help": "Share of the words to read."})
+    budget_weight: float = field(default=1e-4, metadata={"help": "Lambda of the squared distance from the target."})
     batch_size: int = field(default=64, metadata={"help": "Reviews at a time."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of both trainings."})
     seed: int = field(default=0, metadata={"help": "Decides weights and order."})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            raise ValueError(f"target must be a share of the words, between 0 and 1; got {self.target}.")
 
 
 class NativeClassifier(nn.Module):
@@ -58,7 +66,8 @@ class NativeClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B, T] and its mask (padding on the right) -> logits [B, C]."""
         lengths = attention_mask.sum(dim=1).cpu()
-        packed = pack_padded_sequence(self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False)
+        embedded = nn.functional.dropout(self.embedding(input_ids), DROPOUT, self.training)
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         return self.classifier(self.lstm(packed)[1][0][-1])
 
 
@@ -84,23 +93,26 @@ def train_native(task: IMDB, settings: Settings) -> NativeClassifier:
 
 
 @torch.no_grad()
-def convert(state: dict[str, Tensor], task: IMDB, budget_weight: float) -> SkipRNNForSequenceClassification:
-    """The same function as a Skip RNN, whose gate is open everywhere at first: W_p = 0, b_p a little above 0.
-
-    Every increment is then a little above 0.5; below it steps are skipped: within reach of a short fine-tuning.
-    """
-    fields = task.model_defaults() | native_config(state, "lstm.")
+def convert(state: dict[str, Tensor], task: IMDB, **gate: Any) -> SkipRNNForSequenceClassification:
+    """A Skip RNN of these weights; `gate`: fields of its config. A learned gate is open everywhere, W_p = 0."""
+    fields = task.model_defaults() | native_config(state, "lstm.") | gate
     fields["vocab_size"] = len(state["embedding.weight"])
-    model = SkipRNNForSequenceClassification(
-        SkipRNNConfig(**fields, learn_initial_state=False, budget_weight=budget_weight)
-    )
+    config = SkipRNNConfig(**fields, learn_initial_state=False, embedding_dropout=DROPOUT)
+    model = SkipRNNForSequenceClassification(config)
     load_native(model, state, "lstm.")
     base: Any = model.base_model
     base.embeddings.weight.copy_(state["embedding.weight"])
     model.classifier.load_state_dict({name: state[f"classifier.{name}"] for name in ("weight", "bias")})
-    base.update_gate.weight.zero_()
-    base.update_gate.bias.fill_(OPEN)
+    if config.gate == "learned":
+        base.update_gate.weight.zero_()
+        base.update_gate.bias.fill_(OPEN)
     return model
+
+
+@torch.no_grad()
+def read_about(model: SkipRNNForSequenceClassification, share: float) -> None:
+    """Close the gate so far that every n-th step is read, n = 1 / share rounded up."""
+    cast(Any, model.base_model).update_gate.bias.fill_(math.log(0.5 * share / (1 - 0.5 * share)))
 
 
 @torch.no_grad()
@@ -112,27 +124,20 @@ def largest_difference(native: NativeClassifier, model: SkipRNNForSequenceClassi
     return (native.eval()(**inputs) - model.eval()(**inputs).logits).abs().max().item()
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train or load, convert, evaluate, fine-tune, evaluate; returns what the JSON file holds."""
-    kinds: list[Any] = [IMDB, Settings]
-    parser = HfArgumentParser(kinds, description=__doc__)
-    task, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    set_seed(settings.seed)
-    splits = task.load(settings.seed)
-    defaults = task.model_defaults()
+def native_of(task: IMDB, settings: Settings) -> NativeClassifier:
+    """The model of --weights, or one that is trained here."""
     if settings.weights is None:
-        native = train_native(task, settings)
-    else:
-        state = torch.load(settings.weights, weights_only=True)
-        vocabulary, width = state["embedding.weight"].shape
-        native = NativeClassifier(
-            vocabulary, width, native_config(state, "lstm.")["hidden_size"], defaults["num_labels"]
-        )
-        native.load_state_dict(state)
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
-    torch.save(native.state_dict(), settings.output_dir / "native.pt")
-    model = convert(native.state_dict(), task, settings.budget_weight)
-    difference = largest_difference(native, model, task)
+        return train_native(task, settings)
+    state = torch.load(settings.weights, weights_only=True)
+    vocabulary, width = state["embedding.weight"].shape
+    hidden_size = native_config(state, "lstm.")["hidden_size"]
+    native = NativeClassifier(vocabulary, width, hidden_size, task.model_defaults()["num_labels"])
+    native.load_state_dict(state)
+    return native
+
+
+def trainer_of(model: SkipRNNForSequenceClassification, task: IMDB, settings: Settings) -> SkipRNNTrainer:
+    """What fine-tunes and evaluates a converted model."""
     args = TrainingArguments(
         output_dir=str(settings.output_dir),
         num_train_epochs=settings.fine_tuning_epochs,
@@ -140,6 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         per_device_eval_batch_size=500,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
+        warmup_steps=0.1,
         max_grad_norm=1.0,
         logging_steps=20,
         save_strategy="no",
@@ -148,31 +154,53 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         seed=settings.seed,
         report_to="none",
     )
-    trainer = SkipRNNTrainer(
+    return SkipRNNTrainer(
         model,
         args,
         data_collator=task.collate,
-        train_dataset=splits.train,
+        train_dataset=task.load(settings.seed).train,
         processing_class=task.processor(),
         compute_metrics=task.compute_metrics,
-        callbacks=[BudgetWarmup(0.5)],
     )
-    before = trainer.evaluate(splits.test, metric_key_prefix="test")
-    trainer.train()
-    after = trainer.evaluate(splits.test, metric_key_prefix="test")
-    trainer.save_model()
-    shown = ("test_accuracy", "test_updates", "test_updates_std", "test_update_rate")
-    results = {
+
+
+def tested(trainer: SkipRNNTrainer, task: IMDB) -> dict[str, float]:
+    """Accuracy and updates on the test split."""
+    metrics = trainer.evaluate(cast(Any, task.load(0).test), metric_key_prefix="test")
+    return {name: metrics[f"test_{name}"] for name in ("accuracy", "updates", "updates_std", "update_rate")}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train or load, convert, evaluate, fine-tune, evaluate; returns what the JSON file holds."""
+    kinds: list[Any] = [IMDB, Settings]
+    parser = HfArgumentParser(kinds, description=__doc__)
+    task, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    set_seed(settings.seed)
+    native = native_of(task, settings)
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    torch.save(native.state_dict(), settings.output_dir / "native.pt")
+    budget = {"budget_loss": "l2", "budget_weight": settings.budget_weight, "budget_target": settings.target}
+    model = convert(native.state_dict(), task, **budget)
+    results: dict[str, Any] = {
         "task_options": dataclasses.asdict(task),
         "settings": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(settings).items()},
-        "largest_difference_of_logits_after_conversion": difference,
-        "before": {name.removeprefix("test_"): before[name] for name in shown},
-        "after": {name.removeprefix("test_"): after[name] for name in shown},
+        "largest_difference_of_logits_after_conversion": largest_difference(native, model, task),
     }
+    trainer = trainer_of(model, task, settings)
+    results["before"] = tested(trainer, task)
+    read_about(model, settings.target)
+    results["not fine-tuned"] = tested(trainer, task)
+    trainer.train()
+    results["after"] = tested(trainer, task)
+    trainer.save_model()
+    stride = math.ceil(1 / settings.target)
+    strided = trainer_of(convert(native.state_dict(), task, gate="strided", stride=stride), task, settings)
+    strided.train()
+    results["strided"] = tested(strided, task)
     path = settings.output_dir / "learned-to-skip.json"
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    for name in ("before", "after"):
-        found: Any = results[name]
+    for name in ("before", "not fine-tuned", "after", "strided"):
+        found: dict[str, float] = results[name]
         print(
             f"{name}: accuracy {found['accuracy']:.2%}, {found['updates']:.1f} words read, {found['update_rate']:.1%}"
         )

@@ -46,6 +46,8 @@ RECIPES = Path(__file__).parent / "recipes"
 PAPER_ROWS = Path(__file__).parent / "paper_rows.yaml"
 TUNED_ROWS = Path(__file__).parent / "tuned_rows.yaml"
 RUN_FILE = "run.json"  # what a run in output_dir is made of; a resumed run must be made of the same
+STEERING_STEPS = 25
+UNSTEERED = ("budget_loss", "budget_target", "budget_weight")  # of a recipe, where --target_update_rate steers instead
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 
@@ -77,6 +79,8 @@ def parse(argv: list[str]) -> Settings:
     path = named.config or RECIPES / f"{named.task}-skip-lstm.yaml"
     recipe = read_recipe(path)
     task_class = TASKS[recipe.pop("task")]
+    if any(option.partition("=")[0] == "--target_update_rate" for option in rest):  # lambda * N, with a lambda to find
+        recipe = {name: value for name, value in recipe.items() if name not in UNSTEERED}
     dataclasses_: list[Any] = [task_class, model_arguments(), BudgetArguments, StoppingArguments, TrainingArguments]
     parser = HfArgumentParser(dataclasses_, allow_abbrev=False, parents=[first], description=__doc__)
     # Collators pick their columns. Pinned memory serves an accelerator only.
@@ -97,6 +101,8 @@ def parse(argv: list[str]) -> Settings:
     chosen = {name: value for name, value in args.to_dict().items() if name in given}
     if budget.target_update_rate is not None:
         args.load_best_model_at_end = False  # the best one may be from before the rate was reached
+        if not 1 <= args.logging_steps <= STEERING_STEPS:  # lambda changes at every log
+            args.logging_steps = STEERING_STEPS
     return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen, budget, stopping)
 
 

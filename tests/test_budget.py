@@ -86,15 +86,17 @@ def test_lambda_grows_while_too_much_is_read_and_shrinks_while_too_little():
     assert steer(BudgetController(0.4), tiny(budget_weight=0.0), [0.4]) == pytest.approx([1e-5])
 
 
-def test_the_wanted_rate_descends_over_the_first_half():
-    # At a quarter of training 70 % are wanted on the way to 40 %.
-    assert steer(BudgetController(0.4), tiny(), [0.7], start=25) == pytest.approx([0.01])
-    assert steer(BudgetController(0.4), tiny(), [0.7], start=50)[0] > 0.01
+@pytest.mark.parametrize("first", [1.0, 0.2])
+def test_the_wanted_rate_goes_from_the_first_one_to_the_target_over_the_first_half(first):
+    controller, half_way = BudgetController(0.4), (first + 0.4) / 2
+    assert steer(controller, tiny(), [first], start=0) == pytest.approx([0.01])
+    assert steer(controller, tiny(), [half_way], start=25) == pytest.approx([0.01])
+    assert (steer(controller, tiny(), [half_way], start=50)[0] > 0.01) == (half_way > 0.4)
 
 
 def test_lambda_stays_within_its_limits():
-    assert steer(BudgetController(0.1), tiny(), [1.0] * 100)[-1] == LARGEST
-    assert steer(BudgetController(0.9), tiny(), [0.0] * 100)[-1] == SMALLEST
+    assert steer(BudgetController(0.1), tiny(), [1.0] * 200)[-1] == LARGEST
+    assert steer(BudgetController(0.9), tiny(), [0.0] * 200)[-1] == SMALLEST
 
 
 @pytest.mark.parametrize(

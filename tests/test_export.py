@@ -32,6 +32,7 @@ VARIANTS = {
     "gru": {"cell_type": "gru"},
     "gru, reset after": {"cell_type": "gru", "gru_reset": "after"},
     "strided": {"gate": "strided", "stride": 3},
+    "labels at every step": {"head": SkipRNNForFrameClassification, "num_hidden_layers": 2},
 }
 
 
@@ -43,9 +44,9 @@ class Exports(NamedTuple):
     path: Path
 
 
-def build(**overrides) -> SkipRNNForSequenceClassification:
+def build(head: type = SkipRNNForSequenceClassification, **overrides):
     settings = {"hidden_size": 7, "input_size": 2, "num_labels": 3, "update_bias": -1.5} | overrides
-    model = SkipRNNForSequenceClassification(SkipRNNConfig(**settings)).eval()
+    model = head(SkipRNNConfig(**settings)).eval()
     if settings.get("gate", "learned") == "learned":
         with torch.no_grad():
             model.base_model.update_gate.weight.mul_(3)
@@ -173,7 +174,13 @@ def test_digits_agree_in_onnxruntime_and_nearly_so_in_int8(tmp_path: Path) -> No
     assert rounded.rows_with_other_gates < 200
 
 
-@pytest.mark.parametrize("overrides", [{"num_hidden_layers": 2, "vocab_size": 9}, {"cell_type": "gru"}], ids=str)
+STREAMED = {
+    "lstm of tokens, two layers": VARIANTS["lstm of tokens, two layers"],
+    "labels at every step, gru": {"head": SkipRNNForFrameClassification, "cell_type": "gru"},
+}
+
+
+@pytest.mark.parametrize("overrides", STREAMED.values(), ids=STREAMED)
 def test_one_update_streams_like_the_model(tmp_path: Path, overrides: dict) -> None:
     model = build(**overrides)
     program = save_onnx(OneUpdate(model), tmp_path / "step.onnx").module()
@@ -201,10 +208,7 @@ def test_one_update_streams_like_the_model(tmp_path: Path, overrides: dict) -> N
 
 
 def test_what_cannot_be_exported_is_refused() -> None:
-    config = {"hidden_size": 4, "input_size": 2}
-    with pytest.raises(ValueError, match="takes SkipRNNForSequenceClassification; got SkipRNNForFrameClassification"):
-        UpdateLoop(SkipRNNForFrameClassification(SkipRNNConfig(**config)))
-    with pytest.raises(ValueError, match="takes SkipRNNForSequenceClassification; got SkipRNNModel"):
+    with pytest.raises(ValueError, match="SkipRNNForFrameClassification; got SkipRNNModel, which has no classifier"):
         UpdateLoop(build().base_model)
     with pytest.raises(ValueError, match="cannot repeat"):
         UpdateLoop(build(gate="random"))
@@ -221,9 +225,9 @@ def script():
     return module
 
 
-def test_the_script_writes_and_checks(tmp_path: Path, script) -> None:
-    model = build()
-    model.save_pretrained(tmp_path / "checkpoint")
+@pytest.mark.parametrize("head", [SkipRNNForSequenceClassification, SkipRNNForFrameClassification])
+def test_the_script_writes_and_checks(tmp_path: Path, script, head: type) -> None:
+    build(head).save_pretrained(tmp_path / "checkpoint")
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(5, 33, 2)).astype(np.float32))
     paths = [str(tmp_path / "checkpoint"), str(tmp_path / "model.onnx")]
     real = script.main([*paths, "--inputs", str(tmp_path / "rows.npy"), "--gate_shift", "-1.5"])

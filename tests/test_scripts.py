@@ -113,6 +113,14 @@ def test_lists_dicts_and_nothing_in_a_recipe(tmp_path):
     assert config.update_bias == -1.0
 
 
+def test_a_steered_lambda_takes_the_place_of_a_recipes_target():
+    settings = train.parse(["--task", "digits", "--target_update_rate", "0.5", "--use_cpu"])
+    assert train.read_recipe(Path("digits-skip-lstm"))["budget_loss"] == "l2"
+    assert (settings.config.budget_loss, settings.config.budget_target) == ("cost", None)
+    assert settings.args.load_best_model_at_end is False
+    assert settings.args.logging_steps == 25
+
+
 def test_every_field_of_the_configuration_is_an_option(tmp_path):
     own = {field.name for field in dataclasses.fields(SkipRNNConfig)} & set(SkipRNNConfig.__annotations__)
     offered = {field.name: field.type for field in dataclasses.fields(train.model_arguments())}

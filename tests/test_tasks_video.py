@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from transformers import AutoModelForTokenClassification, EvalPrediction, ResNetConfig, ResNetModel, ViTImageProcessor
 
-from hf_skiprnn import SkipRNNForFrameClassification
+from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification
 from hf_skiprnn.tasks import UCF101, Charades, arrow_cache
 from hf_skiprnn.tasks.charades import actions_at, localisation_map, read_annotations, read_features
 from hf_skiprnn.tasks.video import FrameFeatures, decode_frames
@@ -281,9 +281,9 @@ def test_the_metric_reads_equally_spaced_frames_of_real_length():
     assert np.isnan(localisation_map(scores, np.zeros_like(labels), 5))
 
 
-def test_charades_trains_evaluates_and_reloads(charades, tmp_path, caplog):
+def test_charades_trains_evaluates_and_reloads(charades, tmp_path, caplog, capsys):
     options = ["--task", "charades", "--dataset_name", str(charades), "--feature_size", "6", "--gate", "always"]
-    options += ["--cache_folder", str(tmp_path / "cache"), "--num_train_epochs", "40", "--learning_rate", "0.01"]
+    options += ["--cache_folder", str(tmp_path / "cache"), "--num_train_epochs", "80", "--learning_rate", "0.02"]
     options += ["--classifier_dropout", "0", "--per_device_train_batch_size", "4"]
     results = train.main([*options, "--output_dir", str(tmp_path / "run"), *QUICK])
     assert "features of 12 of 13 videos" in caplog.text
@@ -293,7 +293,19 @@ def test_charades_trains_evaluates_and_reloads(charades, tmp_path, caplog):
     assert type(model) is SkipRNNForFrameClassification
     found = evaluate.main([str(tmp_path / "run"), "--figure_rows", "2"])
     assert found["metrics"]["map_25"] == pytest.approx(results["metrics"]["test"]["map_25"])
+    assert found["metrics"]["task_loss"] == pytest.approx(results["metrics"]["test"]["task_loss"], rel=1e-4)
+    assert "map_100: " in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "run.json").read_text())["task"] == "charades"
+
+
+def test_the_recipes_gate_skips_frames_and_stays_open(charades, tmp_path):
+    options = ["--task", "charades", "--dataset_name", str(charades), "--feature_size", "6", "--budget_weight", "0.01"]
+    options += ["--cache_folder", str(tmp_path / "cache"), "--num_train_epochs", "80", "--learning_rate", "0.02"]
+    options += ["--classifier_dropout", "0", "--per_device_train_batch_size", "4"]
+    test = train.main([*options, "--output_dir", str(tmp_path / "run"), *QUICK])["metrics"]["test"]
+    print(test)
+    assert test["map_100"] > 0.8
+    assert 0.25 < test["update_rate"] < 0.6
 
 
 def test_charades_batches_are_padded(charades, tmp_path):
@@ -337,3 +349,37 @@ def test_charades_says_what_it_lacks(charades, tmp_path):
     (tmp_path / "list.csv").write_text("name,actions\nA,\n")
     with pytest.raises(ValueError, match="row 0 needs columns id and actions"):
         read_annotations(tmp_path / "list.csv")
+
+
+def test_charades_starts_from_how_often_each_action_occurs(charades, tmp_path):
+    task = Charades(dataset_name=str(charades), feature_size=6, cache_folder=str(tmp_path))
+    config = SkipRNNConfig(**task.model_defaults(), hidden_size=4)
+    model = SkipRNNForFrameClassification(config)
+    task.initialise(model)
+    train = task.load(0).train
+    actions = np.concatenate([row["actions"] for row in train])
+    share = model.classifier.bias.sigmoid().detach().numpy()
+    assert share[1] == pytest.approx((actions[:, 1].sum() + 1) / (len(actions) + 2))
+    assert 0 < share[100] < 0.01  # it never occurs
+
+
+def test_charades_loss_is_summed_over_classes(charades, tmp_path):
+    task = Charades(dataset_name=str(charades), feature_size=6, cache_folder=str(tmp_path))
+    logits, labels = torch.randn(2, 5, 157), (torch.rand(2, 5, 157) < 0.1).float()
+    labels[1, 3:] = -100
+    frames = torch.cat([logits[0], logits[1, :3]]), torch.cat([labels[0], labels[1, :3]])
+    want = torch.nn.functional.binary_cross_entropy_with_logits(*frames) * 157
+    loss = task.loss()
+    torch.testing.assert_close(loss({"logits": logits}, labels), want)
+    items = (labels != -100).sum()  # of all micro-batches of a step, as Trainer counts them
+    parts = [loss({"logits": logits[i : i + 1]}, labels[i : i + 1], items) for i in range(2)]
+    torch.testing.assert_close(parts[0] + parts[1], want)
+
+
+def test_charades_figure_says_what_was_recognised(charades, tmp_path):
+    task = Charades(dataset_name=str(charades), feature_size=6, cache_folder=str(tmp_path))
+    batch = task.collate([task.load(0).test[0]])
+    logits = np.full((1, 12, 157), -9.0)
+    logits[0, 3, [5, 7]] = 2.0
+    titles = [axes.get_title(loc="left") for axes in task.figure(batch, np.ones((1, 12), bool), logits).axes]
+    assert titles == ["c001, c005: read as c005, c007; 12 of 12 read"]

@@ -1,8 +1,9 @@
 """Spoken digits: which digit is said in half a second of sound. Beyond the paper.
 
 Source: Free Spoken Digit Dataset (Jackson et al.; licence CC BY-SA 4.0): 6 speakers, 50 takes of each digit, 8 kHz;
-takes 0-4 of every speaker and digit are the test split (300), so speakers are known there. From the Hub, or a local
-folder in the same layout. 300 training recordings are held out for validation, by seed and stratified.
+takes 0-4 of every speaker and digit are the test split (300), so speakers are known there. From the Hub (the id that
+the mteb benchmark's task FSDD names), or a local folder in the same layout. 300 training recordings are held out for
+validation, by seed and stratified.
 
 Steps are log-mel frames (25 ms every 10 ms, 32 bands: about 40 steps) or the samples themselves (about 3400 steps of
 one value). Either is standardised per channel over the training split; the checkpoint's feature extractor repeats it.
