@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
-from hf_skiprnn.training import COMPLETE, SkipRNNTrainer, delete_older, last_complete_checkpoint
+from hf_skiprnn.training import SkipRNNTrainer
+from hf_skiprnn.training_checkpoints import COMPLETE, delete_older, last_complete_checkpoint
 
 TWO_PROCESSES = Path(__file__).with_name("two_processes.py")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
