@@ -94,12 +94,15 @@ class SkipRNNConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
-        count = kwargs.get("num_labels")
-        if count is not None and not (type(count) is int and 1 <= count <= LARGEST["num_labels"]):
+        count = kwargs.get("num_labels", 1)
+        if not (type(count) is int and 1 <= count <= LARGEST["num_labels"]):
             raise ValueError(f"num_labels must be an integer from 1 to {LARGEST['num_labels']}; got {count!r}.")
         for name in ("id2label", "label2id"):
             if not isinstance(value := getattr(self, name), dict | None):
                 raise ValueError(f"{name} must be a dictionary of labels; got {value!r}.")
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be that of floating point numbers, as 'float32'; got {self.dtype!r}.")
         super().__post_init__(**kwargs)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
@@ -149,12 +152,6 @@ class SkipRNNConfig(PreTrainedConfig):
             raise ValueError(
                 f"budget_weight must not be negative; got {self.budget_weight}. 0 switches the budget off."
             )
-
-    def validate_dtype(self) -> None:
-        """Weights are floating point numbers."""
-        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype must be that of floating point numbers, as 'float32'; got {self.dtype!r}.")
 
     def validate_budget(self) -> None:
         """A target goes with a budget that has one."""

@@ -37,12 +37,15 @@ def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_siz
             f"The weights from {source} lack {_some(lost)}, which config.json asks for.{instead} They are damaged, or "
             "another model's: get the checkpoint again, or save it again with save_pretrained."
         )
-    wrong = sorted(entry for entry in loading_info.mismatched_keys if not HEAD.match(next(_bare([entry[0]]))))
+    wrong = sorted(loading_info.mismatched_keys, key=lambda entry: (bool(HEAD.match(entry[0])), entry))
     if wrong and not ignore_mismatched_sizes:
         name, found, wanted = wrong[0]
+        hint = "One of the two files is another model's: get both again."
+        if all(HEAD.match(entry[0]) for entry in wrong):
+            hint = "For a new head, pass ignore_mismatched_sizes=True."
         raise ValueError(
             f"The weights from {source} do not fit config.json: {name} is {list(found)} there, and {list(wanted)} by "
-            f"the config ({len(wrong)} such weights). One of the two files is another model's: get both again."
+            f"the config ({len(wrong)} such weights). {hint}"
         )
 
 

@@ -32,6 +32,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server.process import HubClient, HubServer
+from survival import ledger
 
 # The same examples in every run, of any duration, and no folder of failures in the checkout.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
@@ -39,6 +40,7 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_unconfigure() -> None:
+    ledger.write()
     shutil.rmtree(CACHES, ignore_errors=True)
 
 
