@@ -1,5 +1,6 @@
 """Skip RNN models: SkipRNNModel and its heads, as transformers expects them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -238,13 +239,16 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         return flags != 0
 
     def _check_finite(self, inputs: Tensor, mask: Tensor | None) -> None:
-        wrong = ~inputs.isfinite()
+        dtype = self.stack[0].weight_ih.dtype
+        wrong = ~inputs.to(dtype).isfinite()
         if mask is not None:
             wrong = wrong & mask.unsqueeze(-1)
         if bool(wrong.any()):
             row, step, column = wrong.nonzero()[0].tolist()
+            value = inputs[row, step, column].item()
+            shown = f"{value}" if not math.isfinite(value) else f"inf ({value:g} in {str(dtype).split('.')[1]})"
             raise ValueError(
-                f"Input holds {inputs[row, step, column].item()} at row {row}, step {step}, column {column} "
+                f"Input holds {shown} at row {row}, step {step}, column {column} "
                 f"({int(wrong.sum())} such values in all). Clean the data, or mask the step with attention_mask."
             )
 
