@@ -103,6 +103,6 @@ def disk_errors_explained(folder: Path, delete: bool) -> Iterator[None]:
 def _of_the_disk(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in DISK_ERRORS
-    # safetensors passes the system's words on; torch loses them: "PytorchStreamWriter failed writing file data/0".
+    # safetensors passes the system's words on; torch loses them: "[enforce fail at inline_container.cc:672] ...".
     named = re.search(r"os error (\d+)", str(error))
-    return int(named[1]) in DISK_ERRORS if named else "PytorchStreamWriter" in str(error)
+    return int(named[1]) in DISK_ERRORS if named else bool(re.search("inline_container|iostream error", str(error)))

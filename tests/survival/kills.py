@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 TABLE = HERE / "kills.csv"
 VICTIM = str(HERE / "victim.py")
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-PATIENCE = 300.0  # seconds for a run of a few
+PATIENCE = 1800.0  # seconds for a run of a few, on a machine that others keep busy
 
 COMMON = """--hidden_size 8 --classifier_dropout 0.2 --learning_rate 0.01 --lr_scheduler_type cosine --logging_steps 4
     --eval_strategy steps --eval_steps 6 --save_strategy steps --save_steps 6 --save_total_limit 2 --use_cpu true
