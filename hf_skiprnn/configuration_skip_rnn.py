@@ -92,6 +92,13 @@ class SkipRNNConfig(PreTrainedConfig):
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        content: Any = super()._dict_from_json_file(json_file)
+        if not isinstance(content, dict):
+            raise ValueError(f"{json_file} must hold a JSON object, {{...}}; it holds {content!r}.")
+        return content
+
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         count = kwargs.get("num_labels", 1)

@@ -194,7 +194,7 @@ def test_a_processor_of_any_values_is_refused_or_loads(
         ({"budget_weight": math.nan}, "budget_weight must be finite; got nan"),
         ({"skip_probability": math.nan}, r"skip_probability must be in \[0, 1\); got nan"),
         ({"dtype": "float99"}, "dtype must be that of floating point numbers"),
-        ({"id2label": [1]}, r"id2label must be a dictionary of labels; got \[1\]"),
+        ({"id2label": [1]}, r"id2label.*\[1\]"),
     ],
 )
 def test_what_a_config_says_about_hostile_values(fields: dict[str, Any], message: str) -> None:

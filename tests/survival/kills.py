@@ -193,7 +193,17 @@ def differences(got: dict[str, Any], want: dict[str, Any]) -> list[str]:
     return found + [name for name in tensors if not torch.equal(got["tensors"][name], tensors[name])]
 
 
-def campaign(name: str, kills: int, kills_per_run: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+def append(row: dict[str, Any], path: Path) -> None:
+    """One more row of the table, which so holds what was done even if the campaign itself is cut off."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def campaign(name: str, kills: int, kills_per_run: int, seed: int, folder: Path, output: Path) -> list[dict[str, Any]]:
     """Rows of the table: one per training that was killed so many times on its way."""
     case, rng, rows = CASES[name], random.Random(seed), []
     whole = live(case, folder / "whole", None)
@@ -217,6 +227,7 @@ def campaign(name: str, kills: int, kills_per_run: int, seed: int, folder: Path)
             }
         )
         print(rows[-1], flush=True)
+        append(rows[-1], output)
         shutil.rmtree(target)
         kills -= max(len(moments), 1)
     return rows
@@ -231,15 +242,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TABLE)
     options = parser.parse_args()
     rows = []
+    options.output.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="hf_skiprnn-kills-") as scratch:
         for name in options.cases:
             folder = Path(scratch, name.replace(", ", "-").replace(" ", "-"))
             folder.mkdir()
-            rows += campaign(name, options.kills, options.kills_per_run, options.seed, folder)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+            rows += campaign(name, options.kills, options.kills_per_run, options.seed, folder, options.output)
     sys.exit(any(row["different"] != "nothing" for row in rows))
 
 
