@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .metrics import multiply_accumulates, real_lengths, update_statistics
@@ -171,8 +172,14 @@ class SkipRNNTrainer(Trainer):
         if resume_from_checkpoint and self.is_world_process_zero():
             self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
         outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+        if resume_from_checkpoint and self._nothing_was_left(Path(resume_from_checkpoint)):
+            self._load_rng_state(str(resume_from_checkpoint))  # Trainer does at the first step; evaluations may draw
         self._raise_failed_pushes()
         return outcome
+
+    def _nothing_was_left(self, checkpoint: Path) -> bool:
+        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        return bool(saved["global_step"] == self.state.global_step)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.hub_always_push:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
+from hf_skiprnn.budget import BudgetController
 from hf_skiprnn.training import SkipRNNTrainer
 from hf_skiprnn.training_checkpoints import COMPLETE, delete_older, last_complete_checkpoint
 
@@ -332,3 +333,37 @@ def test_the_draft_of_a_card_says_what_is_known(tmp_path):
     (tmp_path / "a-run/README.md").write_text("mine")
     trainer.create_model_card()
     assert (tmp_path / "a-run/README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_killed_after_its_last_checkpoint_goes_on_to_the_same_end(tmp_path, stream):
+    """Nothing is trained beyond the last step, and what is evaluated next draws the same random gates."""
+    data = {"train_dataset": rows().to_iterable_dataset()} if stream else {}
+
+    def new(folder):
+        model = new_model(gate="random", skip_probability=0.5)
+        return saving(folder, model, trainer_kwargs=dict(data), max_steps=9)
+
+    whole = new(tmp_path)
+    whole.train()
+    metrics = whole.evaluate()
+    torch.manual_seed(99)
+    resumed = new(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 9
+    assert_same_weights(resumed.model, whole.model, atol=0)
+    assert resumed.evaluate()["eval_updates"] == metrics["eval_updates"]
+
+
+def test_a_checkpoint_in_the_middle_of_a_logging_window_keeps_it(tmp_path):
+    """Steps 4 to 6 are logged as one, with a checkpoint after 5; so what the controller steers by is the same."""
+    kwargs = {"logging_steps": 3, "save_steps": 5, "max_steps": 8}
+    logs = []
+    for cut in (False, True):
+        controller = BudgetController(0.4)
+        trainer = saving(tmp_path, trainer_kwargs={"callbacks": [controller]}, **kwargs)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5") if cut else None)
+        log = next(log for log in trainer.state.log_history if log["step"] == 6 and "task_loss" in log)
+        logs.append({name: log[name] for name in ("loss", "task_loss", "budget_loss", "updates", "update_rate")})
+        logs[-1]["lambda"] = controller.weight
+    assert logs[0] == logs[1]
