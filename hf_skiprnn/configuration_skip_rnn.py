@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from packaging.version import Version
 from transformers import PreTrainedConfig, __version__
 from transformers.utils import logging
 
@@ -113,21 +112,17 @@ class SkipRNNConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        """A field that nobody knows is a slip of the pen, or of a newer version of transformers: then it is dropped."""
+        """A field that nobody knows is a slip of the pen; or another transformers' own, and then it is left out."""
         own = [field.name for field in fields(self)]
+        is_foreign = self.transformers_version not in (None, __version__)
         for name in [name for name in kwargs if name not in BESIDE_FIELDS]:
             near = difflib.get_close_matches(name, own, n=1)
             text = f"SkipRNNConfig has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-            if not self._is_from_newer_transformers():
+            if near or not is_foreign:
                 raise ValueError(f"{text} Leave it out; scripts/train.py --task digits --help lists the fields.")
-            logger.warning("%s It is left out: the config is from a newer transformers (%s).", text, __version__)
+            version = self.transformers_version
+            logger.warning("%s It is left out: transformers %s wrote it; this is %s.", text, version, __version__)
             kwargs.pop(name)
-
-    def _is_from_newer_transformers(self) -> bool:
-        try:
-            return Version(str(self.transformers_version)) > Version(__version__)
-        except ValueError:  # none, or no version
-            return False
 
     def validate_sizes(self) -> None:
         """Sizes are at least one, and of this world."""

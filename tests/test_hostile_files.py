@@ -202,10 +202,13 @@ def test_what_a_config_says_about_hostile_values(fields: dict[str, Any], message
         SkipRNNConfig(**fields)
 
 
-def test_a_field_from_a_newer_transformers_is_left_out() -> None:
-    config = SkipRNNConfig.from_dict({"hidden_size": 5, "of_the_future": 1, "transformers_version": "99.0"})
+@pytest.mark.parametrize("version", ["99.0", "5.1.0"])
+def test_a_field_of_another_transformers_is_left_out(version: str) -> None:
+    config = SkipRNNConfig.from_dict({"hidden_size": 5, "of_its_own": 1, "transformers_version": version})
     assert config.hidden_size == 5
-    assert not hasattr(config, "of_the_future")
+    assert not hasattr(config, "of_its_own")
+    with pytest.raises(ValueError, match="Did you mean 'hidden_size'"):
+        SkipRNNConfig.from_dict({"hiden_size": 5, "transformers_version": version})
 
 
 # What the messages say, and what stays possible
