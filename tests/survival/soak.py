@@ -4,7 +4,7 @@
 
 Rows are of random lengths (2 to 400 steps) and batch sizes (1 to 64), as of a day's traffic. Throughput is steps per
 second of processor time; others on the machine, who share its caches, can only make it slower, so a quarter counts by
-its best minute. It fails where the last quarter's throughput is more than 10 % below the second quarter's, or its memory
+its best minute. It fails where the last quarter's throughput is more than 10 % below the second's, or its memory
 more than 2 % and 4 MiB above.
 """
 
