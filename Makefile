@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench gpu check-native format clean distclean
+.PHONY: help setup demo test check bench gpu check-native faults fuzz soak matrix format clean distclean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,24 @@ check: $(STAMP)  ## check format, lint and types
 check-native:  ## run the native engine's C interface on random calls, under sanitizers
 	tests/native/check.sh
 
+faults: $(STAMP)  ## kill trainings at random moments, fill disks; compare what is left with undisturbed runs
+	$(RUN) tests/survival/kills.py $(ARGS)
+	$(RUN) -m pytest tests/test_full_disk.py
+	$(RUN) tests/survival/table.py
+
+fuzz: $(STAMP)  ## thousands of random configurations, files and configs
+	FUZZ_SCALE=10 FUZZ_TABLE=tests/survival/fuzz.csv $(RUN) -m pytest tests/test_configurations.py tests/test_hostile_files.py $(ARGS)
+	$(RUN) tests/survival/table.py
+
+soak: $(STAMP)  ## long sequences, and 20 minutes of mixed traffic
+	FUZZ_SCALE=10 FUZZ_TABLE=tests/survival/long.csv $(RUN) -m pytest tests/test_long.py
+	$(RUN) tests/survival/soak.py $(ARGS)
+	$(RUN) tests/survival/table.py
+
+matrix:  ## run the tests on the oldest and newest versions of torch, transformers, datasets and huggingface_hub
+	tests/matrix/run.sh $(ARGS)
+	$(PYTHON) tests/survival/table.py
+
 bench: $(STAMP)  ## time the native engine against nn.LSTM, nn.GRU and others
 	$(RUN) scripts/benchmark.py $(ARGS)
 
@@ -45,7 +63,7 @@ clean:  ## remove builds and caches; what runs have written stays
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-matrix
 
 # The stamp is written last, so an interrupted set-up is taken up again. A virtual environment that does not run is made
 # anew; a package whose installation was cut short (pip writes INSTALLER after the package's files) is installed again.

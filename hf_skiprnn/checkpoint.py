@@ -17,7 +17,7 @@ from .card_checks import card_problems
 # Left behind by training and tools; a pickle (training_args.bin) names folders of the machine, and the Hub warns of it.
 LEFT_OUT = re.compile(
     r"(^|/)(checkpoint-\d+|runs|__pycache__|\.git|\.cache)(/|$)|(^|/)[_.]|\.tmp$|\.pyc$"
-    r"|^(training_args|optimizer|scaler)\.(bin|pt)$|^(scheduler|rng_state.*)\.pt[h]?$|^complete$|^run\.json$"
+    r"|^(training_args|optimizer|scaler)\.(bin|pt)$|^(scheduler|rng_state.*)\.pt[h]?$|^complete$|^training_window\.json$|^run\.json$"
 )
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 

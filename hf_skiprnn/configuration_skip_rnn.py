@@ -1,10 +1,32 @@
 """SkipRNNConfig: what a Skip RNN is made of."""
 
+import difflib
 import math
-from typing import ClassVar, Literal
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, __version__
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# Far beyond any use: a config from a stranger shall not make layers or label names until memory ends.
+LARGEST = {
+    "input_size": 2**24,
+    "hidden_size": 2**16,
+    "num_hidden_layers": 2**10,
+    "vocab_size": 2**28,
+    "num_labels": 2**20,
+    "stride": 2**31 - 1,
+}
+# What transformers takes beside the fields of its config, or puts into saved ones.
+BESIDE_FIELDS = (
+    *("num_labels", "name_or_path", "_name_or_path", "_commit_hash", "model_type", "torch_dtype", "auto_map"),
+    *("custom_pipelines", "output_attentions", "attn_implementation", "_attn_implementation_autoset"),
+    *("experts_implementation", "use_cache", "quantization_config"),
+)
 
 
 @strict
@@ -69,11 +91,47 @@ class SkipRNNConfig(PreTrainedConfig):
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        content: Any = super()._dict_from_json_file(json_file)
+        if not isinstance(content, dict):
+            raise ValueError(f"{json_file} must hold a JSON object, {{...}}; it holds {content!r}.")
+        return content
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_unknown(kwargs)
+        count = kwargs.get("num_labels", 1)
+        if not (type(count) is int and 1 <= count <= LARGEST["num_labels"]):
+            raise ValueError(f"num_labels must be an integer from 1 to {LARGEST['num_labels']}; got {count!r}.")
+        for name in ("id2label", "label2id"):
+            if not isinstance(value := getattr(self, name), dict | None):
+                raise ValueError(f"{name} must be a dictionary of labels; got {value!r}.")
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be that of floating point numbers, as 'float32'; got {self.dtype!r}.")
+        super().__post_init__(**kwargs)
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        """A field that nobody knows is a slip of the pen; or another transformers' own, and then it is left out."""
+        own = [field.name for field in fields(self)]
+        is_foreign = self.transformers_version not in (None, __version__)
+        for name in [name for name in kwargs if name not in BESIDE_FIELDS]:
+            near = difflib.get_close_matches(name, own, n=1)
+            text = f"SkipRNNConfig has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+            if near or not is_foreign:
+                raise ValueError(f"{text} Leave it out; scripts/train.py --task digits --help lists the fields.")
+            version = self.transformers_version
+            logger.warning("%s It is left out: transformers %s wrote it; this is %s.", text, version, __version__)
+            kwargs.pop(name)
+
     def validate_sizes(self) -> None:
-        """Sizes are at least one."""
+        """Sizes are at least one, and of this world."""
         for name in ("input_size", "hidden_size", "num_hidden_layers", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name, largest in LARGEST.items():
+            if (getattr(self, name) or 0) > largest:
+                raise ValueError(f"{name} must be at most {largest}; got {getattr(self, name)}.")
         if self.vocab_size is not None and self.vocab_size < 1:
             raise ValueError(
                 f"vocab_size must be at least 1, or None for inputs without tokens; got {self.vocab_size}."

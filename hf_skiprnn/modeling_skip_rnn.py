@@ -1,9 +1,11 @@
 """Skip RNN models: SkipRNNModel and its heads, as transformers expects them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -13,6 +15,7 @@ from .auto_map_skip_rnn import name_code
 from .cells_skip_rnn import CELLS, SkipRNNState, state_dtype
 from .configuration_skip_rnn import SkipRNNConfig
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
+from .loading_skip_rnn import refuse_broken_numbers, refuse_foreign_weights
 from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
 from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput
 from .pull_skip_rnn import Fetch, pull
@@ -55,6 +58,31 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -0.25, 0.25)  # as the paper's unknown words (section 4.4)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As PreTrainedModel, from safetensors files only; nothing that a file holds is run as code.
+
+        Raises:
+            ValueError: the weights are not those that the config describes, or not finite; the message says which.
+            OSError: there is no such file, or it is cut off or of another kind.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are no whole safetensors file ({error}): cut off, or "
+                "of another kind. Get the checkpoint again, or save it again with save_pretrained."
+            ) from error
+
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        source = load_config.pretrained_model_name_or_path
+        refuse_foreign_weights(source, loading_info, load_config.ignore_mismatched_sizes)
+        info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        refuse_broken_numbers(source, model)
+        return info
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As PreTrainedModel; the config names every Auto class and pipeline that the code beside it has."""
@@ -211,13 +239,16 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         return flags != 0
 
     def _check_finite(self, inputs: Tensor, mask: Tensor | None) -> None:
-        wrong = ~inputs.isfinite()
+        dtype = self.stack[0].weight_ih.dtype
+        wrong = ~inputs.to(dtype).isfinite()
         if mask is not None:
             wrong = wrong & mask.unsqueeze(-1)
         if bool(wrong.any()):
             row, step, column = wrong.nonzero()[0].tolist()
+            value = inputs[row, step, column].item()
+            shown = f"{value}" if not math.isfinite(value) else f"inf ({value:g} in {str(dtype).split('.')[1]})"
             raise ValueError(
-                f"Input holds {inputs[row, step, column].item()} at row {row}, step {step}, column {column} "
+                f"Input holds {shown} at row {row}, step {step}, column {column} "
                 f"({int(wrong.sum())} such values in all). Clean the data, or mask the step with attention_mask."
             )
 

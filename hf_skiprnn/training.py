@@ -1,6 +1,6 @@
 """SkipRNNTrainer: transformers' Trainer with what a Skip RNN adds: the budget, the updates, and safe resumption."""
 
-import shutil
+import json
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,19 @@ import torch
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
-from transformers.utils import logging
 
 from .metrics import multiply_accumulates, real_lengths, update_statistics
+from .training_checkpoints import (
+    COMPLETE,
+    delete_older,
+    disk_errors_explained,
+    last_complete_checkpoint,
+    mark_complete,
+)
 
-logger = logging.get_logger(__name__)
-
-COMPLETE = "complete"  # an empty file, written last: a checkpoint without it was cut off
+WINDOW_FILE = "training_window.json"  # in a checkpoint: what was summed since the last log
 
 
 class SkipRNNTrainer(Trainer):
@@ -35,6 +40,7 @@ class SkipRNNTrainer(Trainer):
     Raises:
         ValueError: hub_token is set, or a checkpoint to resume from is incomplete or absent.
         FloatingPointError: the training loss is NaN or infinite.
+        CheckpointError: a checkpoint could not be written, as on a full disk; the last complete one stands.
         RuntimeError: a push in the background failed; the model is trained and in output_dir.
     """
 
@@ -95,7 +101,7 @@ class SkipRNNTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the window's means to the training logs."""
-        if "loss" in logs:
+        if "loss" in logs:  # ours holds the whole window, also where training was resumed in the middle of it
             logs.update(self._window.means(self.accelerator))
             self._window = TrainingWindow()
         super().log(logs, start_time)
@@ -163,9 +169,17 @@ class SkipRNNTrainer(Trainer):
                 "another trainer wrote it. Resume from an earlier one, or add that file if you know that all is there."
             )
         self._window = TrainingWindow()
+        if resume_from_checkpoint and self.is_world_process_zero():
+            self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
         outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+        if resume_from_checkpoint and self._nothing_was_left(Path(resume_from_checkpoint)):
+            self._load_rng_state(str(resume_from_checkpoint))  # Trainer does at the first step; evaluations may draw
         self._raise_failed_pushes()
         return outcome
+
+    def _nothing_was_left(self, checkpoint: Path) -> bool:
+        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        return bool(saved["global_step"] == self.state.global_step)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.hub_always_push:
@@ -185,21 +199,37 @@ class SkipRNNTrainer(Trainer):
                 "publish the folder with scripts/publish.py."
             ) from errors[-1]
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed from a checkpoint of the last step, Trainer would train one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        marker = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", COMPLETE)
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            marker.unlink(missing_ok=True)
+            (folder / COMPLETE).unlink(missing_ok=True)
         # Older checkpoints stay until this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with disk_errors_explained(folder, delete=True):
+                super()._save_checkpoint(model, trial)
+                self._window.save(folder / WINDOW_FILE, self.accelerator, self.args.should_save)
+                self.accelerator.wait_for_everyone()  # every process writes a file of its own
+                if self.args.should_save:
+                    mark_complete(folder)
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()  # every process writes a file of its own
-        if self.args.should_save:
-            marker.touch()
-            if limit:
-                delete_older(marker.parent, limit, self.state.best_model_checkpoint)
+        if self.args.should_save and limit:
+            delete_older(folder, limit, self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer; raises CheckpointError where the disk is full."""
+        if _internal_call:  # by _save_checkpoint, or before a push
+            return super().save_model(output_dir, _internal_call)
+        with disk_errors_explained(Path(output_dir or str(self.args.output_dir)), delete=False):
+            return super().save_model(output_dir, _internal_call)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md with what is known here, unless there is one. Trainer's would name a base model."""
@@ -238,8 +268,19 @@ class TrainingWindow:
         rows = [updates.sum(), lengths.sum(), torch.tensor(len(lengths), device=updates.device)]
         losses = [task * weight, budget * weight, torch.tensor(weight, device=updates.device)]
         sums = torch.stack([part.to(exact) for part in (*losses, *rows)])
-        self.sums = sums if self.sums is None else self.sums + sums
+        self.sums = sums if self.sums is None else self.sums.to(sums) + sums
         self.last_updates = float(rows[0])
+
+    def save(self, path: Path, accelerator: Any, should_save: bool) -> None:
+        """Keep the sums of all processes with a checkpoint, so that what is steered by them goes on from there."""
+        sums = None if self.sums is None else accelerator.reduce(self.sums, "sum").tolist()
+        if should_save:
+            path.write_text(json.dumps({"sums": sums}), encoding="utf-8")
+
+    def load(self, path: Path) -> None:
+        """Go on with what `save` kept; on one process, as the sums are of all."""
+        if path.is_file() and (sums := json.loads(path.read_text(encoding="utf-8"))["sums"]) is not None:
+            self.sums = torch.tensor(sums, dtype=torch.float64)
 
     def means(self, accelerator: Any) -> dict[str, float]:
         """Over all processes; empty where nothing was added."""
@@ -247,6 +288,7 @@ class TrainingWindow:
             return {}
         task, budget, weight, updates, steps, rows = accelerator.reduce(self.sums, "sum").tolist()
         return {
+            "loss": (task + budget) / weight,
             "task_loss": task / weight,
             "budget_loss": budget / weight,
             "updates": updates / rows,
@@ -278,30 +320,3 @@ class EvaluatedRows:
         task, budget = sums[0] / sums[2], sums[1] / sums[2]
         statistics = update_statistics(np.concatenate(self.updates), np.concatenate(self.lengths))
         return {"loss": task + budget, "task_loss": task, "budget_loss": budget, **statistics}
-
-
-def checkpoints_in(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders by step, complete or not."""
-    steps = {path: path.name.rpartition("-")[2] for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
-
-
-def delete_older(current: Path, limit: int, best: str | None) -> None:
-    """Keep `limit` complete checkpoints, the current and the best among them. Incomplete ones do not count."""
-    keep = {current.name, Path(best).name} if best else {current.name}
-    complete = [path for path in checkpoints_in(current.parent) if (path / COMPLETE).is_file()]
-    others = [path for path in complete if path.name not in keep]
-    for folder in others[: max(len(complete) - max(limit, len(keep)), 0)]:
-        (folder / COMPLETE).unlink()  # first, so that a half-deleted one is not taken for whole
-        shutil.rmtree(folder)
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The complete checkpoint of the highest step in a folder, or None; warns of later ones that were cut off."""
-    for folder in reversed(checkpoints_in(output_dir)):
-        if (folder / COMPLETE).is_file():
-            return str(folder)
-        logger.warning(
-            "Ignoring %s: it holds no file named %r, so it was cut off while being written.", folder, COMPLETE
-        )
-    return None

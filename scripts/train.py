@@ -40,7 +40,8 @@ from hf_skiprnn.metrics import operation_counts
 from hf_skiprnn.model_card import data_fingerprint
 from hf_skiprnn.stopping import StoppingArguments, StopWhenSettled
 from hf_skiprnn.tasks import TASKS, Task
-from hf_skiprnn.training import SkipRNNTrainer, last_complete_checkpoint
+from hf_skiprnn.training import SkipRNNTrainer
+from hf_skiprnn.training_checkpoints import last_complete_checkpoint
 
 RECIPES = Path(__file__).parent / "recipes"
 PAPER_ROWS = Path(__file__).parent / "paper_rows.yaml"

@@ -32,13 +32,15 @@ import numpy as np
 import pytest
 import torch
 from hub_server.process import HubClient, HubServer
+from survival import ledger
 
-# The same examples in every run, of any duration, and no folder of failures in the checkout.
-hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+# The same examples in every run (but for `make fuzz`), of any duration, and no folder of failures in the checkout.
+hypothesis.settings.register_profile("tests", derandomize=ledger.SCALE == 1, deadline=None, database=None)
 hypothesis.settings.load_profile("tests")
 
 
 def pytest_unconfigure() -> None:
+    ledger.write()
     shutil.rmtree(CACHES, ignore_errors=True)
 
 

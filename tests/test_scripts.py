@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForSequenceClassification,
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.tasks import TASKS, Digits
-from hf_skiprnn.training import COMPLETE, last_complete_checkpoint
+from hf_skiprnn.training_checkpoints import COMPLETE, last_complete_checkpoint
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RECIPES = [path for path in sorted((SCRIPTS / "recipes").glob("*.yaml")) if "own_data" not in path.stem]  # needs data

@@ -1,10 +1,5 @@
 """SkipRNNTrainer against loops written out by hand, and against its own promises."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,10 +8,10 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
-from hf_skiprnn.training import COMPLETE, SkipRNNTrainer, delete_older, last_complete_checkpoint
+from hf_skiprnn.budget import BudgetController
+from hf_skiprnn.training import SkipRNNTrainer
+from hf_skiprnn.training_checkpoints import COMPLETE, delete_older, last_complete_checkpoint
 
-TWO_PROCESSES = Path(__file__).with_name("two_processes.py")
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ROWS, STEPS = 24, 12
 BUDGET = 0.03
 
@@ -73,14 +68,8 @@ def new_trainer(folder, model=None, trainer_kwargs=None, **kwargs):
         "report_to": "none",
     }
     args = TrainingArguments(output_dir=str(folder), **(defaults | kwargs))
-    return SkipRNNTrainer(
-        model or new_model(),
-        args,
-        data_collator=collate,
-        train_dataset=rows(),
-        eval_dataset=rows(11, seed=1),
-        **(trainer_kwargs or {}),
-    )
+    data = {"train_dataset": rows(), "eval_dataset": rows(11, seed=1), "data_collator": collate}
+    return SkipRNNTrainer(model or new_model(), args, **(data | (trainer_kwargs or {})))
 
 
 def descend(model, rate):
@@ -214,13 +203,6 @@ def test_a_loss_function_of_ones_own_keeps_the_budget(tmp_path):
         assert log["loss"] == pytest.approx(log["task_loss"] + log["budget_loss"], rel=1e-6)
 
 
-RUNS = {
-    "plain": {},
-    "smoothed": {"label_smoothing_factor": 0.1},
-    "own-loss": {"trainer_kwargs": {"compute_loss_func": summed_cross_entropy}},
-}
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
 def test_evaluation_counts_every_row_once_in_any_batch_size(tmp_path, batch_size):
     def count_rows(prediction):
@@ -275,9 +257,9 @@ def test_a_token_in_the_arguments_is_refused(tmp_path):
         new_trainer(tmp_path, hub_token="hf_secret")
 
 
-def saving(folder, **kwargs):
+def saving(folder, model=None, **kwargs):
     settings = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "optim": "adamw_torch"}
-    return new_trainer(folder, **(settings | kwargs))
+    return new_trainer(folder, model, **(settings | kwargs))
 
 
 def test_resumes_from_the_last_complete_checkpoint_only(tmp_path, caplog):
@@ -353,24 +335,35 @@ def test_the_draft_of_a_card_says_what_is_known(tmp_path):
     assert (tmp_path / "a-run/README.md").read_text() == "mine"
 
 
-def test_two_processes_equal_one(tmp_path):
-    """Logs, weights and every metric of a run over two gloo processes are those of one process with double batches."""
-    command = [*LAUNCH, str(TWO_PROCESSES), str(tmp_path)]
-    done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for name, kwargs in RUNS.items():
-        theirs = json.loads((tmp_path / f"{name}.json").read_text())
-        assert theirs["world_size"] == 2
-        assert theirs["rows"] == 11
-        trainer = new_trainer(tmp_path, per_device_train_batch_size=8, **kwargs)
-        trainer.train()
-        ours = trainer.evaluate()
-        logs = [[log for log in logs if "task_loss" in log] for logs in (trainer.state.log_history, theirs["logs"])]
-        assert len(logs[0]) == 3
-        for log, other in zip(*logs, strict=True):
-            for key in ("loss", "task_loss", "budget_loss", "updates", "update_rate"):
-                assert other[key] == pytest.approx(log[key], rel=1e-6), key
-        for key in ("loss", "task_loss", "budget_loss", "updates", "updates_std", "updates_p20", "update_rate"):
-            assert theirs["metrics"][f"eval_{key}"] == pytest.approx(ours[f"eval_{key}"], rel=1e-6), key
-        for parameter, values in zip(trainer.model.parameters(), theirs["weights"], strict=True):
-            torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), parameter.data, rtol=1e-9, atol=1e-8)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_killed_after_its_last_checkpoint_goes_on_to_the_same_end(tmp_path, stream):
+    """Nothing is trained beyond the last step, and what is evaluated next draws the same random gates."""
+    data = {"train_dataset": rows().to_iterable_dataset()} if stream else {}
+
+    def new(folder):
+        model = new_model(gate="random", skip_probability=0.5)
+        return saving(folder, model, trainer_kwargs=dict(data), max_steps=9)
+
+    whole = new(tmp_path)
+    whole.train()
+    metrics = whole.evaluate()
+    torch.manual_seed(99)
+    resumed = new(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 9
+    assert_same_weights(resumed.model, whole.model, atol=0)
+    assert resumed.evaluate()["eval_updates"] == metrics["eval_updates"]
+
+
+def test_a_checkpoint_in_the_middle_of_a_logging_window_keeps_it(tmp_path):
+    """Steps 4 to 6 are logged as one, with a checkpoint after 5; so what the controller steers by is the same."""
+    kwargs = {"logging_steps": 3, "save_steps": 5, "max_steps": 8}
+    logs = []
+    for cut in (False, True):
+        controller = BudgetController(0.4)
+        trainer = saving(tmp_path, trainer_kwargs={"callbacks": [controller]}, **kwargs)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5") if cut else None)
+        log = next(log for log in trainer.state.log_history if log["step"] == 6 and "task_loss" in log)
+        logs.append({name: log[name] for name in ("loss", "task_loss", "budget_loss", "updates", "update_rate")})
+        logs[-1]["lambda"] = controller.weight
+    assert logs[0] == logs[1]

@@ -1,11 +1,12 @@
-"""One of two processes of test_two_processes_equal_one, started by torch.distributed.run."""
+"""One of the two processes of test_two_processes.py, started by torch.distributed.run."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
-from test_training import RUNS, new_trainer
+from test_training import new_trainer
+from test_two_processes import RUNS, SHARDED, Notes
 
 
 def run(folder: Path, name: str, trainer_kwargs=None, **kwargs) -> None:
@@ -21,21 +22,25 @@ def run(folder: Path, name: str, trainer_kwargs=None, **kwargs) -> None:
         ddp_find_unused_parameters=False,
         **kwargs,
     )
+    notes = Notes().watch(trainer)
     trainer.train()
     metrics = trainer.evaluate()
+    model = trainer.accelerator.unwrap_model(trainer.model)
     result = {
         "world_size": trainer.args.world_size,
         "rows": metrics["eval_rows"],
         "metrics": metrics,
         "logs": trainer.state.log_history,
-        "weights": [parameter.tolist() for parameter in trainer.accelerator.unwrap_model(trainer.model).parameters()],
+        "weights": [parameter.tolist() for parameter in model.parameters()],
+        "budget_weight": model.config.budget_weight,
+        "gradients": notes.gradients,
+        "read": notes.rows,
     }
-    if trainer.is_world_process_zero():
-        (folder / f"{name}.json").write_text(json.dumps(result))
+    (folder / f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, kwargs in RUNS.items():
-        run(Path(sys.argv[1]), name, **kwargs)
+    for name, arguments in (RUNS | SHARDED).items():
+        run(Path(sys.argv[1]), name, **arguments())
     torch.distributed.destroy_process_group()

@@ -1,0 +1,67 @@
+"""What a checkpoint must hold: weights that are its config's, all of them, and numbers.
+
+transformers fills in what a file lacks with random numbers, and warns. That is right for a new head on a trained model,
+and for a gate that is to be learned now; a file of anything else is damaged or another model's, and is refused before
+memory is taken for it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+NEW = re.compile(r"^(classifier|update_gate)\.")  # may be new: a head, and the gate of a model that had none
+HEAD = re.compile(r"^classifier\.")
+
+
+def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_sizes: bool) -> None:
+    """Raise where weights do not fit the config.
+
+    Args:
+        source: where they came from, for the message.
+        loading_info: transformers' `missing_keys` and `unexpected_keys` (names), `mismatched_keys` ((name, shape in the
+            file, shape by the config) each).
+        ignore_mismatched_sizes: as in from_pretrained.
+
+    Raises:
+        ValueError: a weight is missing, or has another shape; the message names it.
+    """
+    missing, unexpected = list(_bare(loading_info.missing_keys)), list(_bare(loading_info.unexpected_keys))
+    strange = [name for name in unexpected if not HEAD.match(name)]
+    # A gate under another name is no new gate.
+    lost = sorted(name for name in missing if not (HEAD if strange else NEW).match(name))
+    if lost:
+        instead = f" It holds {_some(strange)} instead." if strange else ""
+        raise ValueError(
+            f"The weights from {source} lack {_some(lost)}, which config.json asks for.{instead} They are damaged, or "
+            "another model's: get the checkpoint again, or save it again with save_pretrained."
+        )
+    wrong = sorted(loading_info.mismatched_keys, key=lambda entry: (bool(HEAD.match(entry[0])), entry))
+    if wrong and not ignore_mismatched_sizes:
+        name, found, wanted = wrong[0]
+        hint = "One of the two files is another model's: get both again."
+        if all(HEAD.match(entry[0]) for entry in wrong):
+            hint = "For a new head, pass ignore_mismatched_sizes=True."
+        raise ValueError(
+            f"The weights from {source} do not fit config.json: {name} is {list(found)} there, and {list(wanted)} by "
+            f"the config ({len(wrong)} such weights). {hint}"
+        )
+
+
+def refuse_broken_numbers(source: Any, model: nn.Module) -> None:
+    """Raise ValueError where a weight is NaN or infinite: the model would answer NaN to everything."""
+    broken = [name for name, weight in model.named_parameters() if not weight.is_meta and not weight.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"The weights from {source} hold NaN or infinite numbers in {_some(broken)}. The file is damaged, or "
+            "training diverged: get the checkpoint again, or take an earlier one."
+        )
+
+
+def _bare(names: Iterable[str]) -> Iterator[str]:
+    return (name.removeprefix("skip_rnn.") for name in names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

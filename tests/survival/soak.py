@@ -1,0 +1,128 @@
+"""Training, inference and streams for a long while: does throughput decay, does memory grow?
+
+    python tests/survival/soak.py --minutes 20      # writes soak.csv, a row a minute
+
+Rows are of random lengths (2 to 400 steps) and batch sizes (1 to 64), as of a day's traffic. Throughput is steps per
+second of processor time; others on the machine, who share its caches, can only make it slower, so a quarter counts by
+its best minute. It fails where the last quarter's throughput is more than 10 % below the second's, or its memory
+more than 2 % and 4 MiB above.
+"""
+
+import argparse
+import csv
+import gc
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
+
+TABLE = Path(__file__).with_name("soak.csv")
+KINDS = ("training", "inference", "stream")
+DECAY, GROWTH, NOISE = 0.10, 0.02, 4.0  # shares, and MiB
+
+
+class Traffic:
+    """Three users of one model."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.rng = random.Random(seed)
+        config = SkipRNNConfig(input_size=4, hidden_size=32, num_labels=5, update_bias=-2.0, budget_weight=1e-4)
+        self.model = SkipRNNForSequenceClassification(config)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4)
+
+    def batch(self, rows: int) -> dict[str, torch.Tensor]:
+        steps = self.rng.randint(2, 400)
+        lengths = torch.randint(1, steps + 1, (rows, 1))
+        return {
+            "input_values": torch.randn(rows, steps, 4),
+            "attention_mask": torch.arange(steps) < lengths,
+            "labels": torch.randint(0, 5, (rows,)),
+        }
+
+    def training(self) -> tuple[int, int]:
+        """(rows, steps) of one optimizer step."""
+        batch = self.batch(self.rng.randint(1, 64))
+        self.model.train()(**batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return batch["attention_mask"].shape[0], batch["attention_mask"].numel()
+
+    def inference(self) -> tuple[int, int]:
+        batch = self.batch(self.rng.randint(1, 64))
+        with torch.inference_mode():
+            self.model.eval()(**batch)
+        return batch["attention_mask"].shape[0], batch["attention_mask"].numel()
+
+    def stream(self) -> tuple[int, int]:
+        steps = self.rng.randint(2, 400)
+        inputs, stream = torch.randn(steps, 4), self.model.eval().stream()
+        for x in inputs:
+            stream.push(x)
+        return 1, steps
+
+
+def minute(traffic: Traffic, seconds: float) -> dict[str, Any]:
+    """One row of the table."""
+    rows, steps, spent = 0, dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0.0)
+    uses: dict[str, Callable[[], tuple[int, int]]] = {kind: getattr(traffic, kind) for kind in KINDS}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for kind, use in uses.items():
+            start = time.process_time()
+            more_rows, more_steps = use()
+            spent[kind] += time.process_time() - start
+            steps[kind] += more_steps
+            rows += more_rows
+    gc.collect()
+    memory = psutil.Process().memory_info().rss / 2**20
+    speed = {f"{kind}_steps_per_cpu_second": round(steps[kind] / spent[kind]) for kind in KINDS}
+    return {"rows": rows, "memory_mib": round(memory, 1), **speed}
+
+
+def losses(rows: list[dict[str, Any]]) -> list[str]:
+    """What got worse from the second quarter to the last."""
+    quarter = max(len(rows) // 4, 1)
+    early, late = rows[quarter : 2 * quarter] or rows[:1], rows[-quarter:]
+    before, after = (median(row["memory_mib"] for row in part) for part in (early, late))
+    found = [f"memory grew from {before} to {after} MiB"] if after > before * (1 + GROWTH) + NOISE else []
+    for kind in KINDS:
+        name = f"{kind}_steps_per_cpu_second"
+        before, after = (max(row[name] for row in part) for part in (early, late))
+        if after < before * (1 - DECAY):
+            found.append(f"{name} fell from {before} to {after}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=60.0, help="in a row of the table")
+    parser.add_argument("--output", type=Path, default=TABLE)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    traffic, rows = Traffic(0), []
+    with options.output.open("w", newline="") as file:
+        for number in range(options.minutes):
+            rows.append({"minute": number + 1, **minute(traffic, options.seconds)})
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            if number == 0:
+                writer.writeheader()
+            writer.writerow(rows[-1])
+            file.flush()
+            print(rows[-1], flush=True)
+    found = losses(rows)
+    print("; ".join(found) or "nothing decayed, nothing grew")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
