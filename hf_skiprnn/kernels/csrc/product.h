@@ -13,6 +13,7 @@ namespace {
 constexpr int kVectors = 4;    // vectors of a panel, at most (of triples, six)
 constexpr i64 kDepth = 768;    // rows k of a panel that stay in the second-level cache while all rows use them
 constexpr i64 kPrefetched = 512 << 10;  // bytes of weights from which on they are fetched ahead
+constexpr i64 kNear = 44 << 10;         // bytes of the first-level cache that weights may fill
 template <class T>
 constexpr i64 kLine = 64 / sizeof(T);  // of a cache
 
@@ -64,7 +65,7 @@ struct Tile {
   const T* w;
   i64 depth, row, block;
   const T* ahead;
-  i64 ahead_end;
+  i64 ahead_end;  // rows k that fetch: a line each, or with one row alone as many as it reads
 };
 
 template <class T, int R, int N, class Finish>
@@ -134,15 +135,17 @@ void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* f
       const auto panel = [&](i64 at) { return m.data + (panels.start(at) * m.depth + k * panels[at]) * m.gates * Simd<T>::W; };
       const int n = int(panels[p] * m.gates);
       // Each tile fetches its share of the next panel. One row alone waits for memory: there, the first panel, which is
-      // still near, is the time to fetch the second.
+      // still near, is the time to fetch the second, as far as both are near then.
       const bool fetches = i + 1 < panels.count && (large || (rows == 1 && i == 0));
-      const i64 share = fetches ? (n * Simd<T>::W * depths[d] + tiles.count * kLine<T> - 1) / (tiles.count * kLine<T>) : 0;
+      const i64 elements = n * Simd<T>::W * depths[d], room = kNear / i64(sizeof(T)) - elements;
+      const i64 fetched = !fetches ? 0 : large ? elements : std::clamp<i64>(room, 0, elements);
+      const i64 share = (fetched + tiles.count * kLine<T> - 1) / (tiles.count * kLine<T>);
       for (i64 t = 0; t < tiles.count; ++t) {
         const i64 row = tiles.start(t);
         const int r = int(tiles[t]);
         for (int j = 0; j < r; ++j) deep[j] = a[row + j] + k;
         const T* ahead = fetches ? panel(next) + t * share * kLine<T> : nullptr;
-        const Tile<T> tile{panel(p), depths[d], row, panels.start(p), ahead, share};
+        const Tile<T> tile{panel(p), depths[d], row, panels.start(p), ahead, rows == 1 ? share / n : share};
         const auto run = [&](const auto& end) {
           switch (r) {
             case 1: return multiply_rows<T, 1>(n, m, tile, deep, start, end);
