@@ -1,5 +1,6 @@
 """Layers: the parameters of a stack of cells under one shared gate, and the choice of the scan that runs them."""
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -184,18 +185,19 @@ class SkipStack(nn.Module):
 
     def initial_state(self, batch_size: int) -> SkipRNNState:
         """The state before the first step: learned, or zero. Its increment of 1 makes the first step an update."""
-        weight = self.stack[0].weight_hh
+        layers = self.stack
+        weight = layers[0].weight_hh
         dtype = state_dtype(weight)
 
         def stack(name: str) -> Tensor:
-            zero = weight.new_zeros(self.hidden_size, dtype=dtype)
-            parts = [getattr(layer, name) for layer in self.stack]
-            stacked = torch.stack([zero if part is None else part.to(dtype) for part in parts])
-            return stacked.unsqueeze(1).expand(-1, batch_size, -1)
+            parts = [getattr(layer, name) for layer in layers]
+            if parts[0] is None:  # and so are all
+                return weight.new_zeros((len(layers), batch_size, self.hidden_size), dtype=dtype)
+            return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
 
         c = stack("initial_c") if CELLS[self.cell].has_cell_state else None
-        ones = weight.new_ones(batch_size, dtype=dtype)
-        return SkipRNNState(stack("initial_h"), c, ones, torch.zeros_like(ones))
+        since = weight.new_zeros(batch_size, dtype=dtype)
+        return SkipRNNState(stack("initial_h"), c, weight.new_ones(batch_size, dtype=dtype), since)
 
     def scan(
         self,
@@ -216,14 +218,15 @@ class SkipStack(nn.Module):
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
-        scan = select_scan(
-            self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in self.stack)
-        )
+        stack = self.stack
+        scan = select_scan(self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in stack))
         is_cpu_engine, operand = scan not in (dense_scan, event_scan) and device == "cpu", None
-        if torch.is_autocast_enabled(device) and not is_cpu_engine:
+        is_autocast = torch.is_autocast_enabled(device)
+        if is_autocast and not is_cpu_engine:
             operand = torch.get_autocast_dtype(device)  # that engine chooses its own
-        with torch.autocast(device, enabled=False):
-            layers, gate = [layer.weights(operand) for layer in self.stack], self.gate_weights()
+        # Entered where it does something: in a short scan it would take a tenth of the time.
+        with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
+            layers, gate = [layer.weights(operand) for layer in stack], self.gate_weights()
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
             of_tokens = select_tokens_scan(scan) if table is not None and is_cpu_engine else None
             if of_tokens is not None:

@@ -1,20 +1,25 @@
 """Time Skip RNN against nn.LSTM, nn.GRU, ONNX Runtime and a masked loop, in one process, interleaved.
 
-    python scripts/benchmark.py                        # every shape, inference and training, one and two threads
-    python scripts/benchmark.py --shapes 64,784,1,110 --rates 1.0 0.5 --cells lstm --threads 1 --seconds 2
+    python scripts/benchmark.py                        # every part
+    python scripts/benchmark.py --parts targets --cells lstm --modes inference     # a part of it, in a few minutes
+    python scripts/benchmark.py --shapes 64,784,1,110 --rates 1.0 0.5 --peers native ours native_bf16
+    python scripts/benchmark.py --checkpoint runs/mnist/checkpoint-430             # a trained model's update rate
+    python scripts/benchmark.py --report               # the table of the targets, from the CSV, without measuring
     python scripts/benchmark.py --streaming            # steps of streams, exported graphs: benchmark_streaming.py
     python scripts/benchmark.py --device cuda          # against cuDNN: benchmark_gpu.py
 
 One CSV row a measurement under model_cards/speed/: median and 20th/80th percentile in milliseconds, how many times
 faster than the native layer, and the share of the core's measured multiply-add peak that the needed operations reach.
-A table of the targets (TARGETS below) says pass or miss. Nothing is written when the fast scans disagree with the
-definition, or when the machine is busy. Update rates are constant, or log-normally spread over rows (a batch costs its
-slowest row).
+A run renews the rows that it measures and leaves the others, so the whole can be measured in parts. A table of the
+targets (benchmark_targets.py) says pass or miss. Nothing is written when the fast scans disagree with the definition
+(asked once for every state of the sources), or when the machine is busy. Update rates are constant, log-normally spread
+over rows (a batch costs its slowest row), or those of a trained checkpoint.
 """
 
 import argparse
 import csv
 import datetime
+import hashlib
 import itertools
 import platform
 import subprocess
@@ -26,8 +31,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
 
+import benchmark_targets
 import torch
-from benchmark_peers import PEERS, Workload
+from benchmark_peers import PEERS, Workload, of_checkpoint
 from provenance import commit, cpu_name
 
 from hf_skiprnn import __version__
@@ -49,35 +55,35 @@ class Shape(NamedTuple):
     input_gradients: bool = False
 
 
-SHAPES = [
-    Shape(1, 784, 1, 110),
-    Shape(16, 784, 1, 110),
-    Shape(64, 784, 1, 110),
-    Shape(256, 784, 1, 110),
+NARROW = [Shape(batch, 784, 1, 110) for batch in (1, 16, 64, 256)]
+WIDE = [
     Shape(32, 400, 300, 128, input_gradients=True),
     Shape(16, 250, 2048, 512),
-    Shape(1, 16000, 1, 64),
     Shape(8, 250, 4096, 256, layers=2),
-    Shape(64, 784, 1, 110, sequence=True),
 ]
-# nn.LSTM's or nn.GRU's time over ours that is asked for, one thread, at 100, 50 and 25 % of updates; I 1, H 110.
-TARGETS: dict[tuple[str, str, int], tuple[float, float, float]] = {
-    ("lstm", "inference", 1): (2, 4, 8),
-    ("lstm", "inference", 16): (1.2, 2.4, 4.8),
-    ("lstm", "inference", 64): (1.5, 3, 6),
-    ("lstm", "inference", 256): (1.8, 3.6, 7.2),
-    ("lstm", "training", 16): (1.8, 3.6, 7),
-    ("lstm", "training", 64): (2, 4, 8),
-    ("lstm", "training", 256): (2, 4, 8),
-    ("gru", "inference", 1): (8, 16, 32),
-    ("gru", "inference", 16): (3, 6, 12),
-    ("gru", "inference", 64): (3, 6, 12),
-    ("gru", "inference", 256): (3, 6, 12),
-    ("gru", "training", 16): (2, 3.5, 6),
-    ("gru", "training", 64): (2, 3.5, 6),
-    ("gru", "training", 256): (2, 3.5, 6),
+RATES = (1.0, 0.5, 0.25, 0.1)
+
+
+class Part(NamedTuple):
+    """A part of the whole: these shapes, each with these rates, peers and numbers of threads."""
+
+    shapes: list[Shape]
+    rates: Sequence[float] = RATES
+    peers: Sequence[str] = ("native", "ours")
+    threads: Sequence[int] = (1,)
+    spread: str = "constant"
+
+
+PARTS = {
+    "targets": Part(NARROW),
+    "wide": Part(WIDE),
+    "long": Part([Shape(1, 16000, 1, 64)]),
+    "sequence": Part([Shape(64, 784, 1, 110, sequence=True)]),
+    "masked": Part([Shape(256, 784, 1, 110)], (1.0, 0.5, 0.25), ("native", "ours", "masked_loop")),
+    "peers": Part([*NARROW[1:3], WIDE[1]], (0.5,), tuple(PEERS)),
+    "lognormal": Part(NARROW[1:], (0.5, 0.25, 0.1), ("native", "ours", "native_packed"), spread="lognormal"),
+    "threads": Part([NARROW[1], NARROW[3], WIDE[0], WIDE[1]], (0.5,), threads=(1, 2)),
 }
-TARGET_RATES = (1.0, 0.5, 0.25)
 
 
 @dataclass
@@ -107,7 +113,7 @@ class Row:
     p50_ms: float
     p80_ms: float
     native_over_this: float
-    share_of_peak: float | None
+    share_of_peak: float | str  # empty but for ours
 
 
 def interleaved(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
@@ -131,28 +137,40 @@ def measure(workload: Workload, peers: Sequence[str], seconds: float) -> dict[st
 
 
 def operations(workload: Workload) -> float:
-    """Floating-point operations that the updates need: 2 per multiply-add, thrice for forward and backward.
+    """Floating-point operations that are needed: 2 per multiply-add, thrice for forward and backward of an update.
 
-    Of the backward pass's three products two are needed always, the input gradients' only where they are asked for.
+    Of the backward pass's three products two are needed always, the input gradients' only where they are asked for. In
+    training a learned gate needs one forward value at every skipped step: its input products, since W_h h is the held
+    state's.
     """
     shape, gates = workload.shape, 4 if workload.cell == "lstm" else 3
-    total = 0.0
+    update = skipped = 0.0
     for layer in range(shape.layers):
         width = shape.inputs if layer == 0 else shape.units
-        needs_inputs = layer > 0 or shape.input_gradients
-        recurrent, inputs = shape.units, width
-        passes = (1, 1) if workload.mode == "inference" else (3, 3 if needs_inputs else 2)
-        total += 2 * gates * shape.units * (passes[0] * recurrent + passes[1] * inputs)
-    return total * workload.updates()
+        product = 2 * gates * shape.units
+        if workload.mode == "inference":
+            update += product * (shape.units + width)
+        else:
+            update += product * (3 * shape.units + (3 if layer or shape.input_gradients else 2) * width)
+            skipped += product * width
+    updates = workload.updates()
+    return update * updates + skipped * (shape.batch * shape.steps - updates)
 
 
 def check_equality() -> None:
-    """Refuse to time what is not right: the fast scans against the definition."""
+    """Refuse to time what is not right: the fast scans against the definition. What has passed is not asked again."""
+    sources = sorted(path for path in (ROOT / "hf_skiprnn").rglob("*") if path.suffix in (".py", ".h", ".cpp", ".so"))
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    stamp = ROOT / "build" / "benchmark-equality"
+    if stamp.exists() and stamp.read_text() == state:
+        return
     tests = [str(ROOT / "tests" / name) for name in ("test_scans.py", "test_cpu_kernel.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
         sys.exit(f"Nothing is measured: the equality tests fail.\n{run.stdout[-3000:]}")
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.write_text(state)
 
 
 def check_idle() -> None:
@@ -202,7 +220,7 @@ def rows_of(workload: Workload, times: dict[str, list[float]], peak: float | Non
                 "p50_ms": round(p50, 4),
                 "p80_ms": round(p80, 4),
                 "native_over_this": round(ratio, 3),
-                "share_of_peak": None if share is None else round(share, 3),
+                "share_of_peak": "" if share is None else round(share, 3),
             }
         )
     return rows
@@ -210,7 +228,7 @@ def rows_of(workload: Workload, times: dict[str, list[float]], peak: float | Non
 
 def show(row: Row) -> None:
     """One line of the log."""
-    share = "" if row.share_of_peak is None else f"  {row.share_of_peak:.0%} of peak"
+    share = f"  {row.share_of_peak:.0%} of peak" if isinstance(row.share_of_peak, float) else ""
     shape = f"({row.batch}, {row.steps}, {row.inputs}, {row.units}){' x ' + str(row.layers) if row.layers > 1 else ''}"
     print(
         f"{row.cell:5}{row.mode:10}{shape:22}{row.threads} thr {row.rate:4.0%} {row.spread:10}{row.name:22}"
@@ -219,62 +237,63 @@ def show(row: Row) -> None:
     )
 
 
-def report(rows: Sequence[Row]) -> None:
-    """The table of targets, with pass or miss a cell."""
-    print("\nnative time over ours, one thread (target): pass or miss")
-    for (cell, mode, batch), targets in TARGETS.items():
-        cells = []
-        for rate, target in zip(TARGET_RATES, targets, strict=True):
-            found = [
-                row.native_over_this
-                for row in rows
-                if (row.cell, row.mode, row.batch, row.steps, row.units) == (cell, mode, batch, 784, 110)
-                and (row.rate, row.threads, row.name, row.spread) == (rate, 1, "ours", "constant")
-                and not row.sequence
-            ]
-            if found:
-                verdict = "pass" if found[-1] >= target else "MISS"
-                cells.append(f"{rate:4.0%}: {found[-1]:6.2f} ({target:g}) {verdict}")
-        if cells:
-            print(f"  {cell:5}{mode:10} B {batch:<4}" + "   ".join(cells))
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", help="B,T,I,H[,layers] instead of the list of shapes")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="of the whole; default: all"
+    )
+    parser.add_argument("--shapes", nargs="+", help="B,T,I,H[,layers] instead of the parts")
+    parser.add_argument("--checkpoint", help="folder of a trained model, measured on its task's test rows instead")
     parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=["lstm", "gru"])
     parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
-    parser.add_argument("--rates", nargs="+", type=float, default=[1.0, 0.5, 0.25, 0.1], help="shares of steps read")
-    parser.add_argument("--spread", nargs="+", default=["constant"], choices=["constant", "lognormal"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--peers", nargs="+", default=["native", "ours"], choices=list(PEERS))
+    parser.add_argument("--batches", nargs="+", type=int, help="only shapes of these batch sizes")
+    parser.add_argument("--rates", nargs="+", type=float, help="shares of steps read; default: the part's")
+    parser.add_argument("--threads", nargs="+", type=int, help="default: the part's")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: the part's")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each line of the table")
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards" / "speed" / "cpu.csv")
     parser.add_argument("--dry_run", action="store_true", help="print only: no equality tests, no idle check, no CSV")
+    parser.add_argument("--check", action="store_true", help="the equality tests alone")
+    parser.add_argument("--report", action="store_true", help="the table of the targets alone")
     return parser.parse_args(arguments)
 
 
-def workloads(options: argparse.Namespace) -> list[Workload]:
-    """Everything to be measured, in order."""
-    shapes = SHAPES
+def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str]]]:
+    """Everything to be measured, in order, and the peers it is measured against."""
+    if options.checkpoint:
+        return [
+            (of_checkpoint(options.checkpoint, mode), options.peers or ("native", "ours")) for mode in options.modes
+        ]
+    parts = [PARTS[name] for name in options.parts]
     if options.shapes:
-        shapes = [Shape(*(int(part) for part in text.split(",")[:5])) for text in options.shapes]  # type: ignore[arg-type]
-    axes = itertools.product(shapes, options.cells, options.modes, options.threads, options.spread, options.rates)
+        parts = [Part([Shape(*(int(size) for size in text.split(",")[:5])) for text in options.shapes])]  # type: ignore[arg-type]
     return [
-        Workload(shape, cell, mode, rate, spread, threads)
-        for shape, cell, mode, threads, spread, rate in axes
-        if not (spread == "lognormal" and (rate == 1.0 or shape.batch == 1))
+        (Workload(shape, cell, mode, rate, part.spread, threads), options.peers or part.peers)
+        for part in parts
+        for shape, cell, mode in itertools.product(part.shapes, options.cells, options.modes)
+        if not options.batches or shape.batch in options.batches
+        for threads in options.threads or part.threads
+        for rate in options.rates or part.rates
     ]
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """All rows so far: what was measured before an interruption stays."""
+def key(row: dict[str, str]) -> tuple[str, ...]:
+    """What a row measures."""
+    names = ("level", "cell", "mode", "batch", "steps", "inputs", "units", "layers", "sequence", "rate", "spread")
+    return tuple(row[name] for name in (*names, "threads", "name"))
+
+
+def write(path: Path, rows: Sequence[Row]) -> benchmark_targets.Rows:
+    """Renew these rows of the file, so far as they go: what was measured before an interruption stays."""
+    measured = {key(row): row for row in ({k: str(v) for k, v in asdict(row).items()} for row in rows)}
+    kept = {key(row): row for row in benchmark_targets.read(path)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows((kept | measured).values())
+    return list((kept | measured).values())
 
 
 def main() -> None:
@@ -290,21 +309,27 @@ def main() -> None:
         benchmark_streaming.main([argument for argument in sys.argv[1:] if argument != "--streaming"])
         return
     options = parse()
+    if options.report:
+        benchmark_targets.report(benchmark_targets.read(options.output))
+        return
     if not options.dry_run:
         check_equality()
+    if options.check:
+        return
     facts, rows = provenance(), []
     peak = peak_flops()
     print(f"{facts['device']}: {peak / 1e9:.0f} GFLOP/s of multiply-adds on one core")
-    for workload in workloads(options):
+    for workload, peers in workloads(options):
         if not options.dry_run:
             check_idle()
         torch.set_num_threads(workload.threads)
-        for values in rows_of(workload, measure(workload, options.peers, options.seconds), peak * workload.threads):
+        for values in rows_of(workload, measure(workload, peers, options.seconds), peak * workload.threads):
             rows.append(Row(**facts, **values))  # type: ignore[arg-type]
             show(rows[-1])
         if not options.dry_run:
-            write(options.output, rows)
-    report(rows)
+            known = write(options.output, rows)
+    if not options.dry_run:
+        benchmark_targets.report(known)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ class Workload:
     rate: float  # share of steps that are updates
     spread: str = "constant"  # "constant": the learned gate has this interval; "lognormal": rows differ
     threads: int = 1
-    level: str = "layer"
+    level: str = "layer"  # or "model": a trained one
+    model: nn.Module | None = None
+    batch: dict[str, Tensor] = field(default_factory=dict)  # the model's inputs
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     native: nn.Module = field(init=False)
@@ -56,6 +58,8 @@ class Workload:
         """Of all rows together."""
         if self.gates is not None:
             return int(self.gates.sum())
+        if self.model is not None:
+            return round(self.rate * self.shape.batch * self.shape.steps)
         return self.shape.batch * math.ceil(self.shape.steps / self.interval)
 
     def run(self, forward: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Run:
@@ -85,8 +89,30 @@ def lognormal_gates(batch: int, steps: int, rate: float) -> Tensor:
     return gates
 
 
+def of_checkpoint(folder: str, mode: str) -> Workload:
+    """A trained model on 256 rows of its task's test split, at the rate it reads them; peers get random inputs."""
+    import evaluate
+    from benchmark import Shape
+    from transformers import AutoModelForSequenceClassification
+
+    _, task = evaluate.parse([folder])
+    task.use_processor(folder)
+    rows = task.load(seed=0).test
+    batch = task.collate([rows[i] for i in range(min(256, len(rows)))])
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        gates = model(**batch, output_update_gates=True).update_gates
+    config = model.config
+    batch_size, steps = gates.shape
+    shape = Shape(batch_size, steps, config.input_size, config.hidden_size, config.num_hidden_layers)
+    rate = round(float(gates.mean()), 3)
+    return Workload(shape, config.cell_type, mode, rate, "checkpoint", level="model", model=model, batch=dict(batch))
+
+
 def ours(workload: Workload, backend: str = "auto") -> Run:
     """Our layer with a learned gate of that interval; the last state, or every step's in sequence mode."""
+    if workload.model is not None:
+        return _trained(workload, workload.model)
     layer = NATIVE[workload.cell][1].from_native(workload.native)
     layer.set_scan_backend(backend)
     layer.update_gate.float()  # as in a model in half precision
@@ -102,6 +128,17 @@ def ours(workload: Workload, backend: str = "auto") -> Run:
         return result if workload.mode == "inference" else result.sum() + out.num_updates.sum()
 
     return workload.run(forward, list(layer.parameters()))
+
+
+def _trained(workload: Workload, model: nn.Module) -> Run:
+    """The whole model: its loss in training."""
+
+    def forward(_: Tensor) -> Tensor:
+        out = model(**workload.batch)
+        result: Tensor = out.logits if workload.mode == "inference" else out.loss
+        return result
+
+    return workload.run(forward, list(model.parameters()))
 
 
 def native(workload: Workload) -> Run:
@@ -148,7 +185,7 @@ def masked_loop_compiled(workload: Workload) -> Run | None:
 
 
 def _masked(workload: Workload, step: Callable[..., tuple[Tensor, ...]]) -> Run | None:
-    if workload.shape.layers > 1 or workload.gates is not None:
+    if workload.shape.layers > 1 or workload.gates is not None or workload.model is not None:
         return None
     module: Any = workload.native
     units = workload.shape.units

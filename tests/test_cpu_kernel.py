@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scan_cases import Case, Problem, assert_close, assert_same_values, cotangents, gradients, make_problem
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
 
 from hf_skiprnn.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, gate_opens
 from hf_skiprnn.kernels import cpu_engine
@@ -374,6 +375,7 @@ def test_tokens_are_looked_up_where_they_are_read(cell: str) -> None:
 
 CASES = [Case(), Case(cell="gru", mask="ragged", sequence=True, layers=2), Case(inputs=70)]
 FULL_CHECK = "test_aot_dispatch_dynamic"
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++")
 
 
 def arguments(problem: Problem) -> tuple[object, ...]:
@@ -395,8 +397,12 @@ def test_operators_pass_opcheck(case: Case) -> None:
         torch.library.opcheck(torch.ops.hf_skiprnn.cpu_inference.default, (x, None, *rest))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_compiles_without_a_graph_break(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [*((case, "aot_eager") for case in CASES), pytest.param(CASES[0], "inductor", marks=NEEDS_COMPILER)],
+    ids=str,
+)
+def test_compiles_without_a_graph_break(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # its disk cache does not know our sources
     problem = make_problem(case, dtype=torch.float32)
 
@@ -404,7 +410,7 @@ def test_compiles_without_a_graph_break(case: Case, monkeypatch: pytest.MonkeyPa
         out = replace(problem, inputs=problem_inputs * 2).run(cpu_scan)
         return out.state.h.sin().sum() + out.num_updates.sum(), out
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
     leaves = list(problem.leaves().values())
     grads = [torch.autograd.grad(f(problem.inputs)[0], leaves, allow_unused=True) for f in (loss, compiled)]
     for name, mine, theirs in zip(problem.leaves(), *grads, strict=True):
@@ -466,6 +472,29 @@ def test_runs_in_a_forked_child() -> None:
     )
     tests = Path(__file__).parent
     subprocess.run([sys.executable, "-c", code, tests, tests.parent], check=True, timeout=120)
+
+
+class Rows(torch.utils.data.Dataset[Tensor]):
+    """Rows that are scanned where they are loaded."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Tensor:
+        with torch.no_grad():
+            return replace(self.problem, inputs=self.problem.inputs + index).run(cpu_scan).state.h
+
+
+def test_runs_in_forked_workers_of_a_data_loader() -> None:
+    torch.set_num_threads(2)  # the parent's team has run before the fork
+    rows = Rows(make_problem(Case(batch=20)))
+    want = [rows[index] for index in range(len(rows))]
+    loader = DataLoader(rows, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for mine, theirs in zip(loader, want, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @given(

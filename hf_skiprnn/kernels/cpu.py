@@ -208,10 +208,12 @@ class Operands(NamedTuple):
     ) -> "Operands":
         flat = [part for layer in layers for part in layer]
         floats = [inputs, *(part for part in (*flat, *(gate or ()), *state) if part is not None)]
-        dtype = functools.reduce(torch.promote_types, {part.dtype for part in floats}, torch.float32)
+        dtypes = {part.dtype for part in floats}
+        dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+        is_cast = dtypes == {dtype}
 
         def cast(part: Tensor) -> Tensor:
-            return part if part.dtype == dtype else part.to(dtype)
+            return part if is_cast else part.to(dtype)
 
         return cls(
             cast(inputs),

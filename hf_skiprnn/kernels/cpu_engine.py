@@ -50,6 +50,7 @@ class Call(ctypes.Structure):
     ]
 
 
+CELL_NUMBERS = {name: number for number, name in enumerate(CELLS)}
 # The results of a forward call, in order: the operators' first seven, and a training forward's records.
 RESULTS = (
     *("sequence", "h", "c", "increment", "since", "num_updates", "update_gates"),
@@ -130,6 +131,28 @@ class Blocking(NamedTuple):
 Optional = Tensor | None
 
 
+class Pointers:
+    """Addresses of tensors' data, and contiguous copies that live as long as this does."""
+
+    def __init__(self) -> None:
+        self.keep: list[Any] = []
+
+    def of(self, tensor: Optional) -> int | None:
+        """Of its numbers in order; None for None and for an empty tensor."""
+        if tensor is None:
+            return None
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+            self.keep.append(tensor)
+        return tensor.data_ptr() or None
+
+    def array(self, tensors: Sequence[Tensor]) -> int:
+        """Of an array of their addresses."""
+        array = (ctypes.c_void_p * len(tensors))(*map(self.of, tensors))
+        self.keep.append(array)
+        return ctypes.addressof(array)
+
+
 def _call(
     inputs: Tensor,
     ids: Optional,
@@ -139,43 +162,24 @@ def _call(
     mask: Optional,
     forced: Optional,
     cell: str,
-) -> tuple[Call, list[Any]]:
-    """The call's inputs, and what must live until it returns."""
-    keep: list[Any] = []
-
-    def pointer(tensor: Optional) -> int | None:
-        if tensor is None:
-            return None
-        keep.append(tensor.contiguous())
-        return keep[-1].data_ptr()
-
-    parts = (ctypes.c_void_p * len(weights))(*(pointer(w) if w.numel() else None for w in weights))
-    keep.append(parts)
+) -> tuple[Call, Pointers]:
+    """The call's inputs, and what must live until it returns. The arguments stand in the order of Call's fields."""
+    pointers = Pointers()
     batch, steps = (inputs if ids is None else ids).shape[:2]
+    width, units, layers = inputs.shape[-1], weights[1].shape[1], len(weights) // 4
+    every, rows, _ = Blocking.of(batch, width, units, layers)
     call = Call(
-        size=ctypes.sizeof(Call),
-        is_double=inputs.dtype == torch.float64,
-        cell=list(CELLS).index(cell),
-        batch=batch,
-        steps=steps,
-        inputs=inputs.shape[-1],
-        units=weights[1].shape[1],
-        layers=len(weights) // 4,
-        threads=torch.get_num_threads(),
-        x=pointer(inputs),
-        ids=pointer(ids),
-        mask=pointer(mask),
-        forced=pointer(forced),
-        weights=ctypes.addressof(parts),
-        gate_weight=pointer(gate[0]) if gate else None,
-        gate_bias=pointer(gate[1]) if gate else None,
-        h0=pointer(state[0]),
-        c0=pointer(state[1]),
-        increment0=pointer(state[2]),
-        since0=pointer(state[3]),
+        ctypes.sizeof(Call),
+        inputs.dtype == torch.float64,
+        CELL_NUMBERS[cell],
+        *(batch, steps, width, units, layers),
+        *(torch.get_num_threads(), every, rows),
+        *map(pointers.of, (inputs, ids, mask, forced)),
+        pointers.array(weights),
+        *map(pointers.of, gate or (None, None)),
+        *map(pointers.of, state),
     )
-    call.every, call.rows, _ = Blocking.of(batch, call.inputs, call.units, call.layers)
-    return call, keep
+    return call, pointers
 
 
 def _run(function: Any, call: Call) -> None:
@@ -228,7 +232,7 @@ def check(
     """Everything the native code relies on but the ids' range."""
 
     def expect(name: str, tensor: Tensor, *shape: int, dtype: torch.dtype = inputs.dtype) -> None:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
             raise ValueError(
                 f"{name} must be {dtype} of shape {shape} on the CPU; "
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
@@ -239,7 +243,7 @@ def check(
     if inputs.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"The native CPU scan computes in float32 or float64; got {inputs.dtype}.")
     for name, part in (("inputs", inputs), ("ids", ids)):
-        if part is not None and part.device.type != "cpu":
+        if part is not None and not part.is_cpu:
             raise ValueError(f"{name} must be on the CPU; got {part.device}. Use another backend there.")
     if inputs.dim() != (3 if ids is None else 2) or inputs.shape[-1] < 1:
         raise ValueError(f"inputs must be [B, T, I] with I >= 1; got {tuple(inputs.shape)}.")
@@ -294,12 +298,12 @@ def forward(
     if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
         raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
     results = empty_results(inputs, ids, weights, state, sequence)
+    results += records
     call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell)
-    for name, result in zip(RESULTS, (*results, *records), strict=False):
-        setattr(call, name, result.data_ptr() or None)  # an empty tensor's is 0
+    for name, result in zip(RESULTS, results, strict=False):  # records come in training only
+        setattr(call, name, keep.of(result))
     _run(engine().skip_rnn_forward, call)
-    del keep
-    return [*results, *records]
+    return results
 
 
 def reverse(
@@ -317,19 +321,16 @@ def reverse(
     results = empty_gradients(inputs, weights, gate, state, grad_inputs)
     call, keep = _call(inputs, None, weights, gate, state, mask, None, cell)
     for name, record in zip(RECORDS, records, strict=True):
-        setattr(call, name, record.data_ptr() or None)  # an empty tensor's is 0
+        setattr(call, name, keep.of(record))
+    grads = [None if grad is None else grad.to(inputs.dtype) for grad in grads]
     for name, grad in zip(COTANGENTS, grads, strict=True):
-        if grad is not None:
-            keep.append(grad.to(inputs.dtype).contiguous())
-            setattr(call, name, keep[-1].data_ptr())
-    pointers = [result.data_ptr() or None for result in results]
-    call.grad_x, call.grad_h0, call.grad_c0, call.grad_increment0, call.grad_since0 = pointers[:5]
+        setattr(call, name, keep.of(grad))
+    of_inputs, *of_state = map(keep.of, results[:5])
+    call.grad_x, call.grad_h0, call.grad_c0, call.grad_increment0, call.grad_since0 = of_inputs, *of_state
     if gate:
-        call.grad_gate_weight, call.grad_gate_bias = pointers[5:7]
-    parts = (ctypes.c_void_p * len(weights))(*pointers[5 + len(gate) :])
-    call.grad_weights = ctypes.addressof(parts)
+        call.grad_gate_weight, call.grad_gate_bias = map(keep.of, results[5:7])
+    call.grad_weights = keep.array(results[5 + len(gate) :])
     _run(engine().skip_rnn_backward, call)
-    del keep, parts
     return results
 
 

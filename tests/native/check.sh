@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the fuzz driver under sanitizers and runs it: memory and undefined behaviour in portable code and in the widest this
-# machine runs, then races. CXX, CALLS and THREADED_CALLS may be set.
+# machine runs, then races, then older machines under qemu. CXX, CALLS, THREADED_CALLS and EMULATED_CALLS may be set.
 set -eu
 cd "$(dirname "$0")"
 out=../../build/native
@@ -26,3 +26,12 @@ fi
 # The sanitizer does not know OpenMP's synchronisation: threads of the call's own.
 $CXX $common -DSKIP_RNN_STD_THREADS -fsanitize=thread fuzz.cpp -o "$out/fuzz_threads" -ldl
 "$out/fuzz_threads" "${THREADED_CALLS:-500}" 4
+
+# Older machines, where qemu-user-static is installed: no library uses an instruction that its machines lack.
+if command -v qemu-x86_64-static > /dev/null; then
+  emulated="-std=c++17 -O1 -pthread -ffp-contract=off -w -static"
+  $CXX $emulated fuzz.cpp -o "$out/fuzz_nehalem" -ldl
+  qemu-x86_64-static -cpu Nehalem "$out/fuzz_nehalem" "${EMULATED_CALLS:-200}"
+  $CXX $emulated -mavx2 -mfma fuzz.cpp -o "$out/fuzz_haswell" -ldl
+  qemu-x86_64-static -cpu Haswell "$out/fuzz_haswell" "${EMULATED_CALLS:-200}" 2> /dev/null
+fi

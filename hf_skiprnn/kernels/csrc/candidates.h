@@ -45,7 +45,7 @@ class Segment {
     return since(e, r) + T(m_.count_real(rows[r].row, time(e - 1, r) + 1, time(e, r) + 1));
   }
   T increment(i64 e, i64 r) const { return increment_[e * most_ + r]; }
-  const T* recurrent(i64 l, i64 e, i64 r) const { return recurrent_ + event(l, e, r) * s_.recurrent(); }
+  T* recurrent(i64 l, i64 e, i64 r) const { return recurrent_ + event(l, e, r) * s_.recurrent(); }
   T* h(i64 l, i64 e, i64 r) const { return h_ + state(l, e, r) * s_.padded; }
   T* c(i64 l, i64 e, i64 r) const { return c_ ? c_ + state(l, e, r) * s_.padded : nullptr; }
 
@@ -109,7 +109,6 @@ class Segment {
 
   void recompute_round(i64 e) {
     Lane<T> lanes[kLanes];
-    T* recurrent_out[kLanes];
     i64 row[kLanes], updating = 0;
     for (i64 r = 0; r < i64(rows.size()); ++r)
       if (updates(e, r)) row[updating++] = r;
@@ -117,14 +116,11 @@ class Segment {
     for (i64 r = 0; m_.learned() && r < i64(rows.size()); ++r)
       if (holds(e, r) && !updates(e, r)) row[holding++] = r;
     for (i64 l = 0; l < s_.layers; ++l) {
-      for (i64 i = 0; i < holding; ++i) {
-        recurrent_out[i] = const_cast<T*>(recurrent(l, e, row[i]));
-        if (i < updating) lanes[i] = lane(l, e, row[i]);
-        else lanes[i].h = h(l, e, row[i]);
-      }
-      recurrent_products(m_.layers[l], lanes, holding, recurrent_out);
+      for (i64 i = 0; i < updating; ++i) lanes[i] = lane(l, e, row[i]);
+      for (i64 i = updating; i < holding; ++i) lanes[i].h = h(l, e, row[i]), lanes[i].recurrent = recurrent(l, e, row[i]);
       if (l) input_products(s_, m_.layers[l], lanes, updating);
-      step(s_, m_.layers[l], lanes, updating, true, scratch_);
+      advance<T, true>({s_, m_.layers[l], lanes, updating, scratch_});
+      recurrent_products(m_.layers[l], lanes + updating, holding - updating);
     }
     const i64 top = s_.layers - 1;
     for (i64 i = 0; i < updating; ++i)
@@ -224,7 +220,7 @@ class Candidates {
       if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, filled_);
       else for (i64 i = 0; i < filled_; ++i)
         m_.load_product(segment_.rows[steps_[i].r].row, steps_[i].time, lanes[i].gates);
-      step(s_, m_.layers[l], lanes, filled_, false, scratch_);
+      step<T>({s_, m_.layers[l], lanes, filled_, scratch_});
     }
     const i64 top = s_.layers - 1;
     T increments[kLanes];

@@ -44,7 +44,7 @@ struct Lane {
   const T* x;          // the layer's input
   const T* h;          // before the step
   const T* c;
-  const T* recurrent;  // the recurrent product
+  T* recurrent;        // the recurrent product
   T* gates;            // after the step: the gates after their nonlinearities (if kept)
   T* extra;            // lstm: tanh(c); gru: r * h
   T* h_new;
@@ -60,27 +60,24 @@ struct Pointers {
   T* out[kLanes];
 };
 
-// Where a step's input product comes from.
-enum Source { kProduct, kOneInput, kFewInputs };
+// The input products of gates first .. first + G - 1 at one vector of units.
+template <class T, int G>
+struct InputProducts {
+  typename Simd<T>::V of[G];
 
-// The input product of one gate at one vector of units.
-template <class T, Source From>
-struct InputProduct {
-  typename Simd<T>::V first;  // the input, if it is one
-  const T *x, *rows, *bias, *product;
-  i64 inputs, width, padded;
-
-  SKIP_RNN_INLINE InputProduct(const LayerWeights<T>& w, const CellLayout& cell, const Lane<T>& lane, i64 padded)
-      : first(splat(From == kOneInput ? *lane.x : T(0))), x(lane.x), rows(w.rows), bias(w.input_bias),
-        product(lane.gates + cell.input_at * padded), inputs(w.inputs), width(cell.input.count * padded), padded(padded) {}
-
-  SKIP_RNN_INLINE typename Simd<T>::V operator()(int gate, i64 at) const {
-    const i64 unit = gate * padded + at;
-    if constexpr (From == kProduct) return load(product + unit);
-    if constexpr (From == kOneInput) return fma(first, load(rows + unit), load(bias + unit));
-    auto v = load(bias + unit);
-    for (i64 k = 0; k < inputs; ++k) v = fma(splat(x[k]), load(rows + k * width + unit), v);
-    return v;
+  SKIP_RNN_INLINE InputProducts(const LayerWeights<T>& w, const CellLayout& cell, const Lane<T>& lane, int first, i64 at,
+                                i64 padded) {
+    at += first * padded;
+    const T* from = w.direct ? w.input_bias : lane.gates + cell.input_at * padded;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) of[g] = load(from + g * padded + at);
+    if (!w.direct) return;
+    const T* row = w.rows + at;
+    for (i64 k = 0; k < w.inputs; ++k, row += cell.input.count * padded) {
+      const auto x = splat(lane.x[k]);
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) of[g] = fma(x, load(row + g * padded), of[g]);
+    }
   }
 };
 
@@ -88,82 +85,6 @@ struct InputProduct {
 template <class T>
 SKIP_RNN_INLINE void clear_padding(T* row, i64 units, i64 padded) {
   for (i64 i = units; i < padded; ++i) row[i] = 0;
-}
-
-// In two loops: one would be a chain of operations longer than the processor looks ahead.
-template <class T, Source From, bool Keep>
-void lstm_step(const InputProduct<T, From> input, const Lane<T> lane, i64 units, i64 padded) {
-  const auto two = splat(T(2));
-  const T *p = lane.recurrent, *c_old = lane.c;
-  T *gates = lane.gates, *h_new = lane.h_new, *c_new = lane.c_new, *extra = lane.extra;
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    const auto a = sigmoid_denominator<T>(input(0, at) + load(p + at));
-    const auto b = sigmoid_denominator<T>(input(1, at) + load(p + padded + at));
-    const auto e = tanh_numerator<T>(input(2, at) + load(p + 2 * padded + at));
-    const auto d = sigmoid_denominator<T>(input(3, at) + load(p + 3 * padded + at));
-    const auto ig = reciprocal(a * (e + two));  // sigmoid and tanh share a division
-    const auto f = reciprocal(b);
-    store(c_new + at, fma(f, load(c_old + at), e * ig));
-    store(gates + 3 * padded + at, d);
-    if constexpr (Keep) {
-      store(gates + at, (e + two) * ig);
-      store(gates + padded + at, f);
-      store(gates + 2 * padded + at, e * a * ig);
-    }
-  }
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    const auto s = tanh_numerator<T>(load(c_new + at)), d = load(gates + 3 * padded + at);
-    const auto oc = reciprocal(d * (s + two));
-    store(h_new + at, s * oc);
-    if constexpr (Keep) {
-      store(gates + 3 * padded + at, (s + two) * oc);
-      store(extra + at, s * d * oc);
-    }
-  }
-  clear_padding(h_new, units, padded);
-  clear_padding(c_new, units, padded);
-}
-
-// r and z, and r * h for n's product.
-template <class T, Source From>
-void gru_reset(const InputProduct<T, From> input, const Lane<T> lane, i64 padded) {
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    const auto r = sigmoid<T>(input(0, at) + load(lane.recurrent + at));
-    const auto z = sigmoid<T>(input(1, at) + load(lane.recurrent + padded + at));
-    store(lane.gates + at, r);
-    store(lane.gates + padded + at, z);
-    store(lane.extra + at, r * load(lane.h + at));
-  }
-}
-
-// n, from its product `candidate` of r * h.
-template <class T, Source From>
-void gru_update(const InputProduct<T, From> input, const Lane<T> lane, const T* candidate, i64 units, i64 padded) {
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    const auto n = tanh<T>(input(2, at) + load(candidate + at));
-    const auto h = load(lane.h + at);
-    store(lane.gates + 2 * padded + at, n);
-    store(lane.h_new + at, fma(load(lane.gates + padded + at), h - n, n));
-  }
-  clear_padding(lane.h_new, units, padded);
-}
-
-template <class T, Source From>
-void gru_after_step(const InputProduct<T, From> input, const Lane<T> lane, i64 units, i64 padded) {
-  const T* p = lane.recurrent;
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    const auto m = load(p + at);
-    const auto r = sigmoid<T>(input(0, at) + load(p + padded + at));
-    const auto z = sigmoid<T>(input(1, at) + load(p + 2 * padded + at));
-    const auto n = tanh<T>(fma(r, m, input(2, at)));
-    const auto h = load(lane.h + at);
-    store(lane.gates + at, m);
-    store(lane.gates + padded + at, r);
-    store(lane.gates + 2 * padded + at, z);
-    store(lane.gates + 3 * padded + at, n);
-    store(lane.h_new + at, fma(z, h - n, n));
-  }
-  clear_padding(lane.h_new, units, padded);
 }
 
 // What all layers share.
@@ -176,11 +97,135 @@ struct Shape {
   i64 recurrent() const { return layout.recurrent.count * padded; }
 };
 
+// A layer's lanes and what their steps need besides.
 template <class T>
-void recurrent_products(const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, T* const* out, bool backwards = false) {
+struct Lanes {
+  const Shape& s;
+  const LayerWeights<T>& w;
+  const Lane<T>* lane;
+  i64 n;
+  T* scratch;  // n * padded
+
+  template <int G>
+  SKIP_RNN_INLINE InputProducts<T, G> inputs(i64 i, i64 at, int first = 0) const {
+    return {w, s.layout, lane[i], first, at, s.padded};
+  }
+};
+
+// One vector of units' steps, from the recurrent products p of their gates. Keep: leave what the backward pass needs.
+
+template <class T>
+struct LstmHalf {
+  typename Simd<T>::V c, o;  // o: its sigmoid's denominator
+};
+
+template <class T, bool Keep>
+SKIP_RNN_INLINE LstmHalf<T> lstm_cell(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
+  const Lane<T>& lane = lanes.lane[i];
+  const auto input = lanes.template inputs<4>(i, at);
+  const auto two = splat(T(2));
+  const auto a = sigmoid_denominator<T>(input.of[0] + p[0]), b = sigmoid_denominator<T>(input.of[1] + p[1]);
+  const auto e = tanh_numerator<T>(input.of[2] + p[2]), d = sigmoid_denominator<T>(input.of[3] + p[3]);
+  const auto ig = reciprocal(a * (e + two));  // sigmoid and tanh share a division
+  const auto f = reciprocal(b), c = fma(f, load(lane.c + at), e * ig);
+  store(lane.c_new + at, c);
+  if constexpr (Keep) {
+    T* gates = lane.gates + at;
+    store(gates, (e + two) * ig);
+    store(gates + lanes.s.padded, f);
+    store(gates + 2 * lanes.s.padded, e * a * ig);
+  }
+  return {c, d};
+}
+
+template <class T, bool Keep>
+SKIP_RNN_INLINE void lstm_output(const Lanes<T>& lanes, i64 i, i64 at, const LstmHalf<T>& half) {
+  const Lane<T>& lane = lanes.lane[i];
+  const auto two = splat(T(2)), s = tanh_numerator<T>(half.c), oc = reciprocal(half.o * (s + two));
+  store(lane.h_new + at, s * oc);
+  if constexpr (Keep) {
+    store(lane.gates + 3 * lanes.s.padded + at, (s + two) * oc);
+    store(lane.extra + at, s * half.o * oc);
+  }
+}
+
+// r and z, and r * h for n's product.
+template <class T>
+SKIP_RNN_INLINE void gru_reset(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
+  const Lane<T>& lane = lanes.lane[i];
+  const auto input = lanes.template inputs<2>(i, at);
+  const auto r = sigmoid<T>(input.of[0] + p[0]);
+  store(lane.gates + at, r);
+  store(lane.gates + lanes.s.padded + at, sigmoid<T>(input.of[1] + p[1]));
+  store(lane.extra + at, r * load(lane.h + at));
+}
+
+// n, from its product p of r * h.
+template <class T>
+SKIP_RNN_INLINE void gru_update(const Lanes<T>& lanes, i64 i, i64 at, typename Simd<T>::V p) {
+  const Lane<T>& lane = lanes.lane[i];
+  const auto n = tanh<T>(lanes.template inputs<1>(i, at, 2).of[0] + p), h = load(lane.h + at);
+  store(lane.gates + 2 * lanes.s.padded + at, n);
+  store(lane.h_new + at, fma(load(lane.gates + lanes.s.padded + at), h - n, n));
+}
+
+template <class T, bool Keep>
+SKIP_RNN_INLINE void gru_after(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
+  const Lane<T>& lane = lanes.lane[i];
+  const auto input = lanes.template inputs<3>(i, at);
+  const auto r = sigmoid<T>(input.of[0] + p[1]), z = sigmoid<T>(input.of[1] + p[2]);
+  const auto n = tanh<T>(fma(r, p[0], input.of[2])), h = load(lane.h + at);
+  store(lane.h_new + at, fma(z, h - n, n));
+  if constexpr (Keep) {
+    T* gates = lane.gates + at;
+    store(gates, p[0]);
+    store(gates + lanes.s.padded, r);
+    store(gates + 2 * lanes.s.padded, z);
+    store(gates + 3 * lanes.s.padded, n);
+  }
+}
+
+// What happens to a recurrent product: the step's arithmetic, while it is in registers. The product itself is stored where
+// the backward pass looks at it again.
+template <class T, int Cell, bool Keep>
+struct Stepped {
+  static constexpr int kGates = Cell == kLstm ? 4 : Cell == kGru ? 2 : 3;
+  const Lanes<T>& lanes;
+
+  template <int N>
+  SKIP_RNN_INLINE void operator()(i64 row, i64 block, const typename Simd<T>::V (&product)[N]) const {
+#pragma GCC unroll 2
+    for (int first = 0; first < N; first += kGates) {
+      const auto* p = product + first;
+      const i64 at = (block + first / kGates) * Simd<T>::W;
+      if constexpr (Keep)
+#pragma GCC unroll 4
+        for (int g = 0; g < kGates; ++g) store(lanes.lane[row].recurrent + g * lanes.s.padded + at, p[g]);
+      if constexpr (Cell == kLstm) lstm_output<T, Keep>(lanes, row, at, lstm_cell<T, Keep>(lanes, row, at, p));
+      else if constexpr (Cell == kGru) gru_reset<T>(lanes, row, at, p);
+      else gru_after<T, Keep>(lanes, row, at, p);
+    }
+  }
+};
+
+// The same for n's product in a GRU that resets before it.
+template <class T>
+struct Updated {
+  static constexpr int kGates = 1;
+  const Lanes<T>& lanes;
+
+  template <int N>
+  SKIP_RNN_INLINE void operator()(i64 row, i64 block, const typename Simd<T>::V (&product)[N]) const {
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) gru_update<T>(lanes, row, (block + j) * Simd<T>::W, product[j]);
+  }
+};
+
+template <class T>
+void recurrent_products(const LayerWeights<T>& w, const Lane<T>* lanes, i64 n) {
   Pointers<T> p;
-  for (i64 i = 0; i < n; ++i) p.a[i] = lanes[i].h, p.from[i] = w.recurrent_bias;
-  multiply(w.recurrent, n, p.a, p.from, out, backwards);
+  for (i64 i = 0; i < n; ++i) p.a[i] = lanes[i].h, p.from[i] = w.recurrent_bias, p.out[i] = lanes[i].recurrent;
+  multiply(w.recurrent, n, p.a, p.from, p.out);
 }
 
 // Into the lanes' gates; nothing to do where the inputs are few.
@@ -195,33 +240,63 @@ void input_products(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lan
   multiply(w.input, n, p.a, p.from, p.out);
 }
 
-template <class T, Source From, bool Keep>
-void step_lanes(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, T* scratch) {
-  const i64 units = s.units, padded = s.padded;
-  const auto input = [&](i64 i) { return InputProduct<T, From>(w, s.layout, lanes[i], padded); };
-  if (s.cell == kLstm) {
-    for (i64 i = 0; i < n; ++i) lstm_step<T, From, Keep>(input(i), lanes[i], units, padded);
-  } else if (s.cell == kGruResetAfter) {
-    for (i64 i = 0; i < n; ++i) gru_after_step<T, From>(input(i), lanes[i], units, padded);
-  } else {
-    Pointers<T> p;
-    for (i64 i = 0; i < n; ++i) {
-      gru_reset<T, From>(input(i), lanes[i], padded);
-      p.a[i] = lanes[i].extra, p.from[i] = w.recurrent_bias, p.out[i] = scratch + i * padded;  // that bias is 0
-    }
-    multiply(w.candidate, n, p.a, p.from, p.out);
-    for (i64 i = 0; i < n; ++i) gru_update<T, From>(input(i), lanes[i], p.out[i], units, padded);
+// A GRU's n and its new state, where r * h is there.
+template <class T>
+void update_lanes(const Lanes<T>& lanes) {
+  Pointers<T> p;
+  for (i64 i = 0; i < lanes.n; ++i) {
+    p.a[i] = lanes.lane[i].extra, p.from[i] = lanes.w.recurrent_bias;  // 0 in this cell
+    p.out[i] = lanes.scratch + i * lanes.s.padded;
+  }
+  multiply(lanes.w.candidate, lanes.n, p.a, p.from, p.out, Updated<T>{lanes});
+}
+
+template <class T>
+void clear_paddings(const Lanes<T>& lanes) {
+  for (i64 i = 0; i < lanes.n; ++i) {
+    clear_padding(lanes.lane[i].h_new, lanes.s.units, lanes.s.padded);
+    if (lanes.s.has_c()) clear_padding(lanes.lane[i].c_new, lanes.s.units, lanes.s.padded);
   }
 }
 
-// The step proper, after both products. scratch: n * padded. Keep: leave what the backward pass needs.
+// One step of all lanes, after their input products. h_new is not h. Keep: leave what the backward pass needs, the recurrent
+// products among it.
+template <class T, bool Keep>
+void advance(const Lanes<T>& lanes, bool backwards = false) {
+  Pointers<T> p;
+  for (i64 i = 0; i < lanes.n; ++i)
+    p.a[i] = lanes.lane[i].h, p.from[i] = lanes.w.recurrent_bias, p.out[i] = lanes.lane[i].recurrent;
+  const auto run = [&](const auto& finish) { multiply(lanes.w.recurrent, lanes.n, p.a, p.from, p.out, finish, backwards); };
+  if (lanes.s.cell == kLstm) run(Stepped<T, kLstm, Keep>{lanes});
+  else if (lanes.s.cell == kGruResetAfter) run(Stepped<T, kGruResetAfter, Keep>{lanes});
+  else run(Stepped<T, kGru, Keep>{lanes}), update_lanes(lanes);
+  clear_paddings(lanes);
+}
+
+// The same from recurrent products that are there, and nothing kept. h_new may be h.
 template <class T>
-void step(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, bool keep, T* scratch) {
-  const auto run = keep ? (!w.direct ? step_lanes<T, kProduct, true>
-                           : w.inputs == 1 ? step_lanes<T, kOneInput, true> : step_lanes<T, kFewInputs, true>)
-                        : (!w.direct ? step_lanes<T, kProduct, false>
-                           : w.inputs == 1 ? step_lanes<T, kOneInput, false> : step_lanes<T, kFewInputs, false>);
-  run(s, w, lanes, n, scratch);
+void step(const Lanes<T>& lanes) {
+  const i64 padded = lanes.s.padded;
+  constexpr int W = Simd<T>::W;
+  typename Simd<T>::V p[4];
+  const auto read = [&](const Lane<T>& lane, i64 at, int gates) {
+#pragma GCC unroll 4
+    for (int g = 0; g < gates; ++g) p[g] = load(lane.recurrent + g * padded + at);
+  };
+  for (i64 i = 0; i < lanes.n; ++i) {
+    const Lane<T>& lane = lanes.lane[i];
+    if (lanes.s.cell == kLstm) {  // in two loops: one would be a chain of operations longer than the processor looks ahead
+      T* o = lane.gates + 3 * padded;
+      for (i64 at = 0; at < padded; at += W) read(lane, at, 4), store(o + at, lstm_cell<T, false>(lanes, i, at, p).o);
+      for (i64 at = 0; at < padded; at += W) lstm_output<T, false>(lanes, i, at, {load(lane.c_new + at), load(o + at)});
+    } else if (lanes.s.cell == kGruResetAfter) {
+      for (i64 at = 0; at < padded; at += W) read(lane, at, 3), gru_after<T, false>(lanes, i, at, p);
+    } else {
+      for (i64 at = 0; at < padded; at += W) read(lane, at, 2), gru_reset<T>(lanes, i, at, p);
+    }
+  }
+  if (lanes.s.cell == kGru) update_lanes(lanes);
+  clear_paddings(lanes);
 }
 
 // The backward of one row's step. grad_h and grad_c: of the new state; then of the state before, as far as they bypass the

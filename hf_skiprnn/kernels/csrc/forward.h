@@ -11,8 +11,8 @@ template <class T>
 class ForwardTeam {
  public:
   ForwardTeam(const Model<T>& model, Arena& arena, i64 slots, std::atomic<i64>& next_row)
-      : m_(model), s_(model.shape), slots_(slots), next_row_(next_row), clocks_(slots), counts_(slots), order_(slots) {
-    h_ = arena.take<T>(slots * s_.layers * s_.padded);
+      : m_(model), s_(model.shape), slots_(slots), next_row_(next_row), clocks_(slots), counts_(slots), order_(slots), side_(slots) {
+    h_ = arena.take<T>(2 * slots * s_.layers * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(slots * s_.layers * s_.padded) : nullptr;
     recurrent_ = arena.take<T>(slots * s_.recurrent());
     gates_ = arena.take<T>(slots * s_.gates());
@@ -36,7 +36,10 @@ class ForwardTeam {
   }
 
  private:
-  T* h(i64 slot, i64 l) { return h_ + (slot * s_.layers + l) * s_.padded; }
+  // A slot's h of now and, where `other` is 1, of the update under way: all of the old one is read until the new one is whole.
+  T* h(i64 slot, i64 l, int other = 0) {
+    return h_ + ((slot * 2 + (side_[slot] ^ other)) * s_.layers + l) * s_.padded;
+  }
   T* c(i64 slot, i64 l) { return c_ ? c_ + (slot * s_.layers + l) * s_.padded : nullptr; }
 
   // The next row that has an update; rows without one are finished on the way.
@@ -64,21 +67,19 @@ class ForwardTeam {
 
   void update(i64 active) {
     Lane<T> lanes[kLanes];
-    T* recurrent[kLanes];
     for (i64 l = 0; l < s_.layers; ++l) {
       for (i64 i = 0; i < active; ++i) {
         const i64 slot = order_[i];
-        const T* x = l ? h(slot, l - 1) : m_.x(clocks_[slot].row, clocks_[slot].now);
-        recurrent[i] = recurrent_ + i * s_.recurrent();
-        lanes[i] = {x, h(slot, l), c(slot, l), recurrent[i], gates_ + i * s_.gates(), extra_ + i * s_.padded,
-                    h(slot, l), c(slot, l)};
+        const T* x = l ? h(slot, l - 1, 1) : m_.x(clocks_[slot].row, clocks_[slot].now);
+        lanes[i] = {x, h(slot, l), c(slot, l), recurrent_ + i * s_.recurrent(), gates_ + i * s_.gates(),
+                    extra_ + i * s_.padded, h(slot, l, 1), c(slot, l)};
       }
-      recurrent_products(m_.layers[l], lanes, active, recurrent, round_ & 1);
       if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, active);
       else for (i64 i = 0; i < active; ++i)
         m_.load_product(clocks_[order_[i]].row, clocks_[order_[i]].now, lanes[i].gates);
-      step(s_, m_.layers[l], lanes, active, false, scratch_);
+      advance<T, false>({s_, m_.layers[l], lanes, active, scratch_}, round_ & 1);
     }
+    for (i64 i = 0; i < active; ++i) side_[order_[i]] ^= 1;
     ++round_;
   }
 
@@ -138,6 +139,7 @@ class ForwardTeam {
   std::atomic<i64>& next_row_;
   std::vector<Clock<T>> clocks_;
   std::vector<i64> counts_, order_;
+  std::vector<int> side_;
   T *h_, *c_, *recurrent_, *gates_, *extra_, *scratch_;
 };
 

@@ -110,8 +110,8 @@ struct Model {
     return out;
   }
 
-  Packed<T> packed(Arena& arena, const T* weight, i64 depth, const GateOrder& order) {
-    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth};
+  Packed<T> packed(Arena& arena, const T* weight, i64 depth, const GateOrder& order, i64 together = 1) {
+    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, together, shape.padded};
     m.data = arena.take<T>(m.elements());
     pack(m, weight, shape.units, shape.padded, order);
     return m;
@@ -135,7 +135,7 @@ struct Model {
     w.input_bias = padded_copy(arena, part[2], cell.input);
     w.recurrent_bias = arena.zeros<T>(shape.recurrent());
     if (part[3]) std::memcpy(w.recurrent_bias, part[3], shape.units * sizeof(T));  // m comes first
-    w.recurrent = packed(arena, part[1], shape.units, cell.recurrent);
+    w.recurrent = packed(arena, part[1], shape.units, cell.recurrent, cell.recurrent.count);
     if (w.direct) pack_rows(w, part[0], arena);
     else if (!(backward && l == 0 && call.products)) w.input = packed(arena, part[0], w.inputs, cell.input);
     if (cell.candidate.count) w.candidate = packed(arena, part[1], shape.units, cell.candidate);

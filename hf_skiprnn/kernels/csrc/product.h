@@ -1,7 +1,7 @@
 // Matrix products on packed weights.
 //
-// A packed matrix holds its output units as vectors, four (or three) vectors to a panel, and a panel's rows k one after the
-// other: the inner loop streams it. Each output is one chain over k in order, whatever rows are computed beside it.
+// A packed matrix holds its output units as vectors, a few vectors to a panel, and a panel's rows k one after the other:
+// the inner loop streams it. Each output is one chain over k in order, whatever rows are computed beside it.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,12 @@
 
 namespace {
 
-constexpr int kVectors = 4;    // vectors of a panel, at most
+constexpr int kVectors = 4;    // vectors of a panel, at most (of triples, six)
 constexpr i64 kDepth = 768;    // rows k of a panel that stay in the second-level cache while all rows use them
 constexpr i64 kPrefetched = 512 << 10;  // bytes of weights from which on they are fetched ahead
+constexpr i64 kNear = 44 << 10;         // bytes of the first-level cache that weights may fill
+template <class T>
+constexpr i64 kLine = 64 / sizeof(T);  // of a cache
 
 // Split n into the fewest parts of at most `most`, sizes differing by at most one.
 struct Parts {
@@ -20,94 +23,151 @@ struct Parts {
   Parts(i64 n, i64 most) : count((n + most - 1) / most), size(count ? n / count : 0), larger(count ? n % count : 0) {}
   i64 operator[](i64 i) const { return size + (i < larger); }
   i64 start(i64 i) const { return i * size + std::min(i, larger); }
+  i64 part_of(i64 at) const {
+    const i64 in_larger = larger * (size + 1);
+    return at < in_larger ? at / (size + 1) : larger + (at - in_larger) / size;
+  }
 };
 
+// Units are packed by vectors of W. With several gates, the gates' vectors of the same W units lie side by side: their products
+// are then in registers together.
 template <class T>
 struct Packed {
   T* data = nullptr;
   i64 vectors = 0, depth = 0;  // output vectors, K
+  i64 gates = 1, padded = 0;   // side by side; from one gate to the next in the product
 
   i64 elements() const { return vectors * depth * Simd<T>::W; }
+  // Register tiles are kRows x kVectors or, of whole triples, two thirds as high and half as wide again.
+  i64 tile_rows() const { return gates == 3 ? kRows * 2 / 3 : kRows; }
+  Parts panels() const { return Parts(vectors / gates, gates == 3 ? 2 : kVectors / gates); }  // in blocks of W units
+  // Where vector j of a panel that begins with `block` stands in the product.
+  i64 offset(i64 block, i64 j) const { return j % gates * padded + (block + j / gates) * Simd<T>::W; }
 };
 
-template <class T, int R, int N>
-SKIP_RNN_INLINE void multiply_tile(const T* w, i64 depth, const T* const* a, const T* const* from, T* const* out, i64 at,
-                                   const T* ahead, i64 ahead_end) {
+// What happens to a finished product: it is stored.
+template <class T>
+struct Stored {
+  static constexpr int kGates = 1;
+  const Packed<T>& m;
+  T* const* out;
+
+  template <int N>
+  SKIP_RNN_INLINE void operator()(i64 row, i64 block, const typename Simd<T>::V (&product)[N]) const {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) store(out[row] + m.offset(block, j), product[j]);
+  }
+};
+
+// Where a tile of a product stands, and the lines of the next panel that are fetched while it is computed.
+template <class T>
+struct Tile {
+  const T* w;
+  i64 depth, row, block;
+  const T* ahead;
+  i64 ahead_end;  // rows k that fetch: a line each, or with one row alone as many as it reads
+};
+
+template <class T, int R, int N, class Finish>
+void multiply_tile(const Packed<T>& m, const Tile<T>& tile, const T* const* a, const T* const* from, const Finish& finish) {
   using S = Simd<T>;
+  constexpr i64 kFetched = R == 1 ? N : 1;
+  const T *w = tile.w, *ahead = tile.ahead, *x[R];
+  const i64 depth = tile.depth, ahead_end = tile.ahead_end;
   typename S::V acc[R][N];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) x[r] = a[r];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) acc[r][j] = load(from[r] + at + j * S::W);
+  for (int j = 0; j < N; ++j) {
+    const i64 at = m.offset(tile.block, j);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][j] = load(from[tile.row + r] + at);
+  }
   for (i64 k = 0; k < depth; ++k, w += N * S::W) {
     typename S::V row[N];
-    if (k < ahead_end) __builtin_prefetch(ahead + k * (64 / sizeof(T)), 0, 2);
+    if (k < ahead_end)
+#pragma GCC unroll 8
+      for (int j = 0; j < kFetched; ++j) __builtin_prefetch(ahead + (k * kFetched + j) * kLine<T>, 0, R == 1 ? 3 : 2);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) row[j] = load(w + j * S::W);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const auto x = splat(a[r][k]);
+      const auto value = splat(x[r][k]);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) acc[r][j] = fma(x, row[j], acc[r][j]);
+      for (int j = 0; j < N; ++j) acc[r][j] = fma(value, row[j], acc[r][j]);
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) store(out[r] + at + j * S::W, acc[r][j]);
+  for (int r = 0; r < R; ++r) finish(tile.row + r, tile.block, acc[r]);
 }
 
-template <class T, int R>
-void multiply_rows(int n, const T* w, i64 depth, const T* const* a, const T* const* from, T* const* out, i64 at,
-                   const T* ahead, i64 ahead_end) {
-  const T* x[R];
-  const T* f[R];
-  T* o[R];
-  for (int r = 0; r < R; ++r) x[r] = a[r], f[r] = from[r], o[r] = out[r];
-  switch (n) {
-    case 1: return multiply_tile<T, R, 1>(w, depth, x, f, o, at, ahead, ahead_end);
-    case 2: return multiply_tile<T, R, 2>(w, depth, x, f, o, at, ahead, ahead_end);
-    case 3: return multiply_tile<T, R, 3>(w, depth, x, f, o, at, ahead, ahead_end);
-    default: return multiply_tile<T, R, 4>(w, depth, x, f, o, at, ahead, ahead_end);
-  }
+template <class T, int R, class Finish>
+void multiply_rows(int n, const Packed<T>& m, const Tile<T>& tile, const T* const* a, const T* const* from,
+                   const Finish& finish) {
+  if constexpr (1 % Finish::kGates == 0)
+    if (n == 1) return multiply_tile<T, R, 1>(m, tile, a, from, finish);
+  if constexpr (2 % Finish::kGates == 0)
+    if (n == 2) return multiply_tile<T, R, 2>(m, tile, a, from, finish);
+  if constexpr (3 % Finish::kGates == 0)
+    if (n == 3) return multiply_tile<T, R, 3>(m, tile, a, from, finish);
+  if constexpr (4 % Finish::kGates == 0)
+    if (n == 4) return multiply_tile<T, R, 4>(m, tile, a, from, finish);
+  if constexpr (6 % Finish::kGates == 0 && R <= kRows * 2 / 3) multiply_tile<T, R, 6>(m, tile, a, from, finish);
 }
 
-// out[r] = from[r] + a[r] W for `rows` rows; from and out may be the same. Walking the panels backwards every other call
-// begins with what the call before left in the first-level cache.
-template <class T>
-void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out, bool backwards = false) {
-  const Parts panels(m.vectors, kVectors), tiles(rows, kRows), depths(m.depth, kDepth);
-  const T* deep[kRows];
-  constexpr i64 kLine = 64 / sizeof(T);
+// from[r] + a[r] W for `rows` rows. `finish` gets each row's product by panels, in registers; partial sums of a deep product
+// stand in `out` until then. Walking the panels backwards every other call begins with what the call before left in the
+// first-level cache.
+template <class T, class Finish>
+void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out, const Finish& finish,
+              bool backwards = false) {
+  if (!rows) return;
+  const Parts panels = m.panels(), tiles(rows, m.tile_rows()), depths(m.depth, kDepth);
+  const Stored<T> partial{m, out};
   const bool large = m.elements() * i64(sizeof(T)) > kPrefetched;
+  const T* deep[kRows];
   i64 k = 0;
   for (i64 d = 0; d < depths.count; k += depths[d++]) {
+    const bool last = d + 1 == depths.count;
+    const T* const* start = d ? out : from;
     for (i64 i = 0; i < panels.count; ++i) {
-      const i64 p = backwards ? panels.count - 1 - i : i, vector = panels.start(p);
-      const int n = int(panels[p]);
-      const T* w = m.data + (vector * m.depth + k * n) * Simd<T>::W;
-      i64 row = 0;
-      for (i64 t = 0; t < tiles.count; row += tiles[t++]) {
+      const i64 p = backwards ? panels.count - 1 - i : i, next = backwards ? p - 1 : p + 1;
+      const auto panel = [&](i64 at) { return m.data + (panels.start(at) * m.depth + k * panels[at]) * m.gates * Simd<T>::W; };
+      const int n = int(panels[p] * m.gates);
+      // Each tile fetches its share of the next panel. One row alone waits for memory: there, the first panel, which is
+      // still near, is the time to fetch the second, as far as both are near then.
+      const bool fetches = i + 1 < panels.count && (large || (rows == 1 && i == 0));
+      const i64 elements = n * Simd<T>::W * depths[d], room = kNear / i64(sizeof(T)) - elements;
+      const i64 fetched = !fetches ? 0 : large ? elements : std::clamp<i64>(room, 0, elements);
+      const i64 share = (fetched + tiles.count * kLine<T> - 1) / (tiles.count * kLine<T>);
+      for (i64 t = 0; t < tiles.count; ++t) {
+        const i64 row = tiles.start(t);
         const int r = int(tiles[t]);
-        for (int i = 0; i < r; ++i) deep[i] = a[row + i] + k;
-        // This tile's share of the cache lines of the block after this one.
-        const i64 lines = large ? (n * Simd<T>::W * depths[d] + tiles.count * kLine - 1) / (tiles.count * kLine) : 0;
-        const T* ahead = w + n * Simd<T>::W * depths[d] + t * lines * kLine;
-        const T* const* init = d ? out + row : from + row;
-        const i64 at = vector * Simd<T>::W;
-        switch (r) {
-          case 1: multiply_rows<T, 1>(n, w, depths[d], deep, init, out + row, at, ahead, lines); break;
-          case 2: multiply_rows<T, 2>(n, w, depths[d], deep, init, out + row, at, ahead, lines); break;
-          case 3: multiply_rows<T, 3>(n, w, depths[d], deep, init, out + row, at, ahead, lines); break;
+        for (int j = 0; j < r; ++j) deep[j] = a[row + j] + k;
+        const T* ahead = fetches ? panel(next) + t * share * kLine<T> : nullptr;
+        const Tile<T> tile{panel(p), depths[d], row, panels.start(p), ahead, rows == 1 ? share / n : share};
+        const auto run = [&](const auto& end) {
+          switch (r) {
+            case 1: return multiply_rows<T, 1>(n, m, tile, deep, start, end);
+            case 2: return multiply_rows<T, 2>(n, m, tile, deep, start, end);
+            case 3: return multiply_rows<T, 3>(n, m, tile, deep, start, end);
 #if defined(__AVX512F__)
-          case 4: multiply_rows<T, 4>(n, w, depths[d], deep, init, out + row, at, ahead, lines); break;
-          case 5: multiply_rows<T, 5>(n, w, depths[d], deep, init, out + row, at, ahead, lines); break;
-          default: multiply_rows<T, 6>(n, w, depths[d], deep, init, out + row, at, ahead, lines); break;
+            case 4: return multiply_rows<T, 4>(n, m, tile, deep, start, end);
+            case 5: return multiply_rows<T, 5>(n, m, tile, deep, start, end);
+            default: return multiply_rows<T, 6>(n, m, tile, deep, start, end);
 #endif
-        }
+          }
+        };
+        last ? run(finish) : run(partial);
       }
     }
   }
+}
+
+// out[r] = from[r] + a[r] W; from and out may be the same.
+template <class T>
+void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out) {
+  multiply(m, rows, a, from, out, Stored<T>{m, out});
 }
 
 template <class T, int C, int N>
@@ -202,25 +262,46 @@ struct GateOrder {
   int gate[4];
 };
 
+// Rows of a square to columns, by halves of halves.
+template <class T, i64 Half = Simd<T>::W / 2>
+SKIP_RNN_INLINE void transpose(typename Simd<T>::V* square) {
+  constexpr int W = Simd<T>::W;
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) {
+    if (i & Half) continue;
+    const auto a = square[i], b = square[i + Half];
+    square[i] = interleave<T, Half, false>(a, b);
+    square[i + Half] = interleave<T, Half, true>(a, b);
+  }
+  if constexpr (Half > 1) transpose<T, Half / 2>(square);
+}
+
 // W [gates * H, depth] -> packed, out = a W^T: unit (g, u) is row order.gate[g] * H + u.
 template <class T>
 void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const GateOrder& order) {
   constexpr int W = Simd<T>::W;
-  const Parts panels(m.vectors, kVectors);
+  const Parts panels = m.panels();
   const i64 blocks = padded / W;
-  i64 vector = 0;
-  for (i64 p = 0; p < panels.count; vector += panels[p++]) {
-    const i64 n = panels[p];
-    T* panel = m.data + vector * m.depth * W;
-    const T* rows[kVectors * W];
-    for (i64 i = 0; i < n * W; ++i) {
-      const i64 v = vector + i / W, unit = v % blocks * W + i % W;
-      rows[i] = unit < units ? weight + (order.gate[v / blocks] * units + unit) * m.depth : nullptr;
-    }
-    for (i64 k0 = 0; k0 < m.depth; k0 += 16) {  // a block of k: reads and writes both stay within cache lines
-      const i64 k1 = std::min(m.depth, k0 + 16);
-      for (i64 i = 0; i < n * W; ++i)
-        for (i64 k = k0; k < k1; ++k) panel[k * n * W + i] = rows[i] ? rows[i][k] : T(0);
+  for (i64 v = 0; v < m.vectors; ++v) {
+    const i64 gate = m.gates > 1 ? v % m.gates : v / blocks, first = (m.gates > 1 ? v / m.gates : v % blocks) * W;
+    const i64 filled = std::max<i64>(0, std::min<i64>(W, units - first)), panel = panels.part_of(v / m.gates);
+    const i64 begin = panels.start(panel) * m.gates, stride = panels[panel] * m.gates * W;
+    const T* from = weight + (order.gate[gate] * units + first) * m.depth;
+    T* to = m.data + begin * m.depth * W + (v - begin) * W;
+    for (i64 k = 0; k < m.depth; k += W) {
+      const i64 count = std::min<i64>(W, m.depth - k);
+      typename Simd<T>::V square[W];
+      for (i64 i = 0; i < W; ++i) {
+        if (i >= filled) square[i] = splat(T(0));
+        else if (count == W) square[i] = load(from + i * m.depth + k);
+        else {
+          T part[W] = {};
+          std::memcpy(part, from + i * m.depth + k, count * sizeof(T));
+          square[i] = load(part);
+        }
+      }
+      transpose<T>(square);
+      for (i64 i = 0; i < count; ++i) store(to + (k + i) * stride, square[i]);
     }
   }
 }
@@ -229,7 +310,7 @@ void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const GateOrder&
 template <class T>
 void pack_transposed(Packed<T>& m, const T* weight, i64 units, i64 padded, i64 columns, const GateOrder& order) {
   constexpr int W = Simd<T>::W;
-  const Parts panels(m.vectors, kVectors);
+  const Parts panels = m.panels();
   i64 vector = 0;
   for (i64 p = 0; p < panels.count; vector += panels[p++]) {
     const i64 n = panels[p] * W, first = vector * W;

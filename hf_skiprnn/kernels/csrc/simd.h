@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -83,6 +84,22 @@ SKIP_RNN_INLINE typename Simd<T>::V splat(T x) {
   for (int i = 0; i < Simd<T>::W; ++i) v[i] = x;
 #endif
   return v;
+}
+
+// One step of a transposition: in either of the two vectors, every second group of Half lanes comes from the other one.
+template <class T, int Half, bool Second, class V, std::size_t... L>
+SKIP_RNN_INLINE V interleave_lanes(V a, V b, std::index_sequence<L...>) {
+  constexpr int W = sizeof...(L);
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (Second ? (L & Half ? W + L : L + Half) : (L & Half ? W + L - Half : L))...);
+#else
+  const typename Simd<T>::I lanes = {(Second ? (L & Half ? W + L : L + Half) : (L & Half ? W + L - Half : L))...};
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+template <class T, int Half, bool Second>
+SKIP_RNN_INLINE typename Simd<T>::V interleave(typename Simd<T>::V a, typename Simd<T>::V b) {
+  return interleave_lanes<T, Half, Second>(a, b, std::make_index_sequence<Simd<T>::W>());
 }
 
 using F = Simd<float>::V;
