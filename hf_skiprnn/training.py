@@ -169,17 +169,16 @@ class SkipRNNTrainer(Trainer):
                 "another trainer wrote it. Resume from an earlier one, or add that file if you know that all is there."
             )
         self._window = TrainingWindow()
-        if resume_from_checkpoint and self.is_world_process_zero():
-            self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
+        saved_step = None
+        if resume_from_checkpoint:
+            saved_step = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME))).global_step
+            if self.is_world_process_zero():
+                self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
         outcome = super().train(resume_from_checkpoint, *args, **kwargs)
-        if resume_from_checkpoint and self._nothing_was_left(Path(resume_from_checkpoint)):
+        if saved_step == self.state.global_step:  # nothing was left to train, and the checkpoint still stands
             self._load_rng_state(str(resume_from_checkpoint))  # Trainer does at the first step; evaluations may draw
         self._raise_failed_pushes()
         return outcome
-
-    def _nothing_was_left(self, checkpoint: Path) -> bool:
-        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        return bool(saved["global_step"] == self.state.global_step)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.hub_always_push:
