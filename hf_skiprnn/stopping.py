@@ -60,6 +60,8 @@ class StopWhenSettled(TrainerCallback, ExportableState):
         saved: Any = state.stateful_callbacks
         kept = saved.get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         self.lowest, self.settled = kept.get("lowest", self.lowest), kept.get("settled", self.settled)
+        if kept:  # killed after its last checkpoint, a run does not go on
+            self._stop_if_settled(state, control)
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float] | None = None, **_: Any
@@ -79,6 +81,9 @@ class StopWhenSettled(TrainerCallback, ExportableState):
             self.lowest, self.settled = rate, 0
         else:
             self.settled += 1
+        self._stop_if_settled(state, control)
+
+    def _stop_if_settled(self, state: TrainerState, control: Any) -> None:
         if self.settled >= self.evaluations:
             self.outcome = {"settled": True, "step": state.global_step}
             control.should_training_stop = True

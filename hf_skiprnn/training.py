@@ -199,8 +199,8 @@ class SkipRNNTrainer(Trainer):
             ) from errors[-1]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed from a checkpoint of the last step, Trainer would train one step more.
-        if self.state.global_step >= self.state.max_steps:
+        # Resumed from the last checkpoint of a run that was over, Trainer would train one step more.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

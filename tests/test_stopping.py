@@ -70,3 +70,6 @@ def test_training_stops_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     results = train.main([*options, *small, *quiet])
     assert results["train"]["steps"] == 3
     assert results["stopping"] == {"stop_when_settled": 2, "settled": True, "step": 3}
+    again = train.main([*options, *small, *quiet])  # as after a kill between the last checkpoint and the end
+    assert again["train"]["steps"] == 3
+    assert again["stopping"] == results["stopping"]
