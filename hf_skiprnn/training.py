@@ -171,15 +171,14 @@ class SkipRNNTrainer(Trainer):
         self._window = TrainingWindow()
         if resume_from_checkpoint and self.is_world_process_zero():
             self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
+        resumed_at = None
+        if resume_from_checkpoint and (path := Path(resume_from_checkpoint, TRAINER_STATE_NAME)).is_file():
+            resumed_at = json.loads(path.read_text(encoding="utf-8"))["global_step"]  # now: older ones get deleted
         outcome = super().train(resume_from_checkpoint, *args, **kwargs)
-        if resume_from_checkpoint and self._nothing_was_left(Path(resume_from_checkpoint)):
+        if self.state.global_step == resumed_at:  # nothing was left to train
             self._load_rng_state(str(resume_from_checkpoint))  # Trainer does at the first step; evaluations may draw
         self._raise_failed_pushes()
         return outcome
-
-    def _nothing_was_left(self, checkpoint: Path) -> bool:
-        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        return bool(saved["global_step"] == self.state.global_step)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.hub_always_push:
