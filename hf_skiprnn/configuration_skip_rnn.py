@@ -104,7 +104,8 @@ class SkipRNNConfig(PreTrainedConfig):
         if not (type(count) is int and 1 <= count <= LARGEST["num_labels"]):
             raise ValueError(f"num_labels must be an integer from 1 to {LARGEST['num_labels']}; got {count!r}.")
         for name in ("id2label", "label2id"):
-            if not isinstance(value := getattr(self, name), dict | None):
+            value = getattr(self, name)
+            if not isinstance(value, dict | None) or (name == "id2label" and value == {}):
                 raise ValueError(f"{name} must be a dictionary of labels; got {value!r}.")
         dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
         if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

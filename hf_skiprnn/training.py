@@ -169,13 +169,13 @@ class SkipRNNTrainer(Trainer):
                 "another trainer wrote it. Resume from an earlier one, or add that file if you know that all is there."
             )
         self._window = TrainingWindow()
-        saved_step = None
-        if resume_from_checkpoint:
-            saved_step = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME))).global_step
-            if self.is_world_process_zero():
-                self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
+        if resume_from_checkpoint and self.is_world_process_zero():
+            self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
+        resumed_at = None
+        if resume_from_checkpoint and (path := Path(resume_from_checkpoint, TRAINER_STATE_NAME)).is_file():
+            resumed_at = json.loads(path.read_text(encoding="utf-8"))["global_step"]  # now: older ones get deleted
         outcome = super().train(resume_from_checkpoint, *args, **kwargs)
-        if saved_step == self.state.global_step:  # nothing was left to train, and the checkpoint still stands
+        if self.state.global_step == resumed_at:  # nothing was left to train
             self._load_rng_state(str(resume_from_checkpoint))  # Trainer does at the first step; evaluations may draw
         self._raise_failed_pushes()
         return outcome

@@ -162,7 +162,8 @@ def test_arguments_of_any_values_make_a_config_or_an_error(fields: dict[str, Any
         note("SkipRNNConfig(...)", "refused")
         return
     again = SkipRNNConfig.from_dict(json.loads(config.to_json_string()))
-    assert {name: getattr(again, name) for name in OWN_FIELDS} == {name: getattr(config, name) for name in OWN_FIELDS}
+    numbers = [name for name in OWN_FIELDS if name in SkipRNNConfig.__annotations__]
+    assert {name: getattr(again, name) for name in numbers} == {name: getattr(config, name) for name in numbers}
     note("SkipRNNConfig(...)", "made")
 
 
