@@ -4,7 +4,7 @@
     python scripts/reproduce.py --table 4 --rows skip-lstm-1e-4 skip-gru-1e-4 --seeds 4
     python scripts/reproduce.py --table 2 --settings paper --dataset_name ../shared/data/mnist
     python scripts/reproduce.py --table 2 --rows skip-lstm-1e-4 --add runs/mnist-1 runs/mnist-2    # trained elsewhere
-    python scripts/reproduce.py --report    # tables, pictures and the README from what is stored; trains nothing
+    python scripts/reproduce.py --report    # tables, pictures, cards and the README from what is stored; trains nothing
 
 Settings are the paper's (paper_rows.yaml: a learning rate of 1e-4 for 50000 steps or 600 epochs, days on a CPU) or ours
 (tuned_rows.yaml). Each run is a process of its own, scripts/train.py; options that are not known here go on to it.
@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import train
 
-from hf_skiprnn.model_card import RESULTS
+from hf_skiprnn.model_card import RESULTS, write_card
 from hf_skiprnn.reproduction import TABLES, add_run, table_folder, write_report
-from hf_skiprnn.shipped import with_table
+from hf_skiprnn.shipped import shipped_folders, with_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = {"paper": "", "tuned": "tuned-"}
@@ -131,6 +131,9 @@ def main(argv: list[str] | None = None) -> int:
     for table in tables:
         if (table_folder(chosen.results, table) / RESULTS).is_file():
             print(write_report(chosen.results, table))
+    if chosen.report:
+        for folder in shipped_folders(chosen.results):  # their cards tell measured times too, which may be new
+            print(write_card(folder, f"{chosen.results.name}/{folder.name}"))
     readme = chosen.results.parent / "README.md"
     if chosen.report and readme.is_file():
         readme.write_text(with_table(readme.read_text(encoding="utf-8"), chosen.results), encoding="utf-8")

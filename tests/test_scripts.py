@@ -231,7 +231,9 @@ def test_evaluation_repeats_the_runs_metrics_and_draws(digits_run, tmp_path, cap
 def test_evaluation_of_a_checkpoint_without_a_run(tmp_path, capsys):
     config = SkipRNNConfig(hidden_size=4, **TASKS["frequency"]().model_defaults())
     SkipRNNForSequenceClassification(config).save_pretrained(tmp_path)
-    assert "no run.json near the checkpoint: give --task too" in refusal(capsys, evaluate.main, str(tmp_path))
+    assert "no run.json or results.json at the checkpoint: give --task too" in refusal(
+        capsys, evaluate.main, str(tmp_path)
+    )
     found = evaluate.main([str(tmp_path), "--task", "frequency", "--eval_rows", "64", "--split", "validation"])
     assert found["rows"] == 64
     assert (tmp_path / "steps-read-validation.png").stat().st_size > 10_000
