@@ -26,7 +26,7 @@ import hf_skiprnn  # noqa: F401 - registers the model with the Auto classes
 from hf_skiprnn.tasks import Digits
 
 PIXELS = 64
-TRAIN = Path(__file__).with_name("train.py")
+TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # as results.json will tell the command
 
 
 def train_two(shown: tuple[Path, list[str]], beside: tuple[Path, list[str]]) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def train_two(shown: tuple[Path, list[str]], beside: tuple[Path, list[str]]) -> 
 
 def start(folder: Path, options: list[str], **streams: Any) -> subprocess.Popen[bytes]:
     """A training on one thread: more are of no use to scans this small."""
-    command = [sys.executable, str(TRAIN), "--task", "digits", f"--output_dir={folder}", *options]
+    command = [sys.executable, TRAIN, "--task", "digits", f"--output_dir={folder}", *options]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
 
 
