@@ -23,5 +23,6 @@ def tone(frequency, seconds=0.1, rate=RATE):
 
 def as_parquet(columns, path):
     """With the features of sounds; datasets itself would ask for torchcodec to write them."""
-    features = Features({"audio": Audio(sampling_rate=RATE), "label": Value("int64")})
+    kinds = {"audio": Audio(sampling_rate=RATE), "label": Value("int64"), "speaker": Value("string")}
+    features = Features({name: kinds[name] for name in columns})
     pq.write_table(pa.table(columns, schema=features.arrow_schema), path)

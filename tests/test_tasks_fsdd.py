@@ -57,7 +57,8 @@ def tones(tmp_path, monkeypatch):
     for split, rows in (("train", 100), ("test", 20)):
         labels = [i % 10 for i in range(rows)]
         sounds = [wav(tone(300 + 350 * d, rng.uniform(0.08, 0.16)) * rng.uniform(0.2, 1)) for d in labels]
-        as_parquet({"audio": sounds, "label": labels}, folder / f"{split}.parquet")
+        speakers = [("anna", "ben")[i // 10 % 2] for i in range(rows)]
+        as_parquet({"audio": sounds, "label": labels, "speaker": speakers}, folder / f"{split}.parquet")
     return str(folder)
 
 
@@ -80,6 +81,29 @@ def test_steps_are_standardised_over_the_training_split(tones, features, channel
     # The task's own steps were stored in float32 before they were standardised.
     assert again["input_values"].numpy() == pytest.approx(expected["input_values"].numpy(), abs=1e-5)
     assert torch.equal(again["attention_mask"], expected["attention_mask"])
+
+
+def test_a_speaker_is_held_out(tones):
+    known, held_out = FSDD(dataset_name=tones).load(0), FSDD(dataset_name=tones, held_out_speaker="ben").load(0)
+    assert tuple(map(len, held_out)) == (30, 20, 60)  # of the 100 and 20: anna's 50, ben's 50 and 10
+    data = {split: Dataset.from_parquet(f"{tones}/{split}.parquet") for split in ("train", "test")}
+    ben = [i for i, speaker in enumerate(data["train"]["speaker"]) if speaker == "ben"]
+    assert held_out.test["label"][:50].tolist() == [data["train"]["label"][i] for i in ben]
+    theirs = [steps.tobytes() for steps in held_out.test["steps"]]
+    others = {steps.tobytes() for split in held_out[:2] for steps in split["steps"]}
+    assert len(others) == 50
+    assert others.isdisjoint(theirs)
+    assert others | set(theirs[:50]) == {steps.tobytes() for split in known[:2] for steps in split["steps"]}
+
+
+def test_a_speaker_that_is_not_there_is_refused(tones):
+    with pytest.raises(ValueError, match="held_out_speaker must be one of anna, ben; got 'carl'"):
+        FSDD(dataset_name=tones, held_out_speaker="carl").load(0)
+    for split in ("train", "test"):
+        data = Dataset.from_parquet(path := f"{tones}/{split}.parquet").cast_column("audio", Audio(decode=False))
+        as_parquet({"audio": list(data["audio"]), "label": list(data["label"])}, path)
+    with pytest.raises(ValueError, match="must have a column speaker to hold one out; got audio, label"):
+        FSDD(dataset_name=tones, held_out_speaker="ben").load(0)
 
 
 def test_trains_evaluates_and_reloads(tones, tmp_path):

@@ -1,9 +1,10 @@
 """Spoken digits: which digit is said in half a second of sound. Beyond the paper.
 
 Source: Free Spoken Digit Dataset (Jackson et al.; licence CC BY-SA 4.0): 6 speakers, 50 takes of each digit, 8 kHz;
-takes 0-4 of every speaker and digit are the test split (300), so speakers are known there. From the Hub (the id that
-the mteb benchmark's task FSDD names), or a local folder in the same layout. 300 training recordings are held out for
-validation, by seed and stratified.
+takes 0-4 of every speaker and digit are the test split (300): speakers are known there. With `held_out_speaker` it is
+all that this speaker says (500), and the other splits are of the other speakers. From the Hub (the id that the mteb
+benchmark's task FSDD names), or a local folder in the same layout. 300 training recordings are held out for validation,
+by seed and stratified.
 
 Steps are log-mel frames (25 ms every 10 ms, 32 bands: about 40 steps) or the samples themselves (about 3400 steps of
 one value). Either is standardised per channel over the training split; the checkpoint's feature extractor repeats it.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Array2D, Audio, ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import Array2D, Audio, ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets, load_dataset
 from transformers import EvalPrediction
 
 from ..feature_extraction_skip_rnn import SkipRNNFeatureExtractor
@@ -48,6 +49,9 @@ class FSDD(Task):
         default="log_mel", metadata={"help": "What a step is: a frame of 32 mel bands every 10 ms, or one sample."}
     )
     split_seed: int = field(default=0, metadata={"help": "Decides which training recordings are held out."})
+    held_out_speaker: str | None = field(
+        default=None, metadata={"help": "Test on all of this speaker's recordings, and train on the other speakers'."}
+    )
 
     def load(self, seed: int) -> Splits:
         """`seed` changes nothing here: the order of the rows is the trainer's."""
@@ -62,6 +66,8 @@ class FSDD(Task):
             raise ValueError(
                 f"{self.dataset_name} must have columns audio and label; got {data['train'].column_names}."
             )
+        if self.held_out_speaker is not None:
+            data = hold_out(data, self.held_out_speaker, self.dataset_name)
         data = data.select_columns(["audio", "label"]).cast_column("audio", Audio(decode=False))
         data = data.cast_column("label", ClassLabel(names=list(self.labels)))
         train = data["train"].train_test_split(HELD_OUT_ROWS, seed=self.split_seed, stratify_by_column="label")
@@ -125,6 +131,24 @@ class FSDD(Task):
             [self.labels[i] for i in logits.argmax(axis=1)],
             [self.labels[i] for i in batch["labels"].tolist()],
         )
+
+
+def hold_out(data: DatasetDict, speaker: str, name: str) -> DatasetDict:
+    """Training recordings of all others as `train`, all recordings of `speaker` as `test`; `name` is for errors.
+
+    Raises:
+        ValueError: the data have no such speaker, or no speakers.
+    """
+    if "speaker" not in data["train"].column_names:
+        raise ValueError(
+            f"{name} must have a column speaker to hold one out; got {', '.join(data['train'].column_names)}."
+        )
+    speakers = {split: np.array(data[split]["speaker"]) for split in ("train", "test")}
+    if speaker not in (known := set(speakers["train"]) | set(speakers["test"])):
+        raise ValueError(f"held_out_speaker must be one of {', '.join(sorted(known))}; got {speaker!r}.")
+    others = data["train"].select(np.flatnonzero(speakers["train"] != speaker))
+    theirs = [data[split].select(np.flatnonzero(speakers[split] == speaker)) for split in ("train", "test")]
+    return DatasetDict(train=others, test=concatenate_datasets(theirs))
 
 
 def extract_steps(row: Row, index: int, extractor: SkipRNNFeatureExtractor) -> Row:
