@@ -76,7 +76,7 @@ def card_facts(folder: Path, location: str) -> dict[str, Any]:
         "metric_names": sorted({name for split in results["metrics"].values() for name in split} - TIMES),
         "operations": results["multiply_accumulates"],
         "figures": sorted(path.name for path in folder.glob("steps-read-*.png")),
-        "speed": speed_rows(folder.parent / "speed", config),
+        "speed": speed_rows(folder.parent / "speed", config, folder.resolve().name),
         "settings": {
             name: value
             for name, value in {**results["model"], **results.get("budget", {}), **settings}.items()
@@ -169,13 +169,22 @@ def task_page(task: str) -> str:
     return page.split("\n\n    {")[0]
 
 
-def speed_rows(folder: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Our measurements of layers with this model's sizes; `torch_version` names PyTorch's."""
-    rows = []
+def measurements(folder: Path) -> list[dict[str, Any]]:
+    """The rows of every CSV file of scripts/benchmark.py under `folder`."""
+    rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             rows += list(csv.DictReader(file))
-    sizes = {
+    return rows
+
+
+def speed_rows(folder: Path, config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """What was measured of the checkpoint `name` itself and, with constant gates, of layers of its sizes.
+
+    `torch_version` names PyTorch's.
+    """
+    layers = {
+        "level": "layer",
         "cell": config["cell_type"],
         "inputs": str(config["input_size"]),
         "units": str(config["hidden_size"]),
@@ -184,7 +193,9 @@ def speed_rows(folder: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
         "spread": "constant",
         "sequence": "False",
     }
-    ours = [row for row in rows if all(row.get(name) == value for name, value in sizes.items())]
+    itself = {"level": "model", "name": "ours", "spread": name}
+    rows = measurements(folder)
+    ours = [r for wanted in (itself, layers) for r in rows if all(r.get(k) == v for k, v in wanted.items())]
     numbers = ("rate", "p50_ms", "native_over_this")
     return [
         row | {name: float(row[name]) for name in numbers} | {"torch_version": f"PyTorch {row['torch']}"}

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .model_card import MAIN_METRICS, RESULTS, number, percent, published_value
+from .model_card import MAIN_METRICS, RESULTS, measurements, number, percent, published_value
 from .paper_results import PublishedRow, published_rows
 from .reproduction import TABLES, Group, groups_of, line, read_table, spread
 
@@ -23,6 +23,7 @@ def shipped_folders(cards: Path) -> list[Path]:
 def readme_table(cards: Path) -> str:
     """A line a checkpoint, Markdown."""
     head = ["checkpoint in `model_cards/`", "test split", "steps read", "over seeds", "the paper's (4 seeds)"]
+    head += ["inference, times faster", "training step, times faster"]
     rows = [line(checkpoint_cells(cards, folder)) for folder in shipped_folders(cards)]
     return "\n".join([line(head), line(["---"] * len(head)), *rows])
 
@@ -38,7 +39,19 @@ def checkpoint_cells(cards: Path, folder: Path) -> list[str]:
         f"{number(test['updates'])} of {steps} ({percent(test['update_rate'])})",
         over_seeds(group_of(cards, results)),
         "" if paper is None else f"{published_value(paper)}, {number(paper.updates)} steps ({paper.model})",
+        *speed_ups(cards, folder.name),
     ]
+
+
+def speed_ups(cards: Path, name: str) -> list[str]:
+    """How many times faster the whole model is than nn.LSTM or nn.GRU, in inference and in training.
+
+    One thread, at the model's own share of updates (scripts/benchmark.py --checkpoints); "" where it was not measured.
+    """
+    wanted = {"level": "model", "spread": name, "name": "ours", "threads": "1"}
+    rows = [row for row in measurements(cards / "speed") if all(row.get(k) == v for k, v in wanted.items())]
+    found = {row["mode"]: f"{float(row['native_over_this']):.1f}x" for row in rows}
+    return [found.get(mode, "") for mode in ("inference", "training")]
 
 
 def quality(test: dict[str, float]) -> str:

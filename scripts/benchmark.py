@@ -3,7 +3,7 @@
     python scripts/benchmark.py                        # every part
     python scripts/benchmark.py --parts targets --cells lstm --modes inference     # a part of it, in a few minutes
     python scripts/benchmark.py --shapes 64,784,1,110 --rates 1.0 0.5 --peers native ours native_bf16
-    python scripts/benchmark.py --checkpoint runs/mnist/checkpoint-430             # a trained model's update rate
+    python scripts/benchmark.py --checkpoints model_cards/skip-*                   # trained models at their own rates
     python scripts/benchmark.py --report               # the table of the targets, from the CSV, without measuring
     python scripts/benchmark.py --streaming            # steps of streams, exported graphs: benchmark_streaming.py
     python scripts/benchmark.py --device cuda          # against cuDNN: benchmark_gpu.py
@@ -13,7 +13,7 @@ faster than the native layer, and the share of the core's measured multiply-add 
 A run renews the rows that it measures and leaves the others, so the whole can be measured in parts. A table of the
 targets (benchmark_targets.py) says pass or miss. Nothing is written when the fast scans disagree with the definition
 (asked once for every state of the sources), or when the machine is busy. Update rates are constant, log-normally spread
-over rows (a batch costs its slowest row), or those of a trained checkpoint.
+over rows (a batch costs its slowest row), or those of a trained checkpoint, whose folder then names the `spread`.
 """
 
 import argparse
@@ -244,7 +244,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="of the whole; default: all"
     )
     parser.add_argument("--shapes", nargs="+", help="B,T,I,H[,layers] instead of the parts")
-    parser.add_argument("--checkpoint", help="folder of a trained model, measured on its task's test rows instead")
+    parser.add_argument(
+        "--checkpoints", nargs="+", help="folders of trained models, on test rows of their tasks, instead"
+    )
     parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=["lstm", "gru"])
     parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
     parser.add_argument("--batches", nargs="+", type=int, help="only shapes of these batch sizes")
@@ -261,10 +263,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str]]]:
     """Everything to be measured, in order, and the peers it is measured against."""
-    if options.checkpoint:
-        return [
-            (of_checkpoint(options.checkpoint, mode), options.peers or ("native", "ours")) for mode in options.modes
-        ]
+    if options.checkpoints:
+        peers = options.peers or ("native", "ours")
+        return [(of_checkpoint(folder, mode), peers) for folder in options.checkpoints for mode in options.modes]
     parts = [PARTS[name] for name in options.parts]
     if options.shapes:
         parts = [Part([Shape(*(int(size) for size in text.split(",")[:5])) for text in options.shapes])]  # type: ignore[arg-type]

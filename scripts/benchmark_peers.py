@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,7 +107,8 @@ def of_checkpoint(folder: str, mode: str) -> Workload:
     batch_size, steps = gates.shape
     shape = Shape(batch_size, steps, config.input_size, config.hidden_size, config.num_hidden_layers)
     rate = round(float(gates.mean()), 3)
-    return Workload(shape, config.cell_type, mode, rate, "checkpoint", level="model", model=model, batch=dict(batch))
+    name = Path(folder).resolve().name
+    return Workload(shape, config.cell_type, mode, rate, name, level="model", model=model, batch=dict(batch))
 
 
 def ours(workload: Workload, backend: str = "auto") -> Run:

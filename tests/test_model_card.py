@@ -35,6 +35,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "speed").mkdir()
     row = "2025-02-03,Some CPU,2.13,3.11,0.1.0,abc1234,layer,lstm,inference,64,784,1,{},1,False,2,0.25,constant,ours"
     rows = [f"{row.format(6)},1.1,1.25,1.4,7.75,0.5", f"{row.format(99)},1.1,9.87,1.4,6.66,0.5"]
+    whole = row.format(6).replace(",layer,", ",model,").replace("0.25,constant", "0.43,{}")
+    rows += [f"{whole.format('image')},1.1,3.21,1.4,5.54,0.5", f"{whole.format('another')},1.1,3.33,1.4,4.44,0.5"]
     header = f"{SPEED_COLUMNS},threads,rate,spread,name,p20_ms,p50_ms,p80_ms,native_over_this,share_of_peak"
     (root / "speed" / "cpu.csv").write_text("\n".join([header, *rows]) + "\n")
     write_card(made["image"])
@@ -138,8 +140,10 @@ def test_the_paper_stands_beside_it(folders: dict[str, Path]) -> None:
 def test_pictures_speed_and_data(folders: dict[str, Path]) -> None:
     card = (folders["image"] / "README.md").read_text()
     assert "![which steps it reads](steps-read-test.png)" in card
-    assert "| inference | 64 | 784 | 2 | 25.0 % | 1.25 | 7.75 |" in card
+    assert "| a layer | inference | 64 | 784 | 2 | 25.0 % | 1.25 | 7.75 |" in card
+    assert "| this model | inference | 64 | 784 | 2 | 43.0 % | 3.21 | 5.54 |" in card
     assert "6.66" not in card  # another size
+    assert "4.44" not in card  # another checkpoint
     assert f"10000 rows, SHA-256 `{'5f' * 32}`" in card
     assert "/home/me" not in card
     other = (folders["text"] / "README.md").read_text()

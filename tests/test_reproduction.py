@@ -143,10 +143,20 @@ def test_a_checkpoint_stands_beside_the_papers_row_and_its_other_seeds(tmp_path:
     folder.mkdir()
     (folder / "model.safetensors").touch()
     (folder / "results.json").write_text(json.dumps(run_of(2, updates=22.0, update_rate=0.44) | {"finished": "day 2"}))
-    assert readme_table(tmp_path).splitlines()[2] == (
+    beside = (
         "| [skip-lstm-adding](model_cards/skip-lstm-adding) | solved, mse 0.0012 | 22 of 50 (44.0 %) "
         "| 2 of 2 solved, 21 ± 1.414 steps | solved, 26.95 steps (Skip LSTM, λ = 1e-05) |"
     )
+    assert readme_table(tmp_path).splitlines()[2] == f"{beside}  |  |"
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "cpu.csv").write_text(
+        "level,spread,name,threads,mode,native_over_this\n"
+        "model,skip-lstm-adding,native,1,inference,1.0\n"
+        "model,skip-lstm-adding,ours,1,inference,6.621\n"
+        "model,skip-lstm-adding,ours,2,inference,7.7\n"
+        "model,another,ours,1,training,8.8\n"
+    )
+    assert readme_table(tmp_path).splitlines()[2] == f"{beside} 6.6x |  |"
 
 
 # What is run
