@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_skiprnn.figures import accuracy_against_updates, pareto_front
+from hf_skiprnn.model_card import public
 
 GATES = {"learned": "Skip {}", "always": "{}", "random": "{}, random skips", "strided": "{}, strided"}
-KEPT = ("task", "model", "training", "budget", "metrics", "train", "device", "versions")  # of a run: no paths
+KEPT = ("task", "task_options", "model", "training", "budget", "metrics", "train", "device", "versions", "commit")
+KEPT += ("command", "finished")  # of a run's results.json
 
 
 def curve_of(model: dict[str, Any]) -> str:
@@ -38,7 +40,7 @@ def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
         run = json.loads(path.read_text(encoding="utf-8"))
         if metric not in (test := run["metrics"]["test"]):
             raise SystemExit(f"{path} has no metric {metric!r}; it has {', '.join(sorted(test))}.")
-        runs[folder.name] = {name: run[name] for name in KEPT if name in run}
+        runs[folder.name] = public({name: run[name] for name in KEPT if name in run})
         runs[folder.name].get("training", {}).pop("output_dir", None)
     tasks = {run["task"] for run in runs.values()}
     if len(tasks) > 1:
