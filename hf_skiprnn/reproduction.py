@@ -167,7 +167,7 @@ def cells(group: Group, metric: str, solvable: bool) -> list[str]:
     weight = number(float(config["budget_weight"])) if config["gate"] == "learned" else ""
     if config["gate"] == "learned" and config["budget_loss"] != "cost":
         weight += f" ({config['budget_loss']}, target {percent(config['budget_target'])})"
-    if rate := group.runs[0]["budget"]["target_update_rate"]:
+    if rate := group.runs[0].get("budget", {}).get("target_update_rate"):
         weight = f"steered to {percent(rate)}"
     solved = [f"{sum(map(bool, group.values('solved')))} of {len(group.runs)}"] if solvable else []
     ours = [*solved, spread(group.values(metric)), spread(group.values("updates"))]
