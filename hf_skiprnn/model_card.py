@@ -56,6 +56,9 @@ def card_facts(folder: Path, location: str) -> dict[str, Any]:
     """What the template tells, from the files in the folder."""
     results, config = public(_json(folder / RESULTS)), _json(folder / "config.json")
     kind, code_travels = input_kind(folder, config), any(folder.glob("*.py"))
+    has_weights = any(folder.glob("*.safetensors"))
+    if not has_weights:  # too large for where the card stands; the command makes them
+        location = results["training"]["output_dir"]
     test = results["metrics"]["test"]
     metric = next((name for name in MAIN_METRICS if name in test), None)
     settings = {name: value for name, value in results["training"].items() if name not in (*UNTOLD, "seed")}
@@ -65,6 +68,7 @@ def card_facts(folder: Path, location: str) -> dict[str, Any]:
         "kind": f"{'Skip ' if config['gate'] == 'learned' else ''}{config['cell_type'].upper()}",
         "config": config,
         "code_travels": code_travels,
+        "has_weights": has_weights,
         "snippet": snippet(kind, config, _json(folder / "preprocessor_config.json", {}), location, code_travels),
         "page": task_page(results["task"]),
         "data": results.get("data"),

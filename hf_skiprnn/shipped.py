@@ -16,8 +16,8 @@ START, END = "<!-- results, by scripts/reproduce.py --report -->", "<!-- end of 
 
 
 def shipped_folders(cards: Path) -> list[Path]:
-    """Folders under `cards` that hold weights, by name."""
-    return sorted(path.parent for path in cards.glob("*/model.safetensors"))
+    """Folders under `cards` with a checkpoint's card, by name; of large checkpoints the weights are left out."""
+    return sorted(path.parent for path in cards.glob("*/config.json"))
 
 
 def readme_table(cards: Path) -> str:

@@ -2,6 +2,7 @@
 
     python scripts/ship.py runs/adding model_cards/skip-lstm-adding
     python scripts/ship.py runs/mnist model_cards/skip-lstm-mnist --dataset_name ../shared/data/mnist
+    python scripts/ship.py runs/imdb model_cards/skip-lstm-imdb --without_weights    # too large to stand here
 
 Evaluates the run's checkpoint again on the test split and refuses if the numbers are not those of its results.json;
 draws which steps it reads; writes weights, configuration, processor, results.json, picture and card, and nothing of
@@ -37,8 +38,8 @@ def differences(told: dict[str, float], found: dict[str, float]) -> list[str]:
     ]
 
 
-def build(run: Path, folder: Path, location: str, options: list[str]) -> None:
-    """The checkpoint folder of a run, at `folder`, which must not exist; `location`: what its card's example loads.
+def build(run: Path, folder: Path, options: list[str]) -> None:
+    """The checkpoint folder of a run, at `folder`, which must not exist; its card is yet to be written.
 
     Raises:
         SystemExit: the run is not finished, or its results.json is not what its checkpoint gives.
@@ -53,14 +54,18 @@ def build(run: Path, folder: Path, location: str, options: list[str]) -> None:
     told = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["metrics"]["test"]
     if changed := differences(told, found):
         raise SystemExit(f"{run} was not shipped: {'; '.join(changed)}. Are the data the same?")
-    write_card(folder, location)
 
 
 def problems_of(folder: Path, scratch: Path) -> list[str]:
-    """What the Hub would refuse of it once its code is added, and whether it is too large for this repository."""
-    size = sum(file.size for file in checkpoint_files(folder))
-    too_large = [f"It has {size:,} bytes; at most {LARGEST:,} belong here."] if size > LARGEST else []
-    return too_large + checkpoint_problems(stage(folder, folder.name, scratch / folder.name))
+    """What the Hub would refuse of it once its code is added."""
+    return checkpoint_problems(stage(folder, folder.name, scratch / folder.name))
+
+
+def without_weights(folder: Path) -> None:
+    """Take away all but the configurations, what was measured and pictures."""
+    for file in checkpoint_files(folder):
+        if file.path not in ("config.json", "preprocessor_config.json", RESULTS) and not file.path.endswith(".png"):
+            (folder / file.path).unlink()
 
 
 def main(argv: list[str] | None = None) -> Any:
@@ -68,16 +73,24 @@ def main(argv: list[str] | None = None) -> Any:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="folder that scripts/train.py wrote")
     parser.add_argument("folder", type=Path, help="checkpoint folder to write, as model_cards/skip-lstm-adding")
+    parser.add_argument("--without_weights", action="store_true", help="configuration, card, results and pictures only")
     settings, options = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory(prefix="hf_skiprnn-") as scratch:
         made = Path(scratch, "made", settings.folder.name)
         location = f"{settings.folder.resolve().parent.name}/{made.name}"
-        build(settings.run, made, location, options)
-        if problems := problems_of(made, Path(scratch, "published")):
+        build(settings.run, made, options)
+        problems = problems_of(made, Path(scratch, "published"))
+        if settings.without_weights:
+            without_weights(made)
+        if (size := sum(file.size for file in checkpoint_files(made))) > LARGEST:
+            problems.append(
+                f"It has {size:,} bytes; at most {LARGEST:,} belong here: --without_weights leaves them out."
+            )
+        if problems:
             raise SystemExit(f"{settings.run} was not shipped: {' '.join(problems)}")
         shutil.rmtree(settings.folder, ignore_errors=True)
         shutil.copytree(made, settings.folder)
-    write_card(settings.folder, location)  # again: measured times stand beside its place, not beside `made`
+    write_card(settings.folder, location)  # there: measured times stand beside it
     for file in checkpoint_files(settings.folder):
         print(f"{file.size:>12,}  {file.path}")
 

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_skiprnn.checkpoint import checkpoint_problems, stage
 from hf_skiprnn.model_card import render_card
+from hf_skiprnn.shipped import shipped_folders
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 ship, train = importlib.import_module("ship"), importlib.import_module("train")
@@ -68,6 +69,19 @@ def test_shipping_again_replaces_what_was_there(run: Path, tmp_path: Path) -> No
     (folder / "old.txt").write_text("old")
     ship.main([str(run), str(folder)])
     assert not (folder / "old.txt").exists()
+
+
+def test_without_weights_the_card_says_how_to_make_them(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model_cards" / "skip-lstm-digits"
+    ship.main([str(run), str(folder), "--without_weights"])
+    kept = {"README.md", "config.json", "preprocessor_config.json", "results.json", "steps-read-test.png"}
+    assert {path.name for path in folder.iterdir()} == kept
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert "Its weights are too large to stand here" in card
+    assert f"\n    {results['command']}\n" in card
+    assert f'model="{results["training"]["output_dir"]}"' in card  # where the command puts them
+    assert shipped_folders(folder.parent) == [folder]
 
 
 def test_results_that_the_checkpoint_does_not_give_are_refused(run: Path, tmp_path: Path) -> None:
