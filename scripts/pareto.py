@@ -21,8 +21,9 @@ from hf_skiprnn.figures import accuracy_against_updates, pareto_front
 from hf_skiprnn.model_card import public
 
 GATES = {"learned": "Skip {}", "always": "{}", "random": "{}, random skips", "strided": "{}, strided"}
-KEPT = ("task", "task_options", "model", "training", "budget", "metrics", "train", "device", "versions", "commit")
-KEPT += ("command", "finished")  # of a run's results.json
+# Of a run's results.json.
+KEPT = ["task", "task_options", "model", "training", "budget", "metrics", "train", "device", "versions", "commit"]
+KEPT += ["command", "finished"]
 
 
 def curve_of(model: dict[str, Any]) -> str:
