@@ -6,6 +6,7 @@
     python scripts/benchmark.py --checkpoints model_cards/skip-*                   # trained models at their own rates
     python scripts/benchmark.py --report               # the table of the targets, from the CSV, without measuring
     python scripts/benchmark.py --streaming            # steps of streams, exported graphs: benchmark_streaming.py
+    python scripts/benchmark.py --memory               # of a training step: benchmark_memory.py
     python scripts/benchmark.py --device cuda          # against cuDNN: benchmark_gpu.py
 
 One CSV row a measurement under model_cards/speed/: median and 20th/80th percentile in milliseconds, how many times
@@ -40,7 +41,7 @@ from hf_skiprnn import __version__
 from hf_skiprnn.kernels.cpu import peak_flops
 
 ROOT = Path(__file__).resolve().parents[1]
-BUSY_PERCENT = 15.0  # of all cores, taken by others in the second before a measurement
+BUSY_PERCENT = 15.0  # of all cores, taken by others in the moment before a measurement
 
 
 class Shape(NamedTuple):
@@ -72,17 +73,18 @@ class Part(NamedTuple):
     peers: Sequence[str] = ("native", "ours")
     threads: Sequence[int] = (1,)
     spread: str = "constant"
+    seconds: float = 1.0  # of repetitions for each line of the table
 
 
 PARTS = {
-    "targets": Part(NARROW),
+    "targets": Part(NARROW, seconds=3.0),
     "wide": Part(WIDE),
     "long": Part([Shape(1, 16000, 1, 64)]),
     "sequence": Part([Shape(64, 784, 1, 110, sequence=True)]),
     "masked": Part([Shape(256, 784, 1, 110)], (1.0, 0.5, 0.25), ("native", "ours", "masked_loop")),
     "peers": Part([*NARROW[1:3], WIDE[1]], (0.5,), tuple(PEERS)),
     "lognormal": Part(NARROW[1:], (0.5, 0.25, 0.1), ("native", "ours", "native_packed"), spread="lognormal"),
-    "threads": Part([NARROW[1], NARROW[3], WIDE[0], WIDE[1]], (0.5,), threads=(1, 2)),
+    "threads": Part([NARROW[1], NARROW[3], WIDE[0], WIDE[1]], (0.5,), threads=(1, 2), seconds=2.0),
 }
 
 
@@ -177,8 +179,8 @@ def check_idle() -> None:
     """Wait for a machine that does nothing else, a minute at most."""
     import psutil  # type: ignore[import-untyped]
 
-    for _ in range(60):
-        busy = psutil.cpu_percent(interval=1.0)
+    for _ in range(150):
+        busy = psutil.cpu_percent(interval=0.4)
         if busy <= BUSY_PERCENT:
             return
     sys.exit(f"Stopped: {busy:.0f} % of the machine is busy (at most {BUSY_PERCENT:.0f} %). Try again later.")
@@ -253,7 +255,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", type=float, help="shares of steps read; default: the part's")
     parser.add_argument("--threads", nargs="+", type=int, help="default: the part's")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: the part's")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each line of the table")
+    parser.add_argument("--seconds", type=float, help="time for each line of the table; default: the part's")
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards" / "speed" / "cpu.csv")
     parser.add_argument("--dry_run", action="store_true", help="print only: no equality tests, no idle check, no CSV")
     parser.add_argument("--check", action="store_true", help="the equality tests alone")
@@ -261,16 +263,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str]]]:
-    """Everything to be measured, in order, and the peers it is measured against."""
+def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str], float]]:
+    """Everything to be measured, in order, the peers it is measured against, and for how many seconds."""
     if options.checkpoints:
-        peers = options.peers or ("native", "ours")
-        return [(of_checkpoint(folder, mode), peers) for folder in options.checkpoints for mode in options.modes]
+        return [
+            (of_checkpoint(folder, mode), options.peers or ("native", "ours"), options.seconds or 3.0)
+            for folder in options.checkpoints
+            for mode in options.modes
+        ]
     parts = [PARTS[name] for name in options.parts]
     if options.shapes:
         parts = [Part([Shape(*(int(size) for size in text.split(",")[:5])) for text in options.shapes])]  # type: ignore[arg-type]
     return [
-        (Workload(shape, cell, mode, rate, part.spread, threads), options.peers or part.peers)
+        (
+            Workload(shape, cell, mode, rate, part.spread, threads),
+            options.peers or part.peers,
+            options.seconds or part.seconds,
+        )
         for part in parts
         for shape, cell, mode in itertools.product(part.shapes, options.cells, options.modes)
         if not options.batches or shape.batch in options.batches
@@ -309,6 +318,11 @@ def main() -> None:
 
         benchmark_streaming.main([argument for argument in sys.argv[1:] if argument != "--streaming"])
         return
+    if "--memory" in sys.argv:
+        import benchmark_memory
+
+        benchmark_memory.main([argument for argument in sys.argv[1:] if argument != "--memory"])
+        return
     options = parse()
     if options.report:
         benchmark_targets.report(benchmark_targets.read(options.output))
@@ -320,11 +334,11 @@ def main() -> None:
     facts, rows = provenance(), []
     peak = peak_flops()
     print(f"{facts['device']}: {peak / 1e9:.0f} GFLOP/s of multiply-adds on one core")
-    for workload, peers in workloads(options):
+    for workload, peers, seconds in workloads(options):
         if not options.dry_run:
             check_idle()
         torch.set_num_threads(workload.threads)
-        for values in rows_of(workload, measure(workload, peers, options.seconds), peak * workload.threads):
+        for values in rows_of(workload, measure(workload, peers, seconds), peak * workload.threads):
             rows.append(Row(**facts, **values))  # type: ignore[arg-type]
             show(rows[-1])
         if not options.dry_run:

@@ -183,6 +183,7 @@ def masked_loop(workload: Workload) -> Run | None:
 
 def masked_loop_compiled(workload: Workload) -> Run | None:
     """The same with its step under torch.compile."""
+    torch.compiler.reset()  # every workload anew: after eight recompilations of one function torch gives up
     return _masked(workload, torch.compile(_lstm_step if workload.cell == "lstm" else _gru_step))
 
 

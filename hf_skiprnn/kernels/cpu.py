@@ -73,9 +73,7 @@ def cpu_training(
 ) -> Eleven:
     """`cpu_inference` and the records for its backward pass: update times, counts, checkpoints, input products."""
     state = (h, c, increment, since)
-    check(inputs, None, weights, gate, state, mask, forced, cell)
-    records = empty_records(inputs, weights, state)
-    return tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, records))  # type: ignore[return-value]
+    return tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True))  # type: ignore[return-value]
 
 
 @cpu_training.register_fake
@@ -174,9 +172,7 @@ class EagerScan(torch.autograd.Function):
         num_weights, mask, forced, cell, sequence = options
         weights, gate = tensors[5 : 5 + num_weights], tensors[5 + num_weights :]
         inputs, state = tensors[0], tensors[1:5]
-        check(inputs, None, weights, gate, state, mask, forced, cell)
-        records = empty_records(inputs, weights, state)
-        results = tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, records))
+        results = tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True))
         _setup(ctx, (inputs, weights, gate, *state, mask, forced, cell, sequence), results)
         ctx.mark_non_differentiable(*results[7:])
         return results
@@ -207,20 +203,20 @@ class Operands(NamedTuple):
         cls, inputs: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, state: SkipRNNState
     ) -> "Operands":
         flat = [part for layer in layers for part in layer]
-        floats = [inputs, *(part for part in (*flat, *(gate or ()), *state) if part is not None)]
+        floats = [part for part in (inputs, *flat, *(gate or ()), *state) if part is not None]
+        differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in floats)
         dtypes = {part.dtype for part in floats}
         dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
-        is_cast = dtypes == {dtype}
-
-        def cast(part: Tensor) -> Tensor:
-            return part if is_cast else part.to(dtype)
-
+        missing = inputs.new_empty(0, dtype=dtype)
+        if dtypes == {dtype}:
+            weights = [missing if part is None else part for part in flat]
+            return cls(inputs, weights, list(gate or ()), list(state), differentiable)
         return cls(
-            cast(inputs),
-            [inputs.new_empty(0, dtype=dtype) if part is None else cast(part) for part in flat],
-            [cast(part) for part in gate or ()],
-            [None if part is None else cast(part) for part in state],
-            torch.is_grad_enabled() and any(part.requires_grad for part in floats),
+            inputs.to(dtype),
+            [missing if part is None else part.to(dtype) for part in flat],
+            [part.to(dtype) for part in gate or ()],
+            [None if part is None else part.to(dtype) for part in state],
+            differentiable,
         )
 
 

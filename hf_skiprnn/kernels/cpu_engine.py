@@ -291,14 +291,15 @@ def forward(
     forced: Optional,
     cell: str,
     sequence: bool,
-    records: Sequence[Tensor] = (),
+    training: bool = False,
 ) -> list[Tensor]:
-    """A forward call: its results, in the order of RESULTS. `records`: `empty_records`, to be filled, in training."""
+    """A forward call: its results, in the order of RESULTS, in training with the records."""
     check(inputs, ids, weights, gate, state, mask, forced, cell)
     if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
         raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
     results = empty_results(inputs, ids, weights, state, sequence)
-    results += records
+    if training:
+        results += empty_records(inputs, weights, state)
     call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell)
     for name, result in zip(RESULTS, results, strict=False):  # records come in training only
         setattr(call, name, keep.of(result))

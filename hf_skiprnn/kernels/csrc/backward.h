@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "candidates.h"
+#include "cells_backward.h"
 
 namespace {
 
@@ -294,7 +295,7 @@ constexpr i64 kShareBytes = i64(64) << 20;  // of all shares, where their number
 template <class T>
 void backward(const SkipRnnCall& call) {
   Arena arena;
-  const Model<T> model(call, arena, true);
+  const Model<T> model(call, arena, true, false);
   const Gradients<T> where(model);
   std::vector<i64> order(call.batch);  // rows with as many updates together: they stay in step
   std::iota(order.begin(), order.end(), i64(0));

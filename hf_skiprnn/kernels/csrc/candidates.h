@@ -119,8 +119,8 @@ class Segment {
       for (i64 i = 0; i < updating; ++i) lanes[i] = lane(l, e, row[i]);
       for (i64 i = updating; i < holding; ++i) lanes[i].h = h(l, e, row[i]), lanes[i].recurrent = recurrent(l, e, row[i]);
       if (l) input_products(s_, m_.layers[l], lanes, updating);
-      advance<T, true>({s_, m_.layers[l], lanes, updating, scratch_});
-      recurrent_products(m_.layers[l], lanes + updating, holding - updating);
+      recurrent_products(m_.layers[l], lanes, holding);
+      step<T, true>({s_, m_.layers[l], lanes, updating, scratch_});
     }
     const i64 top = s_.layers - 1;
     for (i64 i = 0; i < updating; ++i)
@@ -220,7 +220,7 @@ class Candidates {
       if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, filled_);
       else for (i64 i = 0; i < filled_; ++i)
         m_.load_product(segment_.rows[steps_[i].r].row, steps_[i].time, lanes[i].gates);
-      step<T>({s_, m_.layers[l], lanes, filled_, scratch_});
+      step<T, false>({s_, m_.layers[l], lanes, filled_, scratch_});
     }
     const i64 top = s_.layers - 1;
     T increments[kLanes];

@@ -112,60 +112,80 @@ struct Lanes {
   }
 };
 
-// One vector of units' steps, from the recurrent products p of their gates. Keep: leave what the backward pass needs.
+// One vector of units' steps, from the recurrent products p of their gates. Keep: leave what the backward pass needs. It takes
+// derivatives from values, so there a saturated gate is exactly saturated.
+
+template <class T, bool Keep>
+SKIP_RNN_INLINE typename Simd<T>::V gate_sigmoid(typename Simd<T>::V x) {
+  if constexpr (Keep) return saturated_sigmoid<T>(x);
+  else return sigmoid<T>(x);
+}
+template <class T, bool Keep>
+SKIP_RNN_INLINE typename Simd<T>::V gate_tanh(typename Simd<T>::V x) {
+  if constexpr (Keep) return saturated_tanh<T>(x);
+  else return tanh<T>(x);
+}
 
 template <class T>
 struct LstmHalf {
-  typename Simd<T>::V c, o;  // o: its sigmoid's denominator
+  typename Simd<T>::V c, o;  // o: its sigmoid's denominator; kept, the gate itself
 };
 
 template <class T, bool Keep>
 SKIP_RNN_INLINE LstmHalf<T> lstm_cell(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
   const Lane<T>& lane = lanes.lane[i];
   const auto input = lanes.template inputs<4>(i, at);
-  const auto two = splat(T(2));
-  const auto a = sigmoid_denominator<T>(input.of[0] + p[0]), b = sigmoid_denominator<T>(input.of[1] + p[1]);
-  const auto e = tanh_numerator<T>(input.of[2] + p[2]), d = sigmoid_denominator<T>(input.of[3] + p[3]);
-  const auto ig = reciprocal(a * (e + two));  // sigmoid and tanh share a division
-  const auto f = reciprocal(b), c = fma(f, load(lane.c + at), e * ig);
-  store(lane.c_new + at, c);
   if constexpr (Keep) {
+    const auto ig = saturated_sigmoid<T>(input.of[0] + p[0]), f = saturated_sigmoid<T>(input.of[1] + p[1]);
+    const auto g = saturated_tanh<T>(input.of[2] + p[2]), o = saturated_sigmoid<T>(input.of[3] + p[3]);
+    const auto c = fma(f, load(lane.c + at), ig * g);
     T* gates = lane.gates + at;
-    store(gates, (e + two) * ig);
+    store(gates, ig);
     store(gates + lanes.s.padded, f);
-    store(gates + 2 * lanes.s.padded, e * a * ig);
+    store(gates + 2 * lanes.s.padded, g);
+    store(lane.c_new + at, c);
+    return {c, o};
+  } else {
+    const auto two = splat(T(2));
+    const auto a = sigmoid_denominator<T>(input.of[0] + p[0]), b = sigmoid_denominator<T>(input.of[1] + p[1]);
+    const auto e = tanh_numerator<T>(input.of[2] + p[2]), d = sigmoid_denominator<T>(input.of[3] + p[3]);
+    const auto ig = reciprocal(a * (e + two));  // sigmoid and tanh share a division
+    const auto c = fma(reciprocal(b), load(lane.c + at), e * ig);
+    store(lane.c_new + at, c);
+    return {c, d};
   }
-  return {c, d};
 }
 
 template <class T, bool Keep>
 SKIP_RNN_INLINE void lstm_output(const Lanes<T>& lanes, i64 i, i64 at, const LstmHalf<T>& half) {
   const Lane<T>& lane = lanes.lane[i];
-  const auto two = splat(T(2)), s = tanh_numerator<T>(half.c), oc = reciprocal(half.o * (s + two));
-  store(lane.h_new + at, s * oc);
   if constexpr (Keep) {
-    store(lane.gates + 3 * lanes.s.padded + at, (s + two) * oc);
-    store(lane.extra + at, s * half.o * oc);
+    const auto s = saturated_tanh<T>(half.c);
+    store(lane.h_new + at, s * half.o);
+    store(lane.extra + at, s);
+  } else {
+    const auto s = tanh_numerator<T>(half.c);
+    store(lane.h_new + at, s * reciprocal(half.o * (s + splat(T(2)))));
   }
 }
 
 // r and z, and r * h for n's product.
-template <class T>
+template <class T, bool Keep>
 SKIP_RNN_INLINE void gru_reset(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
   const Lane<T>& lane = lanes.lane[i];
   const auto input = lanes.template inputs<2>(i, at);
-  const auto r = sigmoid<T>(input.of[0] + p[0]);
+  const auto r = gate_sigmoid<T, Keep>(input.of[0] + p[0]);
   store(lane.gates + at, r);
-  store(lane.gates + lanes.s.padded + at, sigmoid<T>(input.of[1] + p[1]));
+  store(lane.gates + lanes.s.padded + at, gate_sigmoid<T, Keep>(input.of[1] + p[1]));
   store(lane.extra + at, r * load(lane.h + at));
 }
 
 // n, from its product p of r * h.
-template <class T>
+template <class T, bool Keep>
 SKIP_RNN_INLINE void gru_update(const Lanes<T>& lanes, i64 i, i64 at, typename Simd<T>::V p) {
   const Lane<T>& lane = lanes.lane[i];
-  const auto n = tanh<T>(lanes.template inputs<1>(i, at, 2).of[0] + p), h = load(lane.h + at);
-  store(lane.gates + 2 * lanes.s.padded + at, n);
+  const auto n = gate_tanh<T, Keep>(lanes.template inputs<1>(i, at, 2).of[0] + p), h = load(lane.h + at);
+  if constexpr (Keep) store(lane.gates + 2 * lanes.s.padded + at, n);
   store(lane.h_new + at, fma(load(lane.gates + lanes.s.padded + at), h - n, n));
 }
 
@@ -173,8 +193,8 @@ template <class T, bool Keep>
 SKIP_RNN_INLINE void gru_after(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
   const Lane<T>& lane = lanes.lane[i];
   const auto input = lanes.template inputs<3>(i, at);
-  const auto r = sigmoid<T>(input.of[0] + p[1]), z = sigmoid<T>(input.of[1] + p[2]);
-  const auto n = tanh<T>(fma(r, p[0], input.of[2])), h = load(lane.h + at);
+  const auto r = gate_sigmoid<T, Keep>(input.of[0] + p[1]), z = gate_sigmoid<T, Keep>(input.of[1] + p[2]);
+  const auto n = gate_tanh<T, Keep>(fma(r, p[0], input.of[2])), h = load(lane.h + at);
   store(lane.h_new + at, fma(z, h - n, n));
   if constexpr (Keep) {
     T* gates = lane.gates + at;
@@ -185,25 +205,21 @@ SKIP_RNN_INLINE void gru_after(const Lanes<T>& lanes, i64 i, i64 at, const typen
   }
 }
 
-// What happens to a recurrent product: the step's arithmetic, while it is in registers. The product itself is stored where
-// the backward pass looks at it again.
-template <class T, int Cell, bool Keep>
+// What happens to one row's recurrent product: the step's arithmetic, while it is in registers.
+template <class T, int Cell>
 struct Stepped {
   static constexpr int kGates = Cell == kLstm ? 4 : Cell == kGru ? 2 : 3;
   const Lanes<T>& lanes;
 
   template <int N>
-  SKIP_RNN_INLINE void operator()(i64 row, i64 block, const typename Simd<T>::V (&product)[N]) const {
-#pragma GCC unroll 2
+  SKIP_RNN_INLINE void operator()(i64 block, const typename Simd<T>::V (&product)[N]) const {
+#pragma GCC unroll 4
     for (int first = 0; first < N; first += kGates) {
       const auto* p = product + first;
       const i64 at = (block + first / kGates) * Simd<T>::W;
-      if constexpr (Keep)
-#pragma GCC unroll 4
-        for (int g = 0; g < kGates; ++g) store(lanes.lane[row].recurrent + g * lanes.s.padded + at, p[g]);
-      if constexpr (Cell == kLstm) lstm_output<T, Keep>(lanes, row, at, lstm_cell<T, Keep>(lanes, row, at, p));
-      else if constexpr (Cell == kGru) gru_reset<T>(lanes, row, at, p);
-      else gru_after<T, Keep>(lanes, row, at, p);
+      if constexpr (Cell == kLstm) lstm_output<T, false>(lanes, 0, at, lstm_cell<T, false>(lanes, 0, at, p));
+      else if constexpr (Cell == kGru) gru_reset<T, false>(lanes, 0, at, p);
+      else gru_after<T, false>(lanes, 0, at, p);
     }
   }
 };
@@ -215,9 +231,9 @@ struct Updated {
   const Lanes<T>& lanes;
 
   template <int N>
-  SKIP_RNN_INLINE void operator()(i64 row, i64 block, const typename Simd<T>::V (&product)[N]) const {
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) gru_update<T>(lanes, row, (block + j) * Simd<T>::W, product[j]);
+  SKIP_RNN_INLINE void operator()(i64 block, const typename Simd<T>::V (&product)[N]) const {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) gru_update<T, false>(lanes, 0, (block + j) * Simd<T>::W, product[j]);
   }
 };
 
@@ -240,17 +256,6 @@ void input_products(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lan
   multiply(w.input, n, p.a, p.from, p.out);
 }
 
-// A GRU's n and its new state, where r * h is there.
-template <class T>
-void update_lanes(const Lanes<T>& lanes) {
-  Pointers<T> p;
-  for (i64 i = 0; i < lanes.n; ++i) {
-    p.a[i] = lanes.lane[i].extra, p.from[i] = lanes.w.recurrent_bias;  // 0 in this cell
-    p.out[i] = lanes.scratch + i * lanes.s.padded;
-  }
-  multiply(lanes.w.candidate, lanes.n, p.a, p.from, p.out, Updated<T>{lanes});
-}
-
 template <class T>
 void clear_paddings(const Lanes<T>& lanes) {
   for (i64 i = 0; i < lanes.n; ++i) {
@@ -259,22 +264,21 @@ void clear_paddings(const Lanes<T>& lanes) {
   }
 }
 
-// One step of all lanes, after their input products. h_new is not h. Keep: leave what the backward pass needs, the recurrent
-// products among it.
+// A GRU's n and its new state, where r * h is there.
 template <class T, bool Keep>
-void advance(const Lanes<T>& lanes, bool backwards = false) {
+void update_lanes(const Lanes<T>& lanes) {
   Pointers<T> p;
+  for (i64 i = 0; i < lanes.n; ++i) {
+    p.a[i] = lanes.lane[i].extra, p.from[i] = lanes.w.recurrent_bias;  // 0 in this cell
+    p.out[i] = lanes.scratch + i * lanes.s.padded;
+  }
+  multiply(lanes.w.candidate, lanes.n, p.a, p.from, p.out);
   for (i64 i = 0; i < lanes.n; ++i)
-    p.a[i] = lanes.lane[i].h, p.from[i] = lanes.w.recurrent_bias, p.out[i] = lanes.lane[i].recurrent;
-  const auto run = [&](const auto& finish) { multiply(lanes.w.recurrent, lanes.n, p.a, p.from, p.out, finish, backwards); };
-  if (lanes.s.cell == kLstm) run(Stepped<T, kLstm, Keep>{lanes});
-  else if (lanes.s.cell == kGruResetAfter) run(Stepped<T, kGruResetAfter, Keep>{lanes});
-  else run(Stepped<T, kGru, Keep>{lanes}), update_lanes(lanes);
-  clear_paddings(lanes);
+    for (i64 at = 0; at < lanes.s.padded; at += Simd<T>::W) gru_update<T, Keep>(lanes, i, at, load(p.out[i] + at));
 }
 
-// The same from recurrent products that are there, and nothing kept. h_new may be h.
-template <class T>
+// One step of all lanes from their products. h_new may be h. Keep: leave what the backward pass needs.
+template <class T, bool Keep>
 void step(const Lanes<T>& lanes) {
   const i64 padded = lanes.s.padded;
   constexpr int W = Simd<T>::W;
@@ -287,95 +291,32 @@ void step(const Lanes<T>& lanes) {
     const Lane<T>& lane = lanes.lane[i];
     if (lanes.s.cell == kLstm) {  // in two loops: one would be a chain of operations longer than the processor looks ahead
       T* o = lane.gates + 3 * padded;
-      for (i64 at = 0; at < padded; at += W) read(lane, at, 4), store(o + at, lstm_cell<T, false>(lanes, i, at, p).o);
-      for (i64 at = 0; at < padded; at += W) lstm_output<T, false>(lanes, i, at, {load(lane.c_new + at), load(o + at)});
+      for (i64 at = 0; at < padded; at += W) read(lane, at, 4), store(o + at, lstm_cell<T, Keep>(lanes, i, at, p).o);
+      for (i64 at = 0; at < padded; at += W) lstm_output<T, Keep>(lanes, i, at, {load(lane.c_new + at), load(o + at)});
     } else if (lanes.s.cell == kGruResetAfter) {
-      for (i64 at = 0; at < padded; at += W) read(lane, at, 3), gru_after<T, false>(lanes, i, at, p);
+      for (i64 at = 0; at < padded; at += W) read(lane, at, 3), gru_after<T, Keep>(lanes, i, at, p);
     } else {
-      for (i64 at = 0; at < padded; at += W) read(lane, at, 2), gru_reset<T>(lanes, i, at, p);
+      for (i64 at = 0; at < padded; at += W) read(lane, at, 2), gru_reset<T, Keep>(lanes, i, at, p);
     }
   }
-  if (lanes.s.cell == kGru) update_lanes(lanes);
+  if (lanes.s.cell == kGru) update_lanes<T, Keep>(lanes);
   clear_paddings(lanes);
 }
 
-// The backward of one row's step. grad_h and grad_c: of the new state; then of the state before, as far as they bypass the
-// products. gates: then of the pre-activations.
+// The same of one row, with its recurrent product, and nothing kept. h_new is not h.
 template <class T>
-void lstm_backward(const Lane<T> lane, T* grad_h, T* grad_c, i64 padded) {
-  const auto one = splat(T(1));
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    T* gate = lane.gates + at;
-    const auto i = load(gate), f = load(gate + padded), g = load(gate + 2 * padded), o = load(gate + 3 * padded);
-    const auto tc = load(lane.extra + at), gh = load(grad_h + at);
-    const auto gc = fma(gh * o, one - tc * tc, load(grad_c + at));
-    store(gate, gc * g * i * (one - i));
-    store(gate + padded, gc * load(lane.c + at) * f * (one - f));
-    store(gate + 2 * padded, gc * i * (one - g * g));
-    store(gate + 3 * padded, gh * tc * o * (one - o));
-    store(grad_c + at, gc * f);
+void step_alone(const Lanes<T>& lanes, bool backwards) {
+  const Lane<T>& lane = lanes.lane[0];
+  const auto run = [&](const auto& finish) {
+    multiply_one(lanes.w.recurrent, lane.h, lanes.w.recurrent_bias, finish, backwards);
+  };
+  if (lanes.s.cell == kLstm) run(Stepped<T, kLstm>{lanes});
+  else if (lanes.s.cell == kGruResetAfter) run(Stepped<T, kGruResetAfter>{lanes});
+  else {
+    run(Stepped<T, kGru>{lanes});
+    multiply_one(lanes.w.candidate, lane.extra, lanes.w.recurrent_bias, Updated<T>{lanes}, !backwards);
   }
-}
-
-template <class T>
-void gru_update_backward(const Lane<T> lane, T* grad_h, i64 padded) {
-  const auto one = splat(T(1));
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    T* gate = lane.gates + at;
-    const auto z = load(gate + padded), n = load(gate + 2 * padded), gh = load(grad_h + at);
-    store(gate + padded, gh * (load(lane.h + at) - n) * z * (one - z));
-    store(gate + 2 * padded, gh * (one - z) * (one - n * n));
-    store(grad_h + at, gh * z);
-  }
-}
-
-// grad_rh: of r * h.
-template <class T>
-void gru_reset_backward(const Lane<T> lane, const T* grad_rh, T* grad_h, i64 padded) {
-  const auto one = splat(T(1));
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    const auto r = load(lane.gates + at), g = load(grad_rh + at);
-    store(lane.gates + at, g * load(lane.h + at) * r * (one - r));
-    store(grad_h + at, fma(g, r, load(grad_h + at)));
-  }
-}
-
-template <class T>
-void gru_after_backward(const Lane<T> lane, T* grad_h, i64 padded) {
-  const auto one = splat(T(1));
-  for (i64 at = 0; at < padded; at += Simd<T>::W) {
-    T* gate = lane.gates + at;
-    const auto m = load(gate), r = load(gate + padded), z = load(gate + 2 * padded), n = load(gate + 3 * padded);
-    const auto gh = load(grad_h + at), gn = gh * (one - z) * (one - n * n);
-    store(gate, gn * r);
-    store(gate + padded, gn * m * r * (one - r));
-    store(gate + 2 * padded, gh * (load(lane.h + at) - n) * z * (one - z));
-    store(gate + 3 * padded, gn);
-    store(grad_h + at, gh * z);
-  }
-}
-
-// All of one layer's rows. zero: at least padded zeros. scratch: n * padded.
-template <class T>
-void step_backward(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, T* const* grad_h,
-                   T* const* grad_c, const T* zero, T* scratch) {
-  Pointers<T> p;
-  const i64 padded = s.padded;
-  for (i64 i = 0; i < n; ++i) p.a[i] = lanes[i].gates, p.from[i] = s.has_c() ? zero : grad_h[i];
-  if (s.cell == kLstm) {
-    for (i64 i = 0; i < n; ++i) lstm_backward(lanes[i], grad_h[i], grad_c[i], padded);
-  } else if (s.cell == kGruResetAfter) {
-    for (i64 i = 0; i < n; ++i) gru_after_backward(lanes[i], grad_h[i], padded);
-  } else {
-    Pointers<T> q;
-    for (i64 i = 0; i < n; ++i) {
-      gru_update_backward(lanes[i], grad_h[i], padded);
-      q.a[i] = lanes[i].gates + 2 * padded, q.from[i] = zero, q.out[i] = scratch + i * padded;
-    }
-    multiply(w.candidate_t, n, q.a, q.from, q.out);
-    for (i64 i = 0; i < n; ++i) gru_reset_backward(lanes[i], q.out[i], grad_h[i], padded);
-  }
-  multiply(w.recurrent_t, n, p.a, p.from, grad_h);
+  clear_paddings(lanes);
 }
 
 }  // namespace

@@ -77,7 +77,13 @@ class ForwardTeam {
       if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, active);
       else for (i64 i = 0; i < active; ++i)
         m_.load_product(clocks_[order_[i]].row, clocks_[order_[i]].now, lanes[i].gates);
-      advance<T, false>({s_, m_.layers[l], lanes, active, scratch_}, round_ & 1);
+      const Lanes<T> all{s_, m_.layers[l], lanes, active, scratch_};
+      if (m_.alone) {
+        step_alone(all, round_ & 1);
+        continue;
+      }
+      recurrent_products(all.w, lanes, active);
+      step<T, false>(all);
     }
     for (i64 i = 0; i < active; ++i) side_[order_[i]] ^= 1;
     ++round_;
@@ -194,9 +200,9 @@ constexpr i64 kSlots = 24;  // rows a thread advances together: their states and
 template <class T>
 void forward(const SkipRnnCall& call) {
   Arena arena;
-  const Model<T> model(call, arena, false);
   const i64 threads = std::max<i64>(1, std::min(call.threads, call.batch));
   const i64 slots = std::min((call.batch + threads - 1) / threads, kSlots);
+  const Model<T> model(call, arena, false, slots == 1 && !call.products);
   if (call.products) multiply_all_inputs(model, arena, threads);
   std::atomic<i64> next_row{0};
   std::vector<std::unique_ptr<ForwardTeam<T>>> teams;

@@ -55,8 +55,10 @@ struct Model {
   T* gate_weight = nullptr;  // [padded], or null
   T gate_bias = 0;
   const T* zero = nullptr;   // [padded]
+  bool alone;                // no more than one row is multiplied at a time
 
-  Model(const SkipRnnCall& call, Arena& arena, bool backward) : call(call), layers(call.layers) {
+  Model(const SkipRnnCall& call, Arena& arena, bool backward, bool alone)
+      : call(call), layers(call.layers), alone(alone) {
     constexpr int W = Simd<T>::W;
     shape = {call.batch, call.steps, call.inputs, call.units, call.layers, (call.units + W - 1) / W * W, int(call.cell),
              layout_of(int(call.cell))};
@@ -135,7 +137,7 @@ struct Model {
     w.input_bias = padded_copy(arena, part[2], cell.input);
     w.recurrent_bias = arena.zeros<T>(shape.recurrent());
     if (part[3]) std::memcpy(w.recurrent_bias, part[3], shape.units * sizeof(T));  // m comes first
-    w.recurrent = packed(arena, part[1], shape.units, cell.recurrent, cell.recurrent.count);
+    w.recurrent = packed(arena, part[1], shape.units, cell.recurrent, alone ? cell.recurrent.count : 1);
     if (w.direct) pack_rows(w, part[0], arena);
     else if (!(backward && l == 0 && call.products)) w.input = packed(arena, part[0], w.inputs, cell.input);
     if (cell.candidate.count) w.candidate = packed(arena, part[1], shape.units, cell.candidate);

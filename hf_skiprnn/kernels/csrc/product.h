@@ -13,7 +13,6 @@ namespace {
 constexpr int kVectors = 4;    // vectors of a panel, at most (of triples, six)
 constexpr i64 kDepth = 768;    // rows k of a panel that stay in the second-level cache while all rows use them
 constexpr i64 kPrefetched = 512 << 10;  // bytes of weights from which on they are fetched ahead
-constexpr i64 kNear = 44 << 10;         // bytes of the first-level cache that weights may fill
 template <class T>
 constexpr i64 kLine = 64 / sizeof(T);  // of a cache
 
@@ -38,56 +37,35 @@ struct Packed {
   i64 gates = 1, padded = 0;   // side by side; from one gate to the next in the product
 
   i64 elements() const { return vectors * depth * Simd<T>::W; }
-  // Register tiles are kRows x kVectors or, of whole triples, two thirds as high and half as wide again.
-  i64 tile_rows() const { return gates == 3 ? kRows * 2 / 3 : kRows; }
   Parts panels() const { return Parts(vectors / gates, gates == 3 ? 2 : kVectors / gates); }  // in blocks of W units
   // Where vector j of a panel that begins with `block` stands in the product.
   i64 offset(i64 block, i64 j) const { return j % gates * padded + (block + j / gates) * Simd<T>::W; }
-};
-
-// What happens to a finished product: it is stored.
-template <class T>
-struct Stored {
-  static constexpr int kGates = 1;
-  const Packed<T>& m;
-  T* const* out;
-
-  template <int N>
-  SKIP_RNN_INLINE void operator()(i64 row, i64 block, const typename Simd<T>::V (&product)[N]) const {
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) store(out[row] + m.offset(block, j), product[j]);
-  }
 };
 
 // Where a tile of a product stands, and the lines of the next panel that are fetched while it is computed.
 template <class T>
 struct Tile {
   const T* w;
-  i64 depth, row, block;
+  i64 depth, row, at;  // at: its first unit
   const T* ahead;
-  i64 ahead_end;  // rows k that fetch: a line each, or with one row alone as many as it reads
+  i64 ahead_lines;
 };
 
-template <class T, int R, int N, class Finish>
-void multiply_tile(const Packed<T>& m, const Tile<T>& tile, const T* const* a, const T* const* from, const Finish& finish) {
+template <class T, int R, int N>
+void multiply_tile(const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
   using S = Simd<T>;
-  constexpr i64 kFetched = R == 1 ? N : 1;
-  const T *w = tile.w, *ahead = tile.ahead, *x[R];
-  const i64 depth = tile.depth, ahead_end = tile.ahead_end;
+  const T *w = tile.w, *x[R];
+  const i64 depth = tile.depth, ahead_lines = tile.ahead_lines;
   typename S::V acc[R][N];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) x[r] = a[r];
+  for (int r = 0; r < R; ++r) {
+    x[r] = a[r];
 #pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) {
-    const i64 at = m.offset(tile.block, j);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r][j] = load(from[tile.row + r] + at);
+    for (int j = 0; j < N; ++j) acc[r][j] = load(from[tile.row + r] + tile.at + j * S::W);
   }
   for (i64 k = 0; k < depth; ++k, w += N * S::W) {
     typename S::V row[N];
-    if (k < ahead_end)
-#pragma GCC unroll 8
-      for (int j = 0; j < kFetched; ++j) __builtin_prefetch(ahead + (k * kFetched + j) * kLine<T>, 0, R == 1 ? 3 : 2);
+    if (k < ahead_lines) __builtin_prefetch(tile.ahead + k * kLine<T>, 0, 2);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) row[j] = load(w + j * S::W);
 #pragma GCC unroll 8
@@ -98,76 +76,109 @@ void multiply_tile(const Packed<T>& m, const Tile<T>& tile, const T* const* a, c
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) finish(tile.row + r, tile.block, acc[r]);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) store(out[tile.row + r] + tile.at + j * S::W, acc[r][j]);
 }
 
-template <class T, int R, class Finish>
-void multiply_rows(int n, const Packed<T>& m, const Tile<T>& tile, const T* const* a, const T* const* from,
-                   const Finish& finish) {
-  if constexpr (1 % Finish::kGates == 0)
-    if (n == 1) return multiply_tile<T, R, 1>(m, tile, a, from, finish);
-  if constexpr (2 % Finish::kGates == 0)
-    if (n == 2) return multiply_tile<T, R, 2>(m, tile, a, from, finish);
-  if constexpr (3 % Finish::kGates == 0)
-    if (n == 3) return multiply_tile<T, R, 3>(m, tile, a, from, finish);
-  if constexpr (4 % Finish::kGates == 0)
-    if (n == 4) return multiply_tile<T, R, 4>(m, tile, a, from, finish);
-  if constexpr (6 % Finish::kGates == 0 && R <= kRows * 2 / 3) multiply_tile<T, R, 6>(m, tile, a, from, finish);
+template <class T, int R>
+void multiply_rows(int n, const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
+  switch (n) {
+    case 1: return multiply_tile<T, R, 1>(tile, a, from, out);
+    case 2: return multiply_tile<T, R, 2>(tile, a, from, out);
+    case 3: return multiply_tile<T, R, 3>(tile, a, from, out);
+    default: return multiply_tile<T, R, 4>(tile, a, from, out);
+  }
 }
 
-// from[r] + a[r] W for `rows` rows. `finish` gets each row's product by panels, in registers; partial sums of a deep product
-// stand in `out` until then. Walking the panels backwards every other call begins with what the call before left in the
-// first-level cache.
+// What happens to a finished product of one row: it is stored.
+template <class T>
+struct Stored {
+  static constexpr int kGates = 1;
+  T* out;
+
+  template <int N>
+  SKIP_RNN_INLINE void operator()(i64 block, const typename Simd<T>::V (&product)[N]) const {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) store(out + block * Simd<T>::W + j * Simd<T>::W, product[j]);
+  }
+};
+
+constexpr i64 kFirstLines = 32;  // of the next panel, fetched while a panel's product is finished
+
+template <class T, int N, class Finish>
+void multiply_panel(const Packed<T>& m, const T* w, i64 block, const T* next, const T* a, const T* from, const Finish& finish) {
+  using S = Simd<T>;
+  const i64 depth = m.depth;
+  typename S::V acc[N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) acc[j] = load(from + m.offset(block, j));
+  for (i64 k = 0; k < depth; ++k, w += N * S::W) {
+    const auto value = splat(a[k]);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) acc[j] = fma(value, load(w + j * S::W), acc[j]);
+  }
+#pragma GCC unroll 4
+  for (i64 i = 0; i < kFirstLines; ++i) __builtin_prefetch(next + i * kLine<T>, 0, 3);
+  finish.template operator()<N>(block, acc);
+}
+
+// from + a W for one row. `finish` gets the product by panels, in registers. Walking the panels backwards every other call
+// begins with what the call before left in the first-level cache.
 template <class T, class Finish>
-void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out, const Finish& finish,
-              bool backwards = false) {
-  if (!rows) return;
-  const Parts panels = m.panels(), tiles(rows, m.tile_rows()), depths(m.depth, kDepth);
-  const Stored<T> partial{m, out};
-  const bool large = m.elements() * i64(sizeof(T)) > kPrefetched;
-  const T* deep[kRows];
-  i64 k = 0;
-  for (i64 d = 0; d < depths.count; k += depths[d++]) {
-    const bool last = d + 1 == depths.count;
-    const T* const* start = d ? out : from;
-    for (i64 i = 0; i < panels.count; ++i) {
-      const i64 p = backwards ? panels.count - 1 - i : i, next = backwards ? p - 1 : p + 1;
-      const auto panel = [&](i64 at) { return m.data + (panels.start(at) * m.depth + k * panels[at]) * m.gates * Simd<T>::W; };
-      const int n = int(panels[p] * m.gates);
-      // Each tile fetches its share of the next panel. One row alone waits for memory: there, the first panel, which is
-      // still near, is the time to fetch the second, as far as both are near then.
-      const bool fetches = i + 1 < panels.count && (large || (rows == 1 && i == 0));
-      const i64 elements = n * Simd<T>::W * depths[d], room = kNear / i64(sizeof(T)) - elements;
-      const i64 fetched = !fetches ? 0 : large ? elements : std::clamp<i64>(room, 0, elements);
-      const i64 share = (fetched + tiles.count * kLine<T> - 1) / (tiles.count * kLine<T>);
-      for (i64 t = 0; t < tiles.count; ++t) {
-        const i64 row = tiles.start(t);
-        const int r = int(tiles[t]);
-        for (int j = 0; j < r; ++j) deep[j] = a[row + j] + k;
-        const T* ahead = fetches ? panel(next) + t * share * kLine<T> : nullptr;
-        const Tile<T> tile{panel(p), depths[d], row, panels.start(p), ahead, rows == 1 ? share / n : share};
-        const auto run = [&](const auto& end) {
-          switch (r) {
-            case 1: return multiply_rows<T, 1>(n, m, tile, deep, start, end);
-            case 2: return multiply_rows<T, 2>(n, m, tile, deep, start, end);
-            case 3: return multiply_rows<T, 3>(n, m, tile, deep, start, end);
-#if defined(__AVX512F__)
-            case 4: return multiply_rows<T, 4>(n, m, tile, deep, start, end);
-            case 5: return multiply_rows<T, 5>(n, m, tile, deep, start, end);
-            default: return multiply_rows<T, 6>(n, m, tile, deep, start, end);
-#endif
-          }
-        };
-        last ? run(finish) : run(partial);
-      }
+void multiply_one(const Packed<T>& m, const T* a, const T* from, const Finish& finish, bool backwards = false) {
+  constexpr int G = Finish::kGates;
+  const Parts panels = m.panels();
+  const auto panel = [&](i64 p) { return m.data + panels.start(p) * m.depth * m.gates * Simd<T>::W; };
+  for (i64 i = 0; i < panels.count; ++i) {
+    const i64 p = backwards ? panels.count - 1 - i : i, block = panels.start(p);
+    const T *w = panel(p), *next = i + 1 < panels.count ? panel(backwards ? p - 1 : p + 1) : w;
+    const auto run = [&](auto n) {
+      if constexpr (n() % G == 0) multiply_panel<T, n()>(m, w, block, next, a, from, finish);
+    };
+    switch (panels[p] * m.gates) {
+      case 1: run(std::integral_constant<int, 1>()); break;
+      case 2: run(std::integral_constant<int, 2>()); break;
+      case 3: run(std::integral_constant<int, 3>()); break;
+      case 4: run(std::integral_constant<int, 4>()); break;
+      default: run(std::integral_constant<int, 6>()); break;
     }
   }
 }
 
-// out[r] = from[r] + a[r] W; from and out may be the same.
+// out[r] = from[r] + a[r] W for `rows` rows; from and out may be the same.
 template <class T>
 void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out) {
-  multiply(m, rows, a, from, out, Stored<T>{m, out});
+  if (rows == 1) return multiply_one(m, a[0], from[0], Stored<T>{out[0]});
+  if (!rows) return;
+  const Parts panels = m.panels(), tiles(rows, kRows), depths(m.depth, kDepth);
+  const bool fetches = m.elements() * i64(sizeof(T)) > kPrefetched;
+  const T* deep[kRows];
+  i64 k = 0;
+  for (i64 d = 0; d < depths.count; k += depths[d++]) {
+    const T* const* start = d ? out : from;
+    for (i64 p = 0; p < panels.count; ++p) {
+      const auto panel = [&](i64 at) { return m.data + (panels.start(at) * m.depth + k * panels[at]) * Simd<T>::W; };
+      const i64 lines = fetches && p + 1 < panels.count ? panels[p] * depths[d] * Simd<T>::W / kLine<T> : 0;
+      const i64 share = (lines + tiles.count - 1) / tiles.count;  // of the next panel: each tile fetches one
+      for (i64 t = 0; t < tiles.count; ++t) {
+        const i64 row = tiles.start(t);
+        const int r = int(tiles[t]), n = int(panels[p]);
+        for (int j = 0; j < r; ++j) deep[j] = a[row + j] + k;
+        const Tile<T> tile{panel(p), depths[d], row, panels.start(p) * Simd<T>::W,
+                           share ? panel(p + 1) + t * share * kLine<T> : nullptr, share};
+        switch (r) {  // never 1: there are several rows, in even parts
+          case 2: multiply_rows<T, 2>(n, tile, deep, start, out); break;
+#if defined(__AVX512F__)
+          case 3: multiply_rows<T, 3>(n, tile, deep, start, out); break;
+          case 4: multiply_rows<T, 4>(n, tile, deep, start, out); break;
+          case 5: multiply_rows<T, 5>(n, tile, deep, start, out); break;
+#endif
+          default: multiply_rows<T, kRows>(n, tile, deep, start, out); break;
+        }
+      }
+    }
+  }
 }
 
 template <class T, int C, int N>

@@ -208,6 +208,23 @@ SKIP_RNN_INLINE typename Simd<T>::V tanh(typename Simd<T>::V x) {
   return e * reciprocal(e + splat(T(2)));
 }
 
+// The same two, exactly 0, 1 or -1 where they are so to the precision of T: a derivative s (1 - s) or 1 - t^2 is then 0 there.
+template <class T>
+SKIP_RNN_INLINE typename Simd<T>::V saturated_sigmoid(typename Simd<T>::V x) {
+  constexpr T limit = sizeof(T) == 4 ? 126 : 1022;
+  const auto t = clamp(x * splat(T(-kLog2E)), limit);
+  const auto s = reciprocal(splat(T(1)) + Power<T>(t).power());
+  return t >= splat(limit) ? splat(T(0)) : s;  // false where it is NaN
+}
+
+template <class T>
+SKIP_RNN_INLINE typename Simd<T>::V saturated_tanh(typename Simd<T>::V x) {
+  const auto zero = splat(T(0));
+  const auto e = tanh_numerator<T>(x < zero ? x : -x);  // -1 at the limit
+  const auto t = e * reciprocal(e + splat(T(2)));
+  return x < zero ? t : -t;
+}
+
 template <class T>
 SKIP_RNN_INLINE T sum(typename Simd<T>::V v) {
 #if defined(__AVX512F__)
