@@ -116,8 +116,10 @@ class SkipRNNTrainer(Trainer):
             return result
         task, budget, updates, lengths = last
         kept = self._rows_of_their_own(len(lengths))
-        if 0 < kept < len(lengths):
-            task, budget = self._loss_of_first_rows(inputs, kept)
+        if self._some_process_repeats_rows(
+            len(lengths)
+        ):  # all join in: where weights are sharded, forward is collective
+            task, budget = self._loss_of_first_rows(inputs, max(kept, 1))
         gathered = self.accelerator.gather_for_metrics((updates, lengths))
         self._evaluated.add(task, budget, kept, *gathered)
         return result
@@ -129,14 +131,19 @@ class SkipRNNTrainer(Trainer):
             return rows
         return min(max(state.remainder - rows * self.accelerator.process_index, 0), rows)
 
+    def _some_process_repeats_rows(self, rows: int) -> bool:
+        """Whether any process has a batch of both; the same answer on all of them."""
+        state = self.accelerator.gradient_state
+        return state.end_of_dataloader and state.remainder > 0 and state.remainder % rows > 0
+
     def _loss_of_first_rows(self, inputs: dict[str, Any], rows: int) -> tuple[Tensor, Tensor]:
-        """Task loss and budget of the batch's first rows alone, on this process alone."""
+        """Task loss and budget of the batch's first rows alone."""
         first = self._prepare_inputs({name: value[:rows] for name, value in inputs.items()})
         items = (first["labels"] != -100).sum()
         if self.args.average_tokens_across_devices:
             items = items * self.accelerator.num_processes  # Trainer multiplies the loss by it
         with torch.no_grad(), self.compute_loss_context_manager():
-            model: Any = self.model  # not the wrapper, whose forward may wait for the other processes
+            model: Any = self.model
             self.compute_loss(model, first, num_items_in_batch=items if self.compute_loss_func else None)
         last: Any = self._evaluated.last
         return last[0], last[1]
