@@ -119,11 +119,9 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         self._build_stack(config.input_size, config.num_hidden_layers, True, config.learn_initial_state)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module | None:
-        """The token embeddings [vocab_size, input_size]; None without vocab_size."""
-        return (
-            None if self.config.vocab_size is None else self.embeddings
-        )  # accelerate's FSDP asks, and expects no error
+    def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+        """The token embeddings [vocab_size, input_size]; None without vocab_size, as accelerate's FSDP expects."""
+        return None if self.config.vocab_size is None else self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""

@@ -16,23 +16,22 @@ from test_two_processes import FSDP, Notes, gathered
 
 from hf_skiprnn.training import SkipRNNTrainer
 
-
-class Sharding(SkipRNNTrainer):
-    def create_accelerator_and_postprocess(self) -> None:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        super().create_accelerator_and_postprocess()
+create_accelerator = SkipRNNTrainer.create_accelerator_and_postprocess
 
 
-def trainer(folder: Path, trainer_kwargs=None, **kwargs) -> SkipRNNTrainer:
-    plain = new_trainer(
+def create_one_that_shards(self: SkipRNNTrainer) -> None:
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    create_accelerator(self)
+
+
+def trainer(folder: Path, **kwargs) -> SkipRNNTrainer:
+    return new_trainer(
         folder,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         per_device_eval_batch_size=4,  # eleven rows: 4 + 4, then 3 and five repetitions
         **kwargs,
     )
-    data = {"train_dataset": plain.train_dataset, "eval_dataset": plain.eval_dataset}
-    return Sharding(plain.model, plain.args, data_collator=plain.data_collator, **(data | (trainer_kwargs or {})))
 
 
 def run(folder: Path, name: str, **kwargs) -> None:
@@ -66,6 +65,7 @@ def stop_and_go_on(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    SkipRNNTrainer.create_accelerator_and_postprocess = create_one_that_shards
     for name, arguments in FSDP.items():
         run(Path(sys.argv[1]), name, **arguments())
     stop_and_go_on(Path(sys.argv[1]))

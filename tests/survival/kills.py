@@ -82,7 +82,7 @@ class Run(NamedTuple):
 
     @property
     def was_killed(self) -> bool:
-        return bool(self.events) and self.events[-1][0] == "kill"
+        return any(word == "kill" for word, _, _ in self.events)
 
     @property
     def place(self) -> str:
@@ -91,7 +91,7 @@ class Run(NamedTuple):
         for word, phase, _ in self.events:
             if word == "begin" and phase != "start":
                 within.append(phase)
-            elif word == "end":
+            elif word == "end" and phase != "run":
                 within.pop()
         begun = any(phase == "step" for _, phase, _ in self.events)
         return within[-1] if within else "between" if begun else "start"
