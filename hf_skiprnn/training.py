@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import DataLoaderShard
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
 from .metrics import multiply_accumulates, real_lengths, update_statistics
 from .training_checkpoints import (
@@ -38,7 +39,8 @@ class SkipRNNTrainer(Trainer):
     - Refuses `hub_token` in its arguments, which every checkpoint stores: log in, or set HF_TOKEN.
 
     Raises:
-        ValueError: hub_token is set, or a checkpoint to resume from is incomplete or absent.
+        ValueError: hub_token is set; a checkpoint to resume from is incomplete or absent; several processes are to
+            evaluate on a stream with dispatch_batches=False.
         FloatingPointError: the training loss is NaN or infinite.
         CheckpointError: a checkpoint could not be written, as on a full disk; the last complete one stands.
         RuntimeError: a push in the background failed; the model is trained and in output_dir.
@@ -157,6 +159,11 @@ class SkipRNNTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's, with the losses and updates of all rows among its metrics."""
+        if self.args.world_size > 1 and isinstance(dataloader, DataLoaderShard) and not has_length(dataloader):
+            raise ValueError(
+                "A stream that every process reads a part of (dispatch_batches=False) does not say which rows at its "
+                "end are there twice. Evaluate on a dataset of known length, or leave dispatch_batches alone."
+            )
         self._evaluated = EvaluatedRows()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._evaluated.metrics(self.accelerator, self.args.device)

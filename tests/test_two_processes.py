@@ -84,7 +84,8 @@ def two_processes(tmp_path_factory):
     done = subprocess.run(command, timeout=900, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {
-        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)] for name in RUNS | SHARDED
+        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+        for name in (*RUNS, *SHARDED, "streams")
     }
 
 
@@ -162,3 +163,11 @@ def test_sharded_streams_neither_overlap_nor_lose_rows(two_processes, name):
     first, second = ([row for step in process["read"] for row in step] for process in two_processes[name])
     assert len(first) == len(second) == 12
     assert sorted(first + second) == sorted(row["input_values"][0][0] for row in rows())
+
+
+def test_an_evaluated_stream_counts_every_row_once_or_is_refused(two_processes, tmp_path):
+    metrics = new_trainer(tmp_path).evaluate()
+    for dealt_out, read_by_each in two_processes["streams"]:
+        for key in ("loss", "updates", "updates_std", "update_rate"):
+            assert dealt_out[f"eval_{key}"] == pytest.approx(metrics[f"eval_{key}"], rel=1e-9), key
+        assert read_by_each.startswith("A stream that every process reads a part of (dispatch_batches=False)")
