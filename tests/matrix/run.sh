@@ -10,7 +10,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do names+=("$1"); shift; done
 [ $# -gt 0 ] && shift
 [ ${#names[@]} -gt 0 ] || names=(lowest highest)
 table=tests/survival/matrix.csv
-[ -f "$table" ] || echo "environment,python,torch,transformers,huggingface_hub,datasets,passed,failed,skipped" > "$table"
+[ -f "$table" ] || echo "environment,tests,python,torch,transformers,huggingface_hub,datasets,passed,failed,skipped,unfinished" > "$table"
 status=0
 for name in "${names[@]}"; do
     python=.venv-matrix/$name/bin/python
@@ -22,8 +22,8 @@ for name in "${names[@]}"; do
         "$python" -m pip install --quiet --constraint "$versions" --no-build-isolation \
             --editable '.[train,figures,audio,video,export,vectors,dev]' || exit 1
     log=$(mktemp)
-    "$python" -m pytest --numprocesses "${WORKERS:-auto}" "$@" | tee "$log" || status=1
-    "$python" tests/matrix/row.py "$name" "$log" >> "$table"
+    "$python" -m pytest --verbose --numprocesses "${WORKERS:-auto}" "$@" | tee "$log" || status=1
+    "$python" tests/matrix/row.py "$name" "${*:-all}" "$log" >> "$table"
     rm -f "$log" "$versions"
 done
 exit $status
