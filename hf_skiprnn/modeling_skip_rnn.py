@@ -119,11 +119,9 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         self._build_stack(config.input_size, config.num_hidden_layers, True, config.learn_initial_state)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings [vocab_size, input_size]; without vocab_size there are none."""
-        if self.config.vocab_size is None:
-            raise NotImplementedError("This Skip RNN reads numbers, not tokens (config.vocab_size is None).")
-        return self.embeddings
+    def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+        """The token embeddings [vocab_size, input_size]; None without vocab_size, as accelerate's FSDP expects."""
+        return None if self.config.vocab_size is None else self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""

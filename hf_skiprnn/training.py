@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import DataLoaderShard
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
 from .metrics import multiply_accumulates, real_lengths, update_statistics
 from .training_checkpoints import (
@@ -38,7 +39,8 @@ class SkipRNNTrainer(Trainer):
     - Refuses `hub_token` in its arguments, which every checkpoint stores: log in, or set HF_TOKEN.
 
     Raises:
-        ValueError: hub_token is set, or a checkpoint to resume from is incomplete or absent.
+        ValueError: hub_token is set; a checkpoint to resume from is incomplete or absent; several processes are to
+            evaluate on a stream with dispatch_batches=False.
         FloatingPointError: the training loss is NaN or infinite.
         CheckpointError: a checkpoint could not be written, as on a full disk; the last complete one stands.
         RuntimeError: a push in the background failed; the model is trained and in output_dir.
@@ -116,8 +118,10 @@ class SkipRNNTrainer(Trainer):
             return result
         task, budget, updates, lengths = last
         kept = self._rows_of_their_own(len(lengths))
-        if 0 < kept < len(lengths):
-            task, budget = self._loss_of_first_rows(inputs, kept)
+        if self._some_process_repeats_rows(
+            len(lengths)
+        ):  # all join in: where weights are sharded, forward is collective
+            task, budget = self._loss_of_first_rows(inputs, max(kept, 1))
         gathered = self.accelerator.gather_for_metrics((updates, lengths))
         self._evaluated.add(task, budget, kept, *gathered)
         return result
@@ -129,14 +133,19 @@ class SkipRNNTrainer(Trainer):
             return rows
         return min(max(state.remainder - rows * self.accelerator.process_index, 0), rows)
 
+    def _some_process_repeats_rows(self, rows: int) -> bool:
+        """Whether any process has a batch of both; the same answer on all of them."""
+        state = self.accelerator.gradient_state
+        return state.end_of_dataloader and state.remainder > 0 and state.remainder % rows > 0
+
     def _loss_of_first_rows(self, inputs: dict[str, Any], rows: int) -> tuple[Tensor, Tensor]:
-        """Task loss and budget of the batch's first rows alone, on this process alone."""
+        """Task loss and budget of the batch's first rows alone."""
         first = self._prepare_inputs({name: value[:rows] for name, value in inputs.items()})
         items = (first["labels"] != -100).sum()
         if self.args.average_tokens_across_devices:
             items = items * self.accelerator.num_processes  # Trainer multiplies the loss by it
         with torch.no_grad(), self.compute_loss_context_manager():
-            model: Any = self.model  # not the wrapper, whose forward may wait for the other processes
+            model: Any = self.model
             self.compute_loss(model, first, num_items_in_batch=items if self.compute_loss_func else None)
         last: Any = self._evaluated.last
         return last[0], last[1]
@@ -150,6 +159,11 @@ class SkipRNNTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's, with the losses and updates of all rows among its metrics."""
+        if self.args.world_size > 1 and isinstance(dataloader, DataLoaderShard) and not has_length(dataloader):
+            raise ValueError(
+                "A stream that every process reads a part of (dispatch_batches=False) does not say which rows at its "
+                "end are there twice. Evaluate on a dataset of known length, or leave dispatch_batches alone."
+            )
         self._evaluated = EvaluatedRows()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._evaluated.metrics(self.accelerator, self.args.device)

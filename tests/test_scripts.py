@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification, pipeline
@@ -23,6 +27,7 @@ from hf_skiprnn.training_checkpoints import COMPLETE, last_complete_checkpoint
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RECIPES = [path for path in sorted((SCRIPTS / "recipes").glob("*.yaml")) if "own_data" not in path.stem]  # needs data
+LAUNCHERS = SCRIPTS / "accelerate"
 sys.path.insert(0, str(SCRIPTS))
 evaluate, train = importlib.import_module("evaluate"), importlib.import_module("train")
 
@@ -278,18 +283,50 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(ours[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_two_processes_train_on_an_endless_task(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = [*adding(tmp_path, 20), "--ddp_find_unused_parameters", "false"]
-    done = subprocess.run(
-        [*command, str(SCRIPTS / "train.py"), *options], capture_output=True, text=True, check=False, timeout=120
+def launch(config, *options):
+    """accelerate launch with a file of scripts/accelerate, not waited for."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHERS / config)]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
+    return subprocess.Popen(
+        [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     )
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_train_on_an_endless_task(tmp_path, machines):
+    """Two machines: this one twice."""
+    training = [str(SCRIPTS / "train.py"), *adding(tmp_path, 20), "--ddp_find_unused_parameters", "false"]
+    if machines == 1:
+        launched = [launch("cpu.yaml", *training)]
+    else:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = str(unused.getsockname()[1])
+        meeting = ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        options = [*meeting, "--num_processes", "2", "--mixed_precision", "no"]
+        launched = [launch("multi_node.yaml", *options, "--machine_rank", rank, *training) for rank in "01"]
+    for process in launched:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     two = json.loads((tmp_path / "results.json").read_text())
     assert two["processes"] == 2
     alone = train.main([*adding(tmp_path / "alone", 20), "--per_device_train_batch_size", "32"])
     for name in ("loss", "mse", "updates", "update_rate"):  # the same rows, split over two processes
         assert two["metrics"]["test"][name] == pytest.approx(alone["metrics"]["test"][name], rel=1e-4)
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCHERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_launcher_is_understood_and_its_command_is_one(path):
+    """accelerate refuses keys that it does not know; the command in the head names a task that there is."""
+    config = load_config_from_file(str(path))
+    command = re.sub(r"\\\n# +", "", path.read_text())
+    (arguments,) = re.findall(r"^#   accelerate launch (.*)$", command, re.MULTILINE)
+    launch, script, options = arguments.partition(" scripts/train.py ")
+    assert script
+    parsed = launch_command_parser().parse_args([*launch.split(), "scripts/train.py"])
+    assert Path(parsed.config_file) == path.relative_to(SCRIPTS.parent)
+    assert train.parse([*options.split(), "--use_cpu", "true"]).task.name in TASKS
+    assert config.num_machines <= config.num_processes
 
 
 def test_the_demo_trains_reloads_and_compares(tmp_path):

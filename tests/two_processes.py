@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_training import new_trainer
+from test_training import new_trainer, rows
 from test_two_processes import RUNS, SHARDED, Notes
 
 
@@ -39,8 +39,23 @@ def run(folder: Path, name: str, trainer_kwargs=None, **kwargs) -> None:
     (folder / f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(result))
 
 
+def evaluate_streams(folder: Path) -> None:
+    """Eleven rows of a stream, dealt out by the first process; and read by each, which is refused."""
+    answers = []
+    for dispatch in (None, False):
+        stream = {"eval_dataset": rows(11, seed=1).to_iterable_dataset()}
+        accelerator = {"accelerator_config": {"dispatch_batches": dispatch}}
+        trainer = new_trainer(folder, trainer_kwargs=stream, per_device_eval_batch_size=4, **accelerator)
+        try:
+            answers.append(trainer.evaluate())
+        except ValueError as error:
+            answers.append(str(error))
+    (folder / f"streams-{trainer.args.process_index}.json").write_text(json.dumps(answers))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, arguments in (RUNS | SHARDED).items():
         run(Path(sys.argv[1]), name, **arguments())
+    evaluate_streams(Path(sys.argv[1]))
     torch.distributed.destroy_process_group()

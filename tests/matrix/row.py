@@ -1,15 +1,27 @@
-"""A line of tests/survival/matrix.csv: python tests/matrix/row.py NAME LOG_OF_PYTEST."""
+"""A line of tests/survival/matrix.csv: python tests/matrix/row.py NAME TESTS LOG... (TESTS in words; of `pytest -v`).
+
+What was collected and came to no end, because the run was cut off or a worker died, is counted as unfinished.
+"""
 
 import platform
 import re
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
+OUTCOMES = re.compile(
+    r"^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED)\b|(PASSED|FAILED|ERROR|SKIPPED)(?: \(.*\))? +\[ *\d+%\]$",
+    re.MULTILINE,
+)
+COLLECTED = re.compile(r"collected (\d+) items?|\d+ workers? \[(\d+) items?\]")
+
 if __name__ == "__main__":
-    name, log = sys.argv[1:]
-    summary = Path(log).read_text().strip().splitlines()[-1]
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped)", summary)}
+    name, tests, *logs = sys.argv[1:]
+    texts = [Path(log).read_text() for log in logs]
+    counts = Counter(found[1] or found[2] for text in texts for found in OUTCOMES.finditer(text))
+    collected = sum(int(found[1] or found[2]) for text in texts for found in COLLECTED.finditer(text))
     packages = [version(package) for package in ("torch", "transformers", "huggingface_hub", "datasets")]
-    numbers = [str(counts.get(word, 0)) for word in ("passed", "failed", "skipped")]
-    print(",".join([name, platform.python_version(), *packages, *numbers]))
+    failed = counts["FAILED"] + counts["ERROR"]
+    numbers = (counts["PASSED"], failed, counts["SKIPPED"], collected - counts.total())
+    print(",".join([name, tests, platform.python_version(), *packages, *map(str, numbers)]))

@@ -1,27 +1,31 @@
 """Trainings killed with SIGKILL at random moments and started again by the same command, against ones left alone.
 
     python tests/survival/kills.py                       # 20 kills in each of CASES; writes kills.csv
-    python tests/survival/kills.py --cases map --kills 4 --seed 7
+    python tests/survival/kills.py --cases map --kills 4 --seed 7 --fresh
 
 A moment is drawn as a phase (a training step, a checkpoint being written, an evaluation, the end, or anything from the
-start on), which of them, and how far into it. What must be equal, bit for bit: the final weights, the last
-checkpoint's optimizer, and what it says of the best model; and every metric.
+start on), which of them, and how far into it; the table says in the midst of what the process was when it died. What
+must be equal, bit for bit: the final weights, the last checkpoint's optimizer, and what it says of the best model; and
+every metric. Processes are forked from one that has imported the libraries and done nothing else, so that a start
+takes a tenth of the time; with --fresh, the interpreter and torchrun start anew as well.
 """
 
 import argparse
 import csv
+import functools
+import importlib
 import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
+from typing import Any, NamedTuple, TextIO
 
 import psutil
 import torch
@@ -36,7 +40,7 @@ PATIENCE = 1800.0  # seconds for a run of a few, on a machine that others keep b
 COMMON = """--hidden_size 8 --classifier_dropout 0.2 --learning_rate 0.01 --lr_scheduler_type cosine --logging_steps 4
     --eval_strategy steps --eval_steps 6 --save_strategy steps --save_steps 6 --save_total_limit 2 --use_cpu true
     --disable_tqdm true --report_to none --seed 3"""
-MAP = f"""--task digits {COMMON} --num_train_epochs 2 --per_device_train_batch_size 64 --budget_weight 1e-3
+MAP = f"""--task digits {COMMON} --max_steps 44 --per_device_train_batch_size 64 --budget_weight 1e-3
     --load_best_model_at_end true --metric_for_best_model accuracy"""
 STREAM = f"""--task adding {COMMON} --length 20 --eval_rows 200 --max_steps 32 --per_device_train_batch_size 16
     --gradient_accumulation_steps 2 --target_update_rate 0.6 --budget_weight 1e-3"""
@@ -60,95 +64,161 @@ CASES = {
     "stream, 2 processes": Case(STREAM.replace("batch_size 16", "batch_size 8"), 2),
 }
 PHASES = ("start", "step", "save", "evaluate", "finish")
-
-
-@dataclass
-class Run:
-    """One process's, or group of processes', life."""
-
-    events: list[tuple[float, str]] = field(default_factory=list)  # (seconds since the start, "@begin save")
-    killed: str | None = None  # where
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 class Moment(NamedTuple):
-    """When to kill: `share` of the way through the `index`-th (from the start of the run) occurrence of a phase."""
+    """When to kill: seconds of processor time into the `index`-th (from the start of the run) occurrence of a phase."""
 
     phase: str
     index: int
     seconds: float
 
 
-def start(case: Case, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, *(TWO if case.processes == 2 else []), VICTIM, *case.options.split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
-        return subprocess.Popen(
-            [*command, "--output_dir", str(folder)],
+class Run(NamedTuple):
+    """One life of a training: what the first process said."""
+
+    events: list[tuple[str, str, float]]  # ("begin", "save", its processor time)
+
+    @property
+    def was_killed(self) -> bool:
+        return any(word == "kill" for word, _, _ in self.events)
+
+    @property
+    def place(self) -> str:
+        """What the first process was in the midst of at its end: the innermost phase."""
+        within: list[str] = []
+        for word, phase, _ in self.events:
+            if word == "begin" and phase != "start":
+                within.append(phase)
+            elif word == "end" and phase != "run":
+                within.pop()
+        begun = any(phase == "step" for _, phase, _ in self.events)
+        return within[-1] if within else "between" if begun else "start"
+
+
+class Fresh:
+    """Processes started by a command."""
+
+    def __init__(self, case: Case, options: list[str], moment: str, log: TextIO) -> None:
+        launcher = TWO if case.processes == 2 else []
+        self.process = subprocess.Popen(
+            [sys.executable, *launcher, VICTIM, *options],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment,
+            env=os.environ | {"MOMENT": moment},
             cwd=HERE.parents[1],
+            process_group=0,
         )
+        assert self.process.stdout is not None
+        self.output: TextIO = self.process.stdout
+
+    def kill(self) -> None:
+        """SIGKILL to what is left, the launcher first, so that it cannot tidy up."""
+        try:
+            family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for process in family:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
 
 
-def live(case: Case, folder: Path, moment: Moment | None) -> Run:
-    """Start a run; kill all of its processes at the moment, or see it end.
+class Forked:
+    """Processes forked from this one."""
+
+    def __init__(self, case: Case, options: list[str], moment: str, log: TextIO) -> None:
+        victim = imported()
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+        reading, writing = os.pipe()
+        self.pids: list[int] = []
+        for rank in range(case.processes):
+            if (pid := os.fork()) == 0:
+                os.setpgid(0, self.pids[0] if self.pids else 0)  # with the workers of the data loader
+                os.dup2(writing, 1)
+                os.dup2(log.fileno(), 2)
+                if case.processes > 1:
+                    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+                    os.environ |= {name: str(number) for name, number in ranks.items()}
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                victim.MOMENT = moment
+                self.live(victim, options)
+            os.setpgid(pid, self.pids[0] if self.pids else pid)  # whoever comes first
+            self.pids.append(pid)
+        os.close(writing)
+        self.output: TextIO = os.fdopen(reading)
+
+    def live(self, victim: Any, options: list[str]) -> None:
+        """In the fork: train, and be gone."""
+        code = 1
+        try:
+            victim.main(options)
+            code = 0
+        except BaseException:  # noqa: BLE001 - no error of the training may reach the campaign's code
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def kill(self) -> None:
+        """Nothing: they are one process group, which is dead."""
+
+    def wait(self) -> int:
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+        return next(filter(None, codes), 0)
+
+
+@functools.cache
+def imported() -> Any:
+    """victim.py, with all that a training imports, and the native engine loaded."""
+    for name in ("accelerate", "datasets", "sklearn.datasets"):
+        importlib.import_module(name)
+    importlib.import_module("hf_skiprnn.kernels.cpu").unavailable_reason()
+    return importlib.import_module("victim")
+
+
+def live(case: Case, folder: Path, moment: Moment | None, fresh: bool) -> Run:
+    """Start a run; have it killed at the moment, or see it end.
 
     Raises:
         RuntimeError: it ended with an error of its own.
     """
-    run, begin, seen = Run(), time.monotonic(), 0
-    with start(case, folder) as process:
-        assert process.stdout is not None
-        if moment is not None and moment.phase == "start":
-            time.sleep(moment.seconds)
-            run.killed = "start"
-        for line in () if run.killed else events(process.stdout):
-            run.events.append((time.monotonic() - begin, line))
-            if moment is not None and line == f"@begin {moment.phase}":
-                seen += 1
-                if seen > moment.index:
-                    time.sleep(moment.seconds)
-                    run.killed = moment.phase
-                    break
-        if run.killed:
-            kill(process.pid)
-        code = process.wait(PATIENCE)
-    if not run.killed and code != 0:
-        raise RuntimeError((folder.parent / f"{folder.name}.log").read_text()[-3000:])
+    run, log = Run([]), folder.parent / f"{folder.name}.log"
+    named = "" if moment is None else f"{moment.phase} {moment.index} {moment.seconds}"
+    with log.open("a") as errors:
+        training = (Fresh if fresh else Forked)(
+            case, [*case.options.split(), "--output_dir", str(folder)], named, errors
+        )
+    for line in training.output:
+        if line.startswith("@"):
+            word, phase, at = line[1:].split()
+            run.events.append((word, phase, float(at)))
+            if word == "kill":
+                training.kill()
+    training.output.close()
+    if training.wait() != 0 and not run.was_killed:
+        raise RuntimeError(log.read_text()[-3000:])
     return run
 
 
-def events(lines: Any) -> Iterator[str]:
-    return (line.strip() for line in lines if line.startswith("@"))
-
-
-def kill(pid: int) -> None:
-    """SIGKILL a process and all below it, the launcher first, so that it cannot tidy up."""
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family, timeout=30)
-
-
 def durations(run: Run) -> dict[str, list[float]]:
-    """Seconds of every occurrence of every phase; "start": until the first step."""
+    """Processor seconds of every occurrence of every phase; "start": until the first step."""
     found: dict[str, list[float]] = {phase: [] for phase in PHASES}
     opened: dict[str, float] = {}
-    for at, line in run.events:
-        word, phase = line[1:].split()
+    for word, phase, at in run.events:
         if word == "begin":
             opened[phase] = at
         elif phase in opened:
             found[phase].append(at - opened.pop(phase))
-    found["start"] = [next(at for at, line in run.events if line == "@begin step")]
+    found["start"] = [next(at for _, phase, at in run.events if phase == "step") - opened["start"]]
     return found
 
 
@@ -156,7 +226,7 @@ def draw(rng: random.Random, seconds: dict[str, list[float]], nearer: int) -> Mo
     """A moment: any part, and a little beyond, of any occurrence (of the first 1 / nearer of them) of a phase."""
     phase = rng.choices(PHASES, (1, 3, 3, 2, 1))[0]
     index = rng.randrange(max(len(seconds[phase]) // nearer, 1))
-    return Moment(phase, index, rng.uniform(0, 1.1) * seconds[phase][index])
+    return Moment(phase, index, rng.uniform(0, 1.1) * median(seconds[phase]))
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -203,33 +273,34 @@ def append(row: dict[str, Any], path: Path) -> None:
         writer.writerow(row)
 
 
-def campaign(name: str, kills: int, kills_per_run: int, seed: int, folder: Path, output: Path) -> list[dict[str, Any]]:
+def campaign(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Rows of the table: one per training that was killed so many times on its way."""
-    case, rng, rows = CASES[name], random.Random(seed), []
-    whole = live(case, folder / "whole", None)
+    case, rng, rows, kills = CASES[name], random.Random(options.seed), [], options.kills
+    whole = live(case, folder / "whole", None, options.fresh)
     want, seconds = outcome(folder / "whole"), durations(whole)
     while kills > 0:
-        target, moments = folder / f"killed-{len(rows)}", []
-        while len(moments) < min(kills_per_run, kills):
-            run = live(case, target, draw(rng, seconds, 1 + len(moments)))
-            if not run.killed:  # it ended before that moment came
+        target, places = folder / f"killed-{len(rows)}", []
+        while len(places) < min(options.kills_per_run, kills):
+            run = live(case, target, draw(rng, seconds, 1 + len(places)), options.fresh)
+            if not run.was_killed:  # it ended before that moment came
                 break
-            moments.append(run.killed)
-        live(case, target, None)
+            places.append(run.place)
+        live(case, target, None, options.fresh)
         lost = differences(outcome(target), want)
         rows.append(
             {
                 "case": name,
                 "processes": case.processes,
-                "kills": len(moments),
-                **{phase: moments.count(phase) for phase in PHASES},
+                "started": "fresh" if options.fresh else "forked",
+                "kills": len(places),
+                **{place: places.count(place) for place in (*PHASES, "between")},
                 "different": "; ".join(lost) or "nothing",
             }
         )
         print(rows[-1], flush=True)
-        append(rows[-1], output)
+        append(rows[-1], options.output)
         shutil.rmtree(target)
-        kills -= max(len(moments), 1)
+        kills -= len(places)
     return rows
 
 
@@ -239,15 +310,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="in each case")
     parser.add_argument("--kills_per_run", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="start the interpreter anew each time")
+    parser.add_argument("--append", action="store_true", help="to the table that is there")
     parser.add_argument("--output", type=Path, default=TABLE)
     options = parser.parse_args()
+    os.environ |= ENVIRONMENT
     rows = []
-    options.output.unlink(missing_ok=True)
+    if not options.append:
+        options.output.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="hf_skiprnn-kills-") as scratch:
         for name in options.cases:
             folder = Path(scratch, name.replace(", ", "-").replace(" ", "-"))
             folder.mkdir()
-            rows += campaign(name, options.kills, options.kills_per_run, options.seed, folder, options.output)
+            rows += campaign(name, options, folder)
     sys.exit(any(row["different"] != "nothing" for row in rows))
 
 

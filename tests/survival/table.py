@@ -25,16 +25,16 @@ def markdown(header: list[str], rows: list[list[object]]) -> str:
 
 
 def kills(rows: list[Row]) -> str:
-    phases = ["start", "step", "save", "evaluate", "finish"]
+    places = ["start", "step", "save", "evaluate", "finish", "between"]
     cases: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        cases[row["case"]].append(row)
+        cases[f"{row['case']}, {row['started']}"].append(row)
     lines: list[list[object]] = []
     for name, of_case in cases.items():
-        total = [sum(int(row[column]) for row in of_case) for column in ("kills", *phases)]
+        total = [sum(int(row[column]) for row in of_case) for column in ("kills", *places)]
         lost = sorted({row["different"] for row in of_case} - {"nothing"})
         lines.append([name, len(of_case), *total, "; ".join(lost) or "nothing"])
-    return markdown(["training", "runs", "kills", *(f"in {phase}" for phase in phases), "lost"], lines)
+    return markdown(["training", "runs", "kills", *places, "lost"], lines)
 
 
 def fuzz(rows: list[Row]) -> str:

@@ -1,15 +1,21 @@
-"""scripts/train.py, telling on stdout what it is in the middle of, so that a killer can choose the moment.
+"""scripts/train.py, which says on stdout what it is in the middle of, and kills itself at a moment that MOMENT names.
 
-    python tests/survival/victim.py --task digits ...        # options of scripts/train.py
+    MOMENT="save 2 0.01" python tests/survival/victim.py --task digits ...        # options of scripts/train.py
 
-Lines of the first process: "@begin step", "@end step", and likewise save, evaluate and finish (what comes after the
-last step).
+Lines of the first process: "@begin step 1.25", "@end step 1.26" (seconds of its processor time), and likewise save,
+evaluate and finish (what comes after the last step); "@kill all 1.27" at the end. The moment is the number-th (from 0)
+begin of a phase ("start": of the run), and seconds of processor time after it, which no other process on the machine
+stretches. SIGKILL goes to the whole process group, from a thread of its own, wherever the others are.
 """
 
 import functools
 import importlib
 import os
+import signal
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +28,25 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 train = importlib.import_module("train")
 
 
+MOMENT = os.environ.get("MOMENT", "")
+_begun: Counter[str] = Counter()
+
+
 def tell(word: str, phase: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        os.write(1, f"@{word} {phase}\n".encode())  # one system call: lines of two processes never mix
+    if os.environ.get("RANK", "0") != "0":
+        return
+    os.write(1, f"@{word} {phase} {time.process_time():.6f}\n".encode())  # one system call: lines never mix
+    if word == "begin" and MOMENT.startswith(f"{phase} {_begun[phase]} "):
+        end = time.process_time() + float(MOMENT.split()[-1])
+        threading.Thread(target=kill_at, args=(end,), daemon=True).start()
+    _begun[phase] += word == "begin"
+
+
+def kill_at(end: float) -> None:
+    while time.process_time() < end:
+        time.sleep(1e-4)
+    tell("kill", "all")
+    os.killpg(0, signal.SIGKILL)
 
 
 def reported(phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,12 +63,20 @@ def reported(phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 PHASES = {"training_step": "step", "_save_checkpoint": "save", "evaluation_loop": "evaluate"}
 
-if __name__ == "__main__":
+
+def main(argv: list[str]) -> None:
+    """Train as `scripts/train.py argv` does."""
     torch.set_num_threads(1)
-    for name, phase in PHASES.items():
-        setattr(SkipRNNTrainer, name, reported(phase, getattr(SkipRNNTrainer, name)))
-    train.results_of = reported("finish", train.results_of)
-    train.main()
+    tell("begin", "start")
+    train.main(argv)
     tell("end", "run")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+for _name, _phase in PHASES.items():
+    setattr(SkipRNNTrainer, _name, reported(_phase, getattr(SkipRNNTrainer, _name)))
+train.results_of = reported("finish", train.results_of)
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
