@@ -211,9 +211,10 @@ def touches(check: str, wanted: Wanted) -> bool:
     return not ((words & cells and cell not in words) or (words & precisions and wanted.precision not in words))
 
 
-def measure(workload: Workload, peers: Sequence[str], seconds: float, limit: float) -> Iterator[dict[str, object]]:
-    """CSV fields of one workload's measurements, the native layer's first; an error is one, too."""
-    native_ms = float("nan")
+def measure(
+    workload: Workload, peers: Sequence[str], seconds: float, limit: float, native_ms: float | None
+) -> Iterator[dict[str, object]]:
+    """CSV fields of one workload's measurements; an error is one, too. native_ms: the native layer's, if it is known."""
     slowest = workload.updates() // workload.shape.batch
     if workload.gates is not None:
         slowest = int(workload.gates.sum(1).max())
@@ -239,7 +240,7 @@ def measure(workload: Workload, peers: Sequence[str], seconds: float, limit: flo
             "p20_ms": round(quantiles(times, n=5)[0], 4),
             "p50_ms": round(p50, 4),
             "p80_ms": round(quantiles(times, n=5)[3], 4),
-            "native_over_this": round(native_ms / p50, 3),
+            "native_over_this": round(native_ms / p50, 3) if native_ms else "",
             "peak_mib": round(peak, 1),
             "slowest_row_updates": slowest,
         }
@@ -272,7 +273,7 @@ def show(row: Row) -> None:
     """One line of the log."""
     shape = f"({row.batch}, {row.steps}, {row.inputs}, {row.units})"
     what = f"{row.cell:5}{row.mode:10}{shape:22}{row.precision:9}{row.rate:5.0%} {row.spread:10}{row.name:21}"
-    said = row.error or f"{row.p50_ms:10.3f} ms {row.native_over_this:6.2f}x {row.peak_mib:9.1f} MiB"
+    said = row.error or f"{row.p50_ms:10.3f} ms {row.native_over_this:>7}x {row.peak_mib:9.1f} MiB"
     print(what + said, flush=True)
 
 
@@ -361,14 +362,16 @@ def main(arguments: Sequence[str]) -> None:
         if time.perf_counter() - start > options.budget:
             left_out += 1
             continue
-        deadline.on_end = staticmethod(lambda name, error, keep=keep: keep({"name": name, "error": error}))  # type: ignore[misc]
+        deadline.on_end = staticmethod(lambda name, error, keep=keep: keep({"name": name, "error": error}))
         use_precision(wanted.precision)
         dtype = PRECISIONS[wanted.precision]
         try:
             workload = Workload(
                 wanted.shape, wanted.cell, wanted.mode, wanted.rate, wanted.spread, device="cuda", dtype=dtype
             )
-            for values in measure(workload, peers, options.seconds, options.limit):
+            native = [row["p50_ms"] for row in known if key(row) == key(as_text | {"name": "native"}) and row["p50_ms"]]
+            native_ms = float(native[-1]) if native else None
+            for values in measure(workload, peers, options.seconds, options.limit, native_ms):
                 keep(values)
                 done.add(key(as_text | {"name": str(values["name"])}))
         except RuntimeError as error:
