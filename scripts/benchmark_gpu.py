@@ -33,7 +33,6 @@ from benchmark_gpu_peers import PEERS
 from benchmark_peers import Run, Workload
 from benchmark_targets import Rows, read
 
-from hf_skiprnn.kernels import triton_tiling
 from hf_skiprnn.kernels.triton_scan import unavailable_reason
 
 MAIN = Shape(256, 784, 1, 110)
@@ -203,6 +202,8 @@ def equality(results: dict[str, str] | None, wanted: Wanted) -> str:
 
 def touches(check: str, wanted: Wanted) -> bool:
     """Whether a check of that name says something of this workload: unless it names another cell or precision."""
+    from hf_skiprnn.kernels import triton_tiling
+
     if check == "shared units" and not triton_tiling.SHARES:
         return False  # switched off
     words = set(check.lower().replace(",", " ").split())
@@ -214,7 +215,7 @@ def touches(check: str, wanted: Wanted) -> bool:
 def measure(
     workload: Workload, peers: Sequence[str], seconds: float, limit: float, native_ms: float | None
 ) -> Iterator[dict[str, object]]:
-    """CSV fields of one workload's measurements; an error is one, too. native_ms: the native layer's, if it is known."""
+    """CSV fields of one workload's measurements; an error is one, too. native_ms: the native layer's, if known."""
     slowest = workload.updates() // workload.shape.batch
     if workload.gates is not None:
         slowest = int(workload.gates.sum(1).max())

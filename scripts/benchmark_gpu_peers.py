@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hf_skiprnn.cells_skip_rnn import CELLS
 from hf_skiprnn.events_skip_rnn import steps_to_update, update
-from hf_skiprnn.kernels import triton_engine
 
 
 def graphed(run: Run | None) -> Run | None:
@@ -34,6 +33,8 @@ def ours_ungrouped(workload: Workload) -> Run | None:
     """Ours, rows side by side as they came, not by their numbers of updates; None where all have the same number."""
     if workload.gates is None:
         return None
+    from hf_skiprnn.kernels import triton_engine
+
     run = ours(workload)
 
     def ungrouped() -> None:

@@ -4,9 +4,10 @@
 
 In this order, each in processes of its own and each with a limit: tests/triton_suite.py; the measurements that
 benchmark_gpu_targets.py judges; scripts/gpu_training.py; the other measurements, most wanted first, until the time is
-over (at the same commit a second run goes on behind them). What fails is written down and the rest goes on: where programs that share a row block do not pass their check,
-all else runs without them (HF_SKIPRNN_TRITON_SHARE=0). Logs and numbers go to model_cards/speed/gpu*. Needs torch with
-CUDA, Triton, transformers and numpy; no installation of the package, no network.
+over (at the same commit a second run goes on behind them). What fails is written down and the rest goes on: where
+programs that share a row block do not pass their check, all else runs without them (HF_SKIPRNN_TRITON_SHARE=0). Logs
+and numbers go to model_cards/speed/gpu*. Needs torch with CUDA, Triton, transformers and numpy; no installation of the
+package, no network.
 """
 
 import contextlib
