@@ -37,31 +37,32 @@ def run(name: str, limit: float, *command: str, more: bool = False) -> int:
     log = OUTPUT / f"gpu-{name}.log"
     print(f"== {name} ==", flush=True)
     with log.open("a" if more else "w", encoding="utf-8") as file:
-        part = subprocess.Popen(
-            (sys.executable, *command),
+        command = (sys.executable, *command)
+        late = threading.Event()
+        with subprocess.Popen(
+            command,
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
-        late = threading.Event()
+        ) as part:
 
-        def end() -> None:
-            late.set()
-            kill_group(part.pid)
+            def end() -> None:
+                late.set()
+                kill_group(part.pid)
 
-        timer = threading.Timer(max(limit, 0.0), end)
-        timer.start()
-        assert part.stdout is not None
-        for line in part.stdout:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
-            file.write(line.decode(errors="replace"))
-            file.flush()
-        status = part.wait()
-        timer.cancel()
-        kill_group(part.pid)  # what it has started: a process whose kernel hangs
+            timer = threading.Timer(max(limit, 0.0), end)
+            timer.start()
+            assert part.stdout is not None
+            for line in part.stdout:
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+                file.write(line.decode(errors="replace"))
+                file.flush()
+            status = part.wait()
+            timer.cancel()
+            kill_group(part.pid)  # what it has started: a process whose kernel hangs
         status = 124 if late.is_set() else status
         file.write(f"exit status {status}, {time.monotonic() - start:.0f} s\n")
     return status
