@@ -1,36 +1,47 @@
 """Time Skip RNN on a CUDA GPU against cuDNN's LSTM and GRU, and against Skip RNNs that compute every step.
 
     python scripts/benchmark.py --device cuda                  # within --budget seconds, most wanted first
+    python scripts/benchmark.py --device cuda --parts reach    # only what benchmark_gpu_targets.py judges
     python scripts/benchmark.py --device cuda --shapes 256,784,1,110 --rates 0.5 --precisions bfloat16
+    python scripts/benchmark.py --device cuda --report         # pass or MISS, from the CSV, without measuring
 
-Times are between device events; one CSV row a measurement under model_cards/speed/, with the peak of allocated memory.
-"ours_graphed" is ours in a CUDA graph, so without the time that Python takes to launch it. `events` cannot be captured
-in a CUDA graph (its rounds depend on the data); the masked loop can. A time says nothing of a wrong result: run
-tests/triton_suite.py first, as `make gpu` does.
+Times are between device events; one CSV row a measurement under model_cards/speed/, written at once, with the peak of
+allocated memory. A run renews the rows that it measures and leaves the others. Peers: benchmark_gpu_peers.py. What
+fails is a row with its error; after an error that leaves the device unusable, or a measurement that does not end, the
+exit status is 3, and the same command with --resume goes on behind it. A time says nothing of a wrong result: with
+--equality FILE (written by tests/triton_suite.py, as `make gpu` does) every row tells whether its checks held.
 """
 
 import argparse
 import csv
 import itertools
+import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
+from typing import NamedTuple
 
+import benchmark_gpu_targets
 import torch
 from benchmark import ROOT, Shape, provenance
-from benchmark_peers import Workload, masked_loop, masked_loop_compiled, native, ours
+from benchmark_gpu_peers import PEERS
+from benchmark_peers import Run, Workload
+from benchmark_targets import Rows, read
 
 from hf_skiprnn.kernels.triton_scan import unavailable_reason
 
-Run = Callable[[], object]
 MAIN = Shape(256, 784, 1, 110)
+WIDE = Shape(64, 250, 2048, 512)
 # Most wanted first: when the budget ends, what stands last is left out.
 SHAPES = [
     MAIN,
-    Shape(64, 250, 2048, 512),
+    Shape(256, 784, 1, 128),
+    WIDE,
     Shape(1024, 784, 1, 128),
     Shape(32, 400, 300, 128),
     Shape(16, 784, 1, 110),
@@ -44,14 +55,53 @@ SHAPES = [
     Shape(1, 16000, 1, 64),
     Shape(1, 100000, 1, 64),
 ]
-RATES = (0.5, 0.25, 1.0, 0.1)
 PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "tf32": torch.float32,
     "float32": torch.float32,
     "float16": torch.float16,
 }
-LONGEST_LOOP = 1000  # steps: beyond, a masked loop takes minutes
+LONGEST_LOOP = 1000  # steps: beyond, a loop in Python takes minutes
+LOOPS = ("events", "events_graphed", "masked_loop", "masked_loop_graphed", "masked_loop_compiled")
+BROKEN = 3  # exit status
+
+
+class Part(NamedTuple):
+    """A part of the whole."""
+
+    shapes: list[Shape]
+    rates: tuple[float, ...] = (0.5, 0.25, 1.0, 0.1)
+    cells: tuple[str, ...] = ("lstm", "gru")
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    peers: tuple[str, ...] = ("native", "ours", "ours_graphed")
+    spread: str = "constant"
+
+
+PARTS = {
+    "reach": Part(SHAPES[:3], (0.5, 0.25, 1.0), ("lstm",), ("bfloat16", "tf32"), ("native", "ours")),
+    "peers": Part([MAIN], (0.5,), ("lstm",), ("tf32", "bfloat16"), ("native_graphed", "ours_graphed", *LOOPS)),
+    "rows": Part(
+        [MAIN, SHAPES[3], WIDE],
+        (0.5, 0.25, 0.1),
+        ("lstm",),
+        ("bfloat16",),
+        ("native", "ours", "ours_ungrouped", "native_packed"),
+        "lognormal",
+    ),
+    "all": Part(SHAPES),
+}
+
+
+class Wanted(NamedTuple):
+    """One workload, and what is timed of it."""
+
+    shape: Shape
+    cell: str
+    precision: str
+    mode: str
+    rate: float
+    spread: str
+    peers: tuple[str, ...]
 
 
 @dataclass
@@ -78,50 +128,38 @@ class Row:
     rate: float
     spread: str
     name: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    native_over_this: float
-    peak_mib: float
+    p20_ms: float | str = ""  # empty, as the following, where there is an error
+    p50_ms: float | str = ""
+    p80_ms: float | str = ""
+    native_over_this: float | str = ""
+    peak_mib: float | str = ""
+    slowest_row_updates: int | str = ""  # one after the other, of each layer
+    equality: str = ""  # "passed", or which checks of this engine did not
+    error: str = ""
+
+
+def key(row: dict[str, str]) -> tuple[str, ...]:
+    """What a row measures, where."""
+    names = ("device", "cell", "mode", "batch", "steps", "inputs", "units", "layers", "sequence", "precision")
+    return tuple(row[name] for name in (*names, "rate", "spread", "name"))
+
+
+def store(path: Path, known: Rows, row: Row) -> None:
+    """Renew this row among the known ones, and their file as a whole."""
+    new = {name: str(value) for name, value in asdict(row).items()}
+    known[:] = [*(old for old in known if key(old) != key(new)), new]
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(known)
+    part.replace(path)
 
 
 def use_precision(name: str) -> None:
     """torch's own switches, for matrix products and for cuDNN."""
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     torch.backends.cudnn.allow_tf32 = name == "tf32"
-
-
-def graphed(run: Run) -> Run:
-    """The same in a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-def events(workload: Workload) -> Run:
-    """Ours in plain PyTorch."""
-    run = ours(workload, backend="events")
-    assert run is not None
-    return run
-
-
-def peers(workload: Workload, precision: str, every: bool) -> dict[str, Callable[[], Run | None]]:
-    """What is timed for one workload. Peers that compute every step take the same time at every rate."""
-    found: dict[str, Callable[[], Run | None]] = {"native": lambda: native(workload), "ours": lambda: ours(workload)}
-    found["ours_graphed"] = lambda: graphed(ours(workload))
-    if every and precision in ("tf32", "float32") and workload.shape.steps <= LONGEST_LOOP:
-        found["events"] = lambda: events(workload)
-        found["masked_loop"] = lambda: masked_loop(workload)
-        found["masked_loop_graphed"] = lambda: None if (run := masked_loop(workload)) is None else graphed(run)
-        found["masked_loop_compiled"] = lambda: masked_loop_compiled(workload)
-    return found
 
 
 def timed(run: Run, seconds: float) -> tuple[list[float], float]:
@@ -154,103 +192,191 @@ def gpu_provenance() -> dict[str, str]:
     return facts | {"triton": triton.__version__}
 
 
-def measure(workload: Workload, precision: str, every: bool, seconds: float) -> Iterator[dict[str, object]]:
-    """CSV fields of one workload's measurements; the native layer comes first."""
-    native_ms = float("nan")
-    shape = {key: value for key, value in workload.shape._asdict().items() if key != "input_gradients"}
-    for name, make in peers(workload, precision, every).items():
+def equality(results: dict[str, str] | None, wanted: Wanted) -> str:
+    """Whether the suite's checks that touch this engine held: "passed", or which did not; see `touches`."""
+    if results is None:
+        return "not asked"
+    failed = [name for name, outcome in results.items() if outcome != "ok" and touches(name, wanted)]
+    return "; ".join(failed) or "passed"
+
+
+def touches(check: str, wanted: Wanted) -> bool:
+    """Whether a check of that name says something of this workload: unless it names another cell or precision."""
+    from hf_skiprnn.kernels import triton_tiling
+
+    if check == "shared units" and not triton_tiling.SHARES:
+        return False  # switched off
+    words = set(check.lower().replace(",", " ").split())
+    cells, precisions = {"lstm", "gru", "gru_reset_after"}, set(PRECISIONS)
+    cell = "gru_reset_after" if wanted.cell == "gru" else wanted.cell
+    return not ((words & cells and cell not in words) or (words & precisions and wanted.precision not in words))
+
+
+def measure(
+    workload: Workload, peers: Sequence[str], seconds: float, limit: float, native_ms: float | None
+) -> Iterator[dict[str, object]]:
+    """CSV fields of one workload's measurements; an error is one, too. native_ms: the native layer's, if known."""
+    slowest = workload.updates() // workload.shape.batch
+    if workload.gates is not None:
+        slowest = int(workload.gates.sum(1).max())
+    for name in peers:
+        if name in LOOPS and workload.shape.steps > LONGEST_LOOP:
+            continue
         try:
-            run = make()
-            if run is None:
-                continue
-            times, peak = timed(run, seconds)
-        except (RuntimeError, AssertionError) as error:  # one peer's failure is a line, not the end
-            print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+            with deadline(name, limit):
+                run = PEERS[name](workload)
+                if run is None:
+                    continue
+                times, peak = timed(run, seconds)
+        except Exception as error:  # noqa: BLE001 - one peer's failure is a row, not the end
+            lines = str(error).splitlines() or [""]
+            yield {"name": name, "error": f"{type(error).__name__}: {lines[0][:200]}"}
+            torch.cuda.synchronize()  # raises where the device is lost
             continue
         p50 = median(times)
         if name == "native":
             native_ms = p50
-        yield shape | {
-            "cell": workload.cell,
-            "mode": workload.mode,
-            "precision": precision,
-            "rate": workload.rate,
-            "spread": workload.spread,
+        yield {
             "name": name,
             "p20_ms": round(quantiles(times, n=5)[0], 4),
             "p50_ms": round(p50, 4),
             "p80_ms": round(quantiles(times, n=5)[3], 4),
-            "native_over_this": round(native_ms / p50, 3),
+            "native_over_this": round(native_ms / p50, 3) if native_ms else "",
             "peak_mib": round(peak, 1),
+            "slowest_row_updates": slowest,
         }
         del run
         torch.cuda.empty_cache()
 
 
+class deadline:  # noqa: N801 - used as `with deadline(...)`
+    """Leaves the process with status 3 where its block does not end: a kernel that hangs cannot be interrupted."""
+
+    on_end: Callable[[str, str], None] = staticmethod(lambda name, error: None)
+
+    def __init__(self, name: str, seconds: float):
+        self.timer = threading.Timer(seconds, self.end, (name, f"did not end within {seconds:.0f} s"))
+        self.timer.daemon = True
+
+    def end(self, name: str, error: str) -> None:
+        """Write it down, and leave."""
+        self.on_end(name, error)
+        os._exit(BROKEN)
+
+    def __enter__(self) -> None:
+        self.timer.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.timer.cancel()
+
+
 def show(row: Row) -> None:
     """One line of the log."""
     shape = f"({row.batch}, {row.steps}, {row.inputs}, {row.units})"
-    print(
-        f"{row.cell:5}{row.mode:10}{shape:22}{row.precision:9}{row.rate:5.0%} {row.spread:10}{row.name:21}"
-        f"{row.p50_ms:10.3f} ms {row.native_over_this:6.2f}x {row.peak_mib:9.1f} MiB",
-        flush=True,
-    )
+    what = f"{row.cell:5}{row.mode:10}{shape:22}{row.precision:9}{row.rate:5.0%} {row.spread:10}{row.name:21}"
+    said = row.error or f"{row.p50_ms:10.3f} ms {row.native_over_this:>7}x {row.peak_mib:9.1f} MiB"
+    print(what + said, flush=True)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda"], default="cuda")
-    parser.add_argument("--shapes", nargs="+", help="B,T,I,H[,layers] instead of the list of shapes")
-    parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=["lstm", "gru"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="of the whole")
+    parser.add_argument("--shapes", nargs="+", help="B,T,I,H[,layers] instead of the parts")
+    parser.add_argument("--cells", nargs="+", choices=["lstm", "gru"], help="default: the part's")
     parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
-    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="shares of steps read")
-    parser.add_argument("--spread", nargs="+", default=["constant"], choices=["constant", "lognormal"])
-    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--rates", nargs="+", type=float, help="shares of steps read; default: the part's")
+    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), help="default: the part's")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: the part's")
     parser.add_argument("--seconds", type=float, default=0.2, help="time for each line of the table")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--limit", type=float, default=90.0, help="seconds that one measurement may take at most")
+    parser.add_argument("--equality", type=Path, help="outcomes of tests/triton_suite.py")
+    parser.add_argument("--resume", action="store_true", help="leave out what this commit has rows of, errors too")
+    parser.add_argument("--report", action="store_true", help="the table of what is asked for alone")
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards" / "speed" / "gpu.csv")
     return parser.parse_args(arguments)
 
 
-def plan(options: argparse.Namespace) -> list[tuple[Shape, str, str, str, str]]:
-    """(shape, cell, precision, mode, spread), most wanted first: LSTM before GRU, bf16 and TF32 before the others."""
-    shapes = SHAPES
+def plan(options: argparse.Namespace) -> list[Wanted]:
+    """Most wanted first: part by part; in it LSTM before GRU, bf16 and TF32 before the others, then by shape."""
+    parts = [PARTS[name] for name in options.parts]
     if options.shapes:
-        shapes = [Shape(*(int(part) for part in text.split(",")[:5])) for text in options.shapes]  # type: ignore[arg-type]
-    wanted = itertools.product(shapes, options.cells, options.precisions, options.modes, options.spread)
+        parts = [Part([Shape(*(int(size) for size in text.split(",")[:5])) for text in options.shapes])]  # type: ignore[arg-type]
+    wanted: list[Wanted] = []
+    for part in parts:
+        shapes = part.shapes
 
-    def rank(item: tuple[Shape, str, str, str, str]) -> tuple[int, int]:
-        shape, cell, precision, _, spread = item
-        late = (cell == "gru") + (precision in ("float32", "float16")) + (spread != "constant")
-        return (late, shapes.index(shape))
+        def late(item: Wanted, shapes: list[Shape] = shapes) -> tuple[int, int]:
+            return (item.cell == "gru") + (item.precision in ("float32", "float16")), shapes.index(item.shape)
 
-    return sorted(wanted, key=rank)
+        items = itertools.product(
+            shapes,
+            options.cells or part.cells,
+            options.precisions or part.precisions,
+            options.modes,
+            options.rates or part.rates,
+            [part.spread],
+            [tuple(options.peers or part.peers)],
+        )
+        wanted += sorted((Wanted(*item) for item in items), key=late)
+    return wanted
+
+
+def fields_of(wanted: Wanted) -> dict[str, object]:
+    """The CSV fields that say what was wanted."""
+    shape = {name: value for name, value in wanted.shape._asdict().items() if name != "input_gradients"}
+    return shape | {name: getattr(wanted, name) for name in ("cell", "mode", "precision", "rate", "spread")}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print, write."""
+    """Measure, print, write, judge."""
     options = parse(arguments)
+    known = read(options.output)
+    if options.report:
+        benchmark_gpu_targets.report(known)
+        return
     reason = unavailable_reason()
     if reason is not None:
         sys.exit(f"Nothing is measured. {reason}")
-    start, facts, rows = time.perf_counter(), gpu_provenance(), []
+    start, facts = time.perf_counter(), gpu_provenance()
     print(f"{facts['device']}, torch {facts['torch']}, Triton {facts['triton']}, CUDA {facts['cuda']}", flush=True)
-    left_out = 0
+    results = None
+    if options.equality and options.equality.exists():
+        results = json.loads(options.equality.read_text(encoding="utf-8"))
+    done = {key(row) for row in known if options.resume and row["commit"] == facts["commit"]}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        for (shape, cell, precision, mode, spread), rate in itertools.product(plan(options), options.rates):
-            if time.perf_counter() - start > options.budget:
-                left_out += 1
-                continue
-            use_precision(precision)
-            workload = Workload(shape, cell, mode, rate, spread, device="cuda", dtype=PRECISIONS[precision])
-            every = shape == MAIN and rate == 0.5 and cell == "lstm"
-            for values in measure(workload, precision, every, options.seconds):
-                rows.append(Row(**facts, **values))  # type: ignore[arg-type]
-                show(rows[-1])
-                writer.writerow(asdict(rows[-1]))
-                file.flush()
-    print(f"{len(rows)} rows in {options.output}; {left_out} workloads left out after {options.budget:.0f} s.")
+    left_out = 0
+    for wanted in plan(options):
+        what = fields_of(wanted)
+
+        def keep(values: dict[str, object], what: dict[str, object] = what, wanted: Wanted = wanted) -> None:
+            row = Row(**facts, **what, **values, equality=equality(results, wanted))  # type: ignore[arg-type]
+            show(row)
+            store(options.output, known, row)
+
+        as_text = {name: str(value) for name, value in (what | {"device": facts["device"]}).items()}
+        peers = [name for name in wanted.peers if key(as_text | {"name": name}) not in done]
+        if not peers:
+            continue
+        if time.perf_counter() - start > options.budget:
+            left_out += 1
+            continue
+        deadline.on_end = staticmethod(lambda name, error, keep=keep: keep({"name": name, "error": error}))
+        use_precision(wanted.precision)
+        dtype = PRECISIONS[wanted.precision]
+        try:
+            workload = Workload(
+                wanted.shape, wanted.cell, wanted.mode, wanted.rate, wanted.spread, device="cuda", dtype=dtype
+            )
+            native = [row["p50_ms"] for row in known if key(row) == key(as_text | {"name": "native"}) and row["p50_ms"]]
+            native_ms = float(native[-1]) if native else None
+            for values in measure(workload, peers, options.seconds, options.limit, native_ms):
+                keep(values)
+                done.add(key(as_text | {"name": str(values["name"])}))
+        except RuntimeError as error:
+            print(f"The device is lost: {str(error).splitlines()[0]}", flush=True)
+            sys.exit(BROKEN)
+    print(f"{len(known)} rows in {options.output}; {left_out} workloads left out after {options.budget:.0f} s.")
+    benchmark_gpu_targets.report(known)

@@ -111,17 +111,23 @@ def of_checkpoint(folder: str, mode: str) -> Workload:
     return Workload(shape, config.cell_type, mode, rate, name, level="model", model=model, batch=dict(batch))
 
 
+def skip_layer(workload: Workload) -> Any:
+    """Our layer with the native one's weights, and a gate that has learned one interval n: n * D is just above 0.5."""
+    layer = NATIVE[workload.cell][1].from_native(workload.native)
+    layer.update_gate.float()  # as in a model in half precision
+    with torch.no_grad():
+        layer.update_gate.weight.zero_()
+        increment = 0.5 / workload.interval * (1 + 1e-4)
+        layer.update_gate.bias.fill_(math.log(increment / (1 - increment)) if increment < 1 else 20.0)
+    return layer
+
+
 def ours(workload: Workload, backend: str = "auto") -> Run:
     """Our layer with a learned gate of that interval; the last state, or every step's in sequence mode."""
     if workload.model is not None:
         return _trained(workload, workload.model)
-    layer = NATIVE[workload.cell][1].from_native(workload.native)
+    layer = skip_layer(workload)
     layer.set_scan_backend(backend)
-    layer.update_gate.float()  # as in a model in half precision
-    with torch.no_grad():  # a gate that has learned one interval n: n * D is just above 0.5
-        layer.update_gate.weight.zero_()
-        increment = 0.5 / workload.interval * (1 + 1e-4)
-        layer.update_gate.bias.fill_(math.log(increment / (1 - increment)) if increment < 1 else 20.0)
 
     def forward(x: Tensor) -> Tensor:
         state = layer.initial_state(x.shape[0])

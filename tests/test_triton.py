@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from scan_problems import Case, Problem, make_problem
 
 from hf_skiprnn import SkipLSTM
-from hf_skiprnn.cells_skip_rnn import LayerWeights
+from hf_skiprnn.cells_skip_rnn import CELLS, LayerWeights
 from hf_skiprnn.kernels import select, triton_scan
 
 pytest.importorskip("triton", reason="Triton exists for Linux on x86-64 and aarch64")
@@ -72,6 +74,47 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(case: Case, dtype: tor
         assert len(kernel.asm["cubin"]) > 1000
 
 
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("choice", range(4))
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (Case(hidden=110, inputs=1, batch=256), torch.bfloat16),
+        (Case(hidden=128, inputs=1, batch=256), torch.float32),
+        (Case(hidden=512, inputs=20, batch=64), torch.bfloat16),
+        (Case(hidden=512, inputs=20, batch=64), torch.float32),
+        (Case(hidden=768, inputs=20, batch=16, cell="gru"), torch.bfloat16),
+        (Case(hidden=64, inputs=1, batch=1), torch.float32),
+    ],
+    ids=str,
+)
+def test_every_choice_of_the_tuner_fits_a_gpu(
+    case: Case, dtype: torch.dtype, choice: int, tf32: None, tmp_path: Path
+) -> None:
+    """Sizes of the benchmark: each choice compiles, and takes no more than a multiprocessor has."""
+    from triton_compiling import compiling, usage
+
+    from hf_skiprnn.kernels.triton_tiling import choices
+
+    if choice >= len(choices(case.hidden, CELLS[case.cell].num_gates, 1, dtype)):
+        pytest.skip("there are fewer choices")
+    problem = in_precision(make_problem(replace(case, steps=2)), dtype)
+    with compiling(80, 90, choice=choice) as compiled:
+        out = problem.run(triton_scan.triton_scan)
+        torch.autograd.backward([out.state.h.sum(), out.num_updates.sum()])
+    for name, kernel in compiled.items():
+        registers, spilled, shared = usage(kernel, tmp_path)
+        assert registers * 32 * kernel.metadata.num_warps <= 65536, name
+        assert shared <= 160 << 10, name  # an A100's multiprocessor has 164 KiB
+        assert spilled <= 400, name  # bytes a thread: they stay in the first-level cache
+
+
 def test_what_is_cut_how() -> None:
     """Sizes of the issue, on an H100's 132 multiprocessors."""
     from hf_skiprnn.kernels.triton_tiling import tiling
@@ -85,6 +128,19 @@ def test_what_is_cut_how() -> None:
         assert cut.split * cut.block_units >= units
         assert -(-batch // cut.rows) * cut.split <= 132  # they wait for each other, so all must run at once
     assert tiling(100_000, 512, 4, 1, torch.bfloat16, 132).split == 1
+
+
+def test_a_choice_has_neither_rows_nor_steps_in_it() -> None:
+    """So one that was tuned serves every batch; programs that wait for each other fit the device at every batch."""
+    from hf_skiprnn.kernels.triton_tiling import choices, tiling
+
+    for units, dtype in ((64, torch.bfloat16), (128, torch.float32), (512, torch.bfloat16), (777, torch.float32)):
+        for choice in choices(units, 4, 1, dtype):
+            for batch in (1, 2, 16, 17, 64, 300, 2000, 5000):
+                cut = tiling(batch, units, 4, 1, dtype, 132, choice)
+                assert (cut.warps, cut.stages) == (choice.warps, choice.stages)
+                assert cut.block_units >= choice.block_units
+                assert cut.split == 1 or -(-batch // cut.rows) * cut.split <= 132
 
 
 def test_the_engine_says_why_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
 """Compiles Triton kernels for GPUs that are not there: each launch of the engine becomes a compilation."""
 
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from hf_skiprnn.cells_skip_rnn import CELLS
 from hf_skiprnn.kernels import triton_engine, triton_reverse, triton_tiling
 
 TYPES = {
@@ -61,15 +65,45 @@ class Compiler:
             self.compiled[f"{self.kernel.__name__} sm_{target} {values.get('CELL', '')}"] = result
 
 
+class Usage(NamedTuple):
+    """Of a compiled kernel."""
+
+    registers: int  # a thread
+    spilled: int  # bytes a thread
+    shared: int  # bytes a program
+
+
+def usage(kernel: Any, folder: Path) -> Usage:
+    """By NVIDIA's tool, which Triton brings along."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(kernel.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    said = subprocess.run([tool, "-res-usage", file], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found, said
+    return Usage(int(found[1]), int(found[2]), kernel.metadata.shared)
+
+
 @contextmanager
-def compiling(*targets: int, resident: bool = True) -> Iterator[dict[str, Any]]:
-    """Inside, scans on the CPU compute nothing, but compile what they would launch on a GPU of 132 multiprocessors."""
+def compiling(*targets: int, resident: bool = True, choice: int = 0) -> Iterator[dict[str, Any]]:
+    """Inside, scans on the CPU compute nothing, but compile what they would launch on a GPU of 132 multiprocessors.
+
+    `choice` is the index among the tuner's candidates, the last if there are fewer.
+    """
     compiled: dict[str, Any] = {}
+
+    def pick(weights: list[torch.Tensor], cell: str, width: int) -> triton_tiling.Choice:
+        units, layers = weights[1].shape[1], len(weights) // 4
+        found = triton_tiling.choices(units, CELLS[cell].num_gates, layers, weights[1].dtype)
+        return found[min(choice, len(found) - 1)]
+
     with pytest.MonkeyPatch.context() as patch:
         for module, names in KERNELS.items():
-            for name in names:
-                patch.setattr(module, name, Compiler(getattr(module, name), targets, compiled))
+            for name in names:  # the others do not know the choice
+                wanted = targets if choice == 0 or "ward" in name else ()
+                patch.setattr(module, name, Compiler(getattr(module, name), wanted, compiled))
             patch.setattr(module, "multiprocessors", lambda device: 132)
+            patch.setattr(module, "best_choice", pick)
         if not resident:
             patch.setattr(triton_tiling, "RESIDENT_BYTES", 0)
         yield compiled

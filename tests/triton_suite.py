@@ -5,27 +5,32 @@
     python tests/triton_suite.py "options, gru" TF32       # only checks whose names contain one of these
 
 Without pytest, which a GPU machine may lack; where the package is not installed, with PYTHONPATH at its root. One line
-a check; the exit status is 1 if any fails.
+a check; the exit status is 1 if any fails. --results FILE keeps the outcomes, renewed after every check; --limit is
+the number of seconds after which what still runs has failed. Nothing is tuned but where a check says so.
 """
 
+import argparse
 import itertools
+import json
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import torch
 from scan_problems import Case, Problem, assert_close, assert_same_values, gradients, make_problem
 from torch import Tensor
 
 from hf_skiprnn.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, gate_opens
-from hf_skiprnn.kernels import triton_reverse, triton_tiling
+from hf_skiprnn.kernels import triton_engine, triton_reverse, triton_tiling, triton_tuning
 from hf_skiprnn.kernels.triton_scan import triton_scan
 from hf_skiprnn.scan_skip_rnn import dense_scan
 
@@ -38,9 +43,19 @@ TOLERANCE = {"float32": (5e-6, 1e-4), "tf32": (1e-2, 5e-2), "float16": (1e-2, 5e
 
 
 @contextmanager
-def engine(resident: bool = True, chunk: int | None = None) -> Iterator[None]:
-    """Other cuts than those of the shape: weights streamed although they fit, the backward pass in short chunks."""
+def engine(resident: bool = True, chunk: int | None = None, choice: int = 0) -> Iterator[None]:
+    """Other cuts: weights streamed although they fit, the backward pass in short chunks, another of the choices."""
     before = triton_tiling.RESIDENT_BYTES, triton_reverse.CHUNK_NUMBERS, triton_reverse.SHORTEST_CHUNK
+    modules = (triton_engine, triton_reverse)
+    tuned = [module.best_choice for module in modules]
+
+    def pick(weights: list[Tensor], cell: str, width: int) -> triton_tiling.Choice:
+        found = triton_tiling.choices(weights[1].shape[1], CELLS[cell].num_gates, len(weights) // 4, weights[1].dtype)
+        return found[choice % len(found)]
+
+    if choice:
+        for module in modules:
+            module.best_choice = pick
     if not resident:
         triton_tiling.RESIDENT_BYTES = 0
     if chunk is not None:
@@ -49,6 +64,8 @@ def engine(resident: bool = True, chunk: int | None = None) -> Iterator[None]:
         yield
     finally:
         triton_tiling.RESIDENT_BYTES, triton_reverse.CHUNK_NUMBERS, triton_reverse.SHORTEST_CHUNK = before
+        for module, best_choice in zip(modules, tuned, strict=True):
+            module.best_choice = best_choice
 
 
 def on_device(problem: Problem) -> Problem:
@@ -136,9 +153,9 @@ def uneven_rows() -> None:
     assert_is_the_definition(problem)
 
 
-def low_precision(cell: str, dtype: torch.dtype, name: str) -> None:
+def low_precision(cell: str, dtype: torch.dtype, name: str, choices: tuple[int, ...] = (0,), hidden: int = 100) -> None:
     """Floats under the gates of float64 (in float32 a recurrent net is chaotic near a tie)."""
-    batch, steps, hidden = (4, 16, 18) if INTERPRETED else (40, 60, 100)
+    batch, steps, hidden = (4, 16, 18) if INTERPRETED else (40, 60, hidden)
     problem = make_problem(Case(cell=cell, batch=batch, steps=steps, hidden=hidden, sequence=True))
     if dtype in (torch.float16, torch.bfloat16):  # the yardstick has the same weights
         problem = replace(
@@ -163,13 +180,48 @@ def low_precision(cell: str, dtype: torch.dtype, name: str) -> None:
             for w in kept.layers
         ],
     )
-    for resident in (True, False):
-        with engine(resident):
+    for resident, choice in itertools.product((True, False), choices):
+        with engine(resident, choice=choice):
             got = low.run(triton_scan, forced_gates=gates)
             assert got.state.h.dtype == torch.float32
             assert_same_values(got, want, TOLERANCE[name][0])
             for leaf, grad in gradients(low, got).items():
                 assert_close(f"gradient of {leaf}", grad, wanted[leaf], TOLERANCE[name][1])
+
+
+def choices(cell: str) -> None:
+    """Every choice that the tuner may take: other tiles, other warps."""
+    if INTERPRETED:  # which knows no warps
+        for choice in (2, 3):
+            with engine(resident=False, choice=choice):
+                assert_is_the_definition(make_problem(Case(cell=cell, batch=2, steps=3, hidden=50)))
+        return
+    low_precision(cell, torch.bfloat16, "bfloat16", (1, 2, 3))
+    low_precision(cell, torch.bfloat16, "bfloat16", (1, 2, 3), hidden=400)
+
+
+def autotuning() -> None:
+    """A choice is made, kept for other processes, and changes no result beyond rounding. GPU only."""
+    problem = on_device(make_problem(Case(batch=20, steps=30, hidden=110, inputs=1), dtype=torch.float32))
+    gates = problem.run(triton_scan).update_gates > 0.5
+    want = problem.run(triton_scan, forced_gates=gates)
+    wanted = gradients(problem, want)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {triton_tuning.VARIABLE: "1", "TRITON_CACHE_DIR": folder}
+        got = problem.run(triton_scan, forced_gates=gates)
+        grads = gradients(problem, got)
+        files = list((Path(folder) / "hf_skiprnn").iterdir())
+        kept = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    os.environ[triton_tuning.VARIABLE] = "0"
+    assert {held["key"][0] for held in kept} == {"forward", "backward"}
+    for held in kept:
+        print(
+            held["key"][:5], held["choice"], [(tuple(t["choice"].values()), t["milliseconds"]) for t in held["tried"]]
+        )
+        assert sum(math.isfinite(tried["milliseconds"]) for tried in held["tried"]) > 1
+    assert_same_values(got, want, TOLERANCE["float32"][0])
+    for name, grad in grads.items():
+        assert_close(f"gradient of {name}", grad, wanted[name], TOLERANCE["float32"][1])
 
 
 def tf32() -> None:
@@ -368,6 +420,11 @@ CHECKS: dict[str, Callable[[], None]] = {
         for cell in CELLS
         if not INTERPRETED or name == "float32" or (name, cell) == ("bfloat16", "gru")
     },
+    **{
+        f"choices, {cell}": (lambda cell=cell: choices(cell))
+        for cell in CELLS
+        if not INTERPRETED or cell == "gru"  # the one with a product more
+    },
     "ties, zero and NaN": ties_zero_and_nan,
     "what is not read": what_is_not_read,
     "chunks of a sequence": chunks_of_a_sequence,
@@ -377,44 +434,93 @@ CHECKS: dict[str, Callable[[], None]] = {
 GPU_CHECKS: dict[str, Callable[[], None]] = {
     "TF32": tf32,
     "shared units": shared_units,
+    "autotuning": autotuning,
     "CUDA graph": cuda_graph,
     "long offsets": long_offsets,
 }
 
 
-def run_check(name: str) -> str | None:
-    """What went wrong; None where the check holds. Prints its line."""
+def run_check(name: str) -> bool:
+    """Whether the check holds. Prints its line, and what went wrong."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    wrong = None
+    wrong = ""
     try:
         (CHECKS | GPU_CHECKS)[name]()
     except Exception:  # noqa: BLE001 - the other checks still tell something
-        wrong = traceback.format_exc()
-    print(f"{name}: {'ok' if wrong is None else 'FAILED'} ({time.perf_counter() - start:.1f} s)", flush=True)
-    return wrong
+        wrong = f"\n{traceback.format_exc()}"
+    print(f"{name}: {'FAILED' if wrong else 'ok'} ({time.perf_counter() - start:.1f} s){wrong}", flush=True)
+    return not wrong
+
+
+def run_and_exit(name: str) -> None:
+    """In a process of its own: what breaks the device there breaks no other check."""
+    sys.exit(0 if run_check(name) else 1)
+
+
+class Outcomes:
+    """What became of the checks: "not finished", then "ok" or "FAILED"; in the file, too."""
+
+    def __init__(self, names: list[str], file: Path | None):
+        self.of, self.file = dict.fromkeys(names, "not finished"), file
+        self.write()
+
+    def add(self, name: str, holds: bool) -> None:
+        self.of[name] = "ok" if holds else "FAILED"
+        self.write()
+
+    def write(self) -> None:
+        if self.file is not None:
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(self.of, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.file)
+
+
+def run_in_processes(outcomes: Outcomes, limit: float) -> None:
+    """Several at a time, since most of the time goes into compiling."""
+    jobs = max(1, min(8, (os.cpu_count() or 2) // 2))
+    end = time.monotonic() + limit
+    context = get_context("spawn")
+    waiting, running = list(outcomes.of), dict[str, Any]()
+    while (waiting or running) and time.monotonic() < end:
+        while waiting and len(running) < jobs:
+            name = waiting.pop(0)
+            running[name] = context.Process(target=run_and_exit, args=(name,))
+            running[name].start()
+        for name, process in list(running.items()):
+            if process.exitcode is not None:
+                outcomes.add(name, process.exitcode == 0)
+                del running[name]
+        time.sleep(0.05)
+    for process in running.values():
+        process.kill()
 
 
 def main() -> int:
-    """Run every check, on a GPU several at a time since most of the time goes into compiling; how many failed."""
-    wanted = sys.argv[1:] or [""]
-    names = [name for name in (CHECKS if INTERPRETED else CHECKS | GPU_CHECKS) if any(part in name for part in wanted)]
+    """Run every check; how many did not pass."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wanted", nargs="*", default=[""], help="parts of names of checks")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--limit", type=float, default=math.inf)
+    options = parser.parse_args()
+    checks = CHECKS if INTERPRETED else GPU_CHECKS | CHECKS  # the longest first
+    names = [name for name in checks if any(part in name for part in options.wanted)]
+    outcomes = Outcomes(names, options.results)
     if INTERPRETED:
-        outcomes = [run_check(name) for name in names]
+        for name in names:
+            outcomes.add(name, run_check(name))
     else:
-        jobs = max(1, min(8, (os.cpu_count() or 2) // 2))
-        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            outcomes = list(pool.map(run_check, names))
-    for name, wrong in zip(names, outcomes, strict=True):
-        if wrong is not None:
-            print(f"\n== {name} ==\n{wrong}", flush=True)
-    failed = sum(wrong is not None for wrong in outcomes)
-    print(f"{len(names) - failed} of {len(names)} checks passed", flush=True)
-    return failed
+        run_in_processes(outcomes, options.limit)
+    failed = [name for name, outcome in outcomes.of.items() if outcome != "ok"]
+    print(f"{len(names) - len(failed)} of {len(names)} checks passed", flush=True)
+    if failed:
+        print(f"Not passed: {'; '.join(failed)}", flush=True)
+    return len(failed)
 
 
 if __name__ == "__main__":
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    os.environ[triton_tuning.VARIABLE] = "0"
     if INTERPRETED:
         import triton_interpreter  # noqa: F401 - speeds the interpreter up
     elif not torch.cuda.is_available():

@@ -131,13 +131,15 @@ def input_product(
 def meet(arrived, visits, SPLIT: tl.constexpr):
     """All programs of a row block have come here `visits` times, and see what the others wrote.
 
-    They run at the same time: the launch is cooperative. A release at the device's scope after the program's own
-    barrier covers the writes of all its threads.
+    They run at the same time: the launch is cooperative, so the driver refuses a grid that does not fit. All take the
+    same turns, as what decides a turn is added up in one order by all. One thread counts for its program: released at
+    the device's scope after the program's own barrier, its count covers the writes of all threads; acquired before the
+    next barrier, the others' counts cover their reads. Counts may wrap around.
     """
     tl.debug_barrier()
     if SPLIT > 1:
         tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
-        while tl.atomic_add(arrived, 0, sem="acq_rel", scope="gpu") < visits * SPLIT:
+        while tl.atomic_add(arrived, 0, sem="acq_rel", scope="gpu") - visits * SPLIT < 0:
             pass
         tl.debug_barrier()
 

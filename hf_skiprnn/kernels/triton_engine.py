@@ -1,6 +1,6 @@
 """Calls of the Triton kernels on checked tensors: the forward scan. The backward pass is in `triton_reverse`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -10,7 +10,10 @@ from ..cells_skip_rnn import CELLS, state_dtype
 from ..events_skip_rnn import Timeline
 from .triton_checks import Optional, check, empty_results
 from .triton_forward import resident_forward, streamed_forward
-from .triton_tiling import INLINE_INPUTS, LANGUAGE, Tiling, multiprocessors, precision, tiling
+from .triton_tiling import INLINE_INPUTS, LANGUAGE, Choice, Tiling, multiprocessors, precision, tiling
+from .triton_tuning import choose, trial
+
+GROUPS_ROWS = True  # rows with like numbers of updates side by side; False, as they came: the benchmark compares
 
 
 def stacked(weights: Sequence[Tensor], index: int, *shape: int) -> Tensor:
@@ -19,13 +22,17 @@ def stacked(weights: Sequence[Tensor], index: int, *shape: int) -> Tensor:
     return parts[0].contiguous().unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
+def by_length(updates: Tensor) -> Tensor:
+    """Rows [B] by a bound on their updates, most first: a block of rows ends with its slowest."""
+    return updates.argsort(descending=True) if GROUPS_ROWS else torch.arange(len(updates), device=updates.device)
+
+
 def row_order(time: Timeline, forced: Optional) -> Tensor:
-    """Rows by how many updates they can have, most first: a block of rows ends with its slowest."""
+    """`by_length`, by how many updates rows can have; of a learned gate's nothing is known beforehand."""
     if forced is not None:
-        bound = forced.sum(1) if time.mask is None else (forced & time.mask).sum(1)
-        return bound.argsort(descending=True)
+        return by_length(forced.sum(1) if time.mask is None else (forced & time.mask).sum(1))
     if time.mask is not None:
-        return time.lengths.argsort(descending=True)
+        return by_length(time.lengths)
     return torch.arange(time.batch, device=time.lengths.device)
 
 
@@ -39,8 +46,9 @@ def forward(
     cell: str,
     sequence: bool,
     record: bool,
+    choice: Choice | None = None,
 ) -> list[Tensor]:
-    """A forward call: `empty_results`, filled."""
+    """A forward call: `empty_results`, filled; the choice is the tuned one, if none is given."""
     check(inputs, weights, gate, state, mask, forced, cell)
     results = empty_results(inputs, weights, state, sequence, record)
     (batch, steps), units, layers = inputs.shape[:2], weights[1].shape[1], len(weights) // 4
@@ -67,7 +75,9 @@ def forward(
         results[4].copy_(since)
     else:
         time = Timeline(batch, steps, mask, forced, inputs.device)
-        cut = tiling(batch, units, CELLS[cell].num_gates, layers, weights[1].dtype, multiprocessors(inputs.device))
+        choice = choice or best_choice(weights, cell, inputs.shape[2])
+        processors = multiprocessors(inputs.device)
+        cut = tiling(batch, units, CELLS[cell].num_gates, layers, weights[1].dtype, processors, choice)
         recorded = (h, c, gates, times, increments, results[3], results[4], counts)
         launch(cut, inputs, weights, gate, increment, since, time, forced, cell, keeps, record, recorded, dtype)
     results[5].copy_(counts)
@@ -79,6 +89,16 @@ def forward(
         held = gates.cumsum(1).long().unsqueeze(-1).expand(-1, -1, units)
         torch.gather(h[-1], 1, held, out=results[0])
     return results
+
+
+def best_choice(weights: Sequence[Tensor], cell: str, width: int) -> Choice:
+    """The tuned choice for layers like these."""
+
+    def prepare() -> Callable[[Choice], object]:
+        inputs, like, gate, state = trial(weights, cell, width)
+        return lambda choice: forward(inputs, like, gate, state, None, None, cell, False, False, choice)
+
+    return choose("forward", weights, cell, width, prepare)
 
 
 def launch(

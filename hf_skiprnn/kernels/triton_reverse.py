@@ -5,7 +5,7 @@ runs of skipped steps (triton_steps.py), then the sequential kernel from update 
 weight gradients in large products again. Every shape is static, so that nothing waits for the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from ..cells_skip_rnn import CELLS, state_dtype
 from .triton_backward import resident_backward, streamed_backward
 from .triton_checks import Optional
-from .triton_engine import stacked
+from .triton_engine import by_length, forward, stacked
 from .triton_steps import segments, transition
-from .triton_tiling import FUSED, LANGUAGE, Tiling, multiprocessors, precision, tiling
+from .triton_tiling import FUSED, LANGUAGE, Choice, Tiling, multiprocessors, precision, tiling
+from .triton_tuning import choose, trial
 
 CHUNK_NUMBERS = 1 << 25  # in a chunk's buffers: 128 MiB of float32
 SHORTEST_CHUNK = 16  # steps
@@ -89,7 +90,7 @@ class Transitions:
 
 
 class Reverse:
-    """One backward pass; `gradients` runs it."""
+    """One backward pass; `gradients` runs it. The choice is the tuned one, if none is given."""
 
     def __init__(
         self,
@@ -102,8 +103,10 @@ class Reverse:
         grads: Sequence[Optional],
         cell: str,
         grad_inputs: bool,
+        choice: Choice | None = None,
     ) -> None:
         self.inputs, self.weights, self.gate, self.cell, self.mask = inputs, weights, gate, cell, mask
+        self.choice = choice
         self.gates, self.h, self.c, self.increments, self.times, self.counts = records
         (self.batch, self.steps, self.width), self.units = inputs.shape, weights[1].shape[1]
         self.layers, self.operand = len(weights) // 4, weights[1].dtype
@@ -144,8 +147,9 @@ class Reverse:
         if self.batch and self.steps:
             gates = CELLS[self.cell].num_gates
             processors = multiprocessors(self.inputs.device)
-            cut = tiling(self.batch, self.units, gates, self.layers, self.operand, processors)
-            order = self.counts.argsort(descending=True)  # a block of rows ends with its slowest
+            choice = self.choice or best_choice(self.weights, self.cell, self.width)
+            cut = tiling(self.batch, self.units, gates, self.layers, self.operand, processors, choice)
+            order = by_length(self.counts)
             chunk = self._chunk_steps()
             for first in reversed(range(0, self.steps, chunk)):
                 self._through(first, min(chunk, self.steps - first), cut, order)
@@ -341,3 +345,19 @@ class Reverse:
         if self.of_inputs.numel():
             part = (grad_inputs[0] @ self.weights[0]).view(self.batch, chunk.steps, self.width)
             self.of_inputs[:, chunk.first : chunk.first + chunk.steps] = part
+
+
+def best_choice(weights: Sequence[Tensor], cell: str, width: int) -> Choice:
+    """The tuned choice for the backward pass of layers like these."""
+
+    def prepare() -> Callable[[Choice], object]:
+        inputs, like, gate, state = trial(weights, cell, width)
+        results = forward(inputs, like, gate, state, None, None, cell, False, True)
+        grads = (None, torch.ones_like(results[1]), *[None] * 5)
+
+        def run(choice: Choice) -> object:
+            return Reverse(inputs, like, gate, state, None, results[6:], grads, cell, False, choice).gradients()
+
+        return run
+
+    return choose("backward", weights, cell, width, prepare)
