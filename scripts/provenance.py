@@ -8,14 +8,16 @@ import torch
 
 
 def commit() -> str:
-    """The checkout's commit, marked -dirty where tracked files differ from it; "unknown" outside of a checkout."""
+    """The checkout's commit, -dirty where files other than results differ from it; "unknown" where there is none."""
     root = Path(__file__).resolve().parents[1]
-    command = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"]
+    git = ["git", "-c", "safe.directory=*"]
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        name = subprocess.run([*git, "describe", "--always"], cwd=root, capture_output=True, text=True, check=False)
+        changed = [*git, "diff", "--quiet", "HEAD", "--", ".", ":!model_cards"]
+        dirty = subprocess.run(changed, cwd=root, capture_output=True, check=False).returncode == 1
     except FileNotFoundError:  # no git
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return name.stdout.strip() + "-dirty" * dirty or "unknown"
 
 
 def cpu_name() -> str:
