@@ -81,7 +81,7 @@ PARTS = {
     "wide": Part(WIDE),
     "long": Part([Shape(1, 16000, 1, 64)]),
     "sequence": Part([Shape(64, 784, 1, 110, sequence=True)]),
-    "masked": Part([Shape(256, 784, 1, 110)], (1.0, 0.5, 0.25), ("native", "ours", "masked_loop")),
+    "masked": Part([Shape(256, 784, 1, 110)], peers=("native", "ours", "masked_loop")),
     "peers": Part([*NARROW[1:3], WIDE[1]], (0.5,), tuple(PEERS)),
     "lognormal": Part(NARROW[1:], (0.5, 0.25, 0.1), ("native", "ours", "native_packed"), spread="lognormal"),
     "threads": Part([NARROW[1], NARROW[3], WIDE[0], WIDE[1]], (0.5,), threads=(1, 2), seconds=2.0),
