@@ -143,7 +143,7 @@ def test_a_checkpoint_stands_beside_the_papers_row_and_its_other_seeds(tmp_path:
         add_run(tmp_path, 1, "skip-lstm-1e-5", "tuned", run_of(seed, updates=updates) | {"finished": f"day {seed}"})
     folder = tmp_path / "skip-lstm-adding"
     folder.mkdir()
-    (folder / "model.safetensors").touch()
+    (folder / "config.json").touch()
     (folder / "results.json").write_text(json.dumps(run_of(2, updates=22.0, update_rate=0.44) | {"finished": "day 2"}))
     beside = (
         "| [skip-lstm-adding](model_cards/skip-lstm-adding) | solved, mse 0.0012 | 22 of 50 (44.0 %) "
