@@ -118,9 +118,8 @@ class SkipRNNTrainer(Trainer):
             return result
         task, budget, updates, lengths = last
         kept = self._rows_of_their_own(len(lengths))
-        if self._some_process_repeats_rows(
-            len(lengths)
-        ):  # all join in: where weights are sharded, forward is collective
+        if self._some_process_repeats_rows(len(lengths)):
+            # All join in: where weights are sharded, a forward needs every process. One without rows counts none of it.
             task, budget = self._loss_of_first_rows(inputs, max(kept, 1))
         gathered = self.accelerator.gather_for_metrics((updates, lengths))
         self._evaluated.add(task, budget, kept, *gathered)

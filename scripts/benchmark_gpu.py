@@ -164,6 +164,8 @@ def use_precision(name: str) -> None:
 
 def timed(run: Run, seconds: float) -> tuple[list[float], float]:
     """Milliseconds of each call, at least 5, and the peak of memory in MiB above what stood before."""
+    from hf_skiprnn.kernels.triton_tuning import between_events  # needs Triton
+
     for _ in range(3):
         run()
     torch.cuda.synchronize()
@@ -175,12 +177,7 @@ def timed(run: Run, seconds: float) -> tuple[list[float], float]:
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 5 or (time.perf_counter() - start < seconds and len(times) < 200):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        run()
-        last.record()
-        torch.cuda.synchronize()
-        times.append(first.elapsed_time(last))
+        times.append(between_events(run))
     return times, peak
 
 

@@ -85,18 +85,21 @@ def trial(
     return inputs, like, gate, (h, c, h.new_ones(ROWS), h.new_zeros(ROWS))
 
 
+def between_events(run: Callable[[], object]) -> float:
+    """Milliseconds of a run on the device; waits for it."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    run()
+    last.record()
+    torch.cuda.synchronize()
+    return float(first.elapsed_time(last))
+
+
 def milliseconds(run: Callable[[], object]) -> float:
     """The shortest of a few runs, between device events; infinite where it does not run, as with too little memory."""
     try:
         run()  # compiles
-        times = []
-        for _ in range(REPEATS):
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            run()
-            last.record()
-            torch.cuda.synchronize()
-            times.append(first.elapsed_time(last))
+        times = [between_events(run) for _ in range(REPEATS)]
     except (RuntimeError, TritonError) as error:
         logger.info("A choice for the Triton engine does not run here: %s", error)
         return float("inf")
