@@ -3,6 +3,7 @@
     python scripts/train.py --task digits
     python scripts/train.py --config scripts/recipes/adding-skip-lstm-paper.yaml --seed 1 --output_dir runs/adding-1
     python scripts/train.py --dataset_name HUB_ID_OR_FOLDER --label_column NAME
+    python scripts/train.py --task mnist --model_name_or_path model_cards/skip-lstm-mnist --shift 1    # fine-tune
 
 `--task NAME` is short for `--config scripts/recipes/NAME-skip-lstm.yaml`; without either, `--dataset_name` is for own
 data. A recipe sets options of the task, fields of SkipRNNConfig and of TrainingArguments; the command line wins over
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 import yaml
 from provenance import commit, cpu_name
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, set_seed
 
 from hf_skiprnn import (
     SkipRNNConfig,
@@ -49,12 +50,36 @@ TUNED_ROWS = Path(__file__).parent / "tuned_rows.yaml"
 RUN_FILE = "run.json"  # what a run in output_dir is made of; a resumed run must be made of the same
 STEERING_STEPS = 25
 UNSTEERED = ("budget_loss", "budget_target", "budget_weight")  # of a recipe, where --target_update_rate steers instead
+# Of SkipRNNConfig: what a checkpoint's parameters have the shape of.
+SHAPE = (
+    "cell_type",
+    "gru_reset",
+    "input_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "learn_initial_state",
+)
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+
+
+@dataclasses.dataclass
+class StartArguments:
+    """Where weights start."""
+
+    model_name_or_path: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Fine-tune this checkpoint (a folder or Hub id): its shape, weights and processor, the recipe's "
+            "other settings, and a new classifier where the number of labels differs."
+        },
+    )
 
 
 class Settings(NamedTuple):
     """A run."""
 
+    start: StartArguments
     task: Task
     config: SkipRNNConfig
     args: TrainingArguments
@@ -82,7 +107,10 @@ def parse(argv: list[str]) -> Settings:
     task_class = TASKS[recipe.pop("task")]
     if any(option.partition("=")[0] == "--target_update_rate" for option in rest):  # lambda * N, with a lambda to find
         recipe = {name: value for name, value in recipe.items() if name not in UNSTEERED}
-    dataclasses_: list[Any] = [task_class, model_arguments(), BudgetArguments, StoppingArguments, TrainingArguments]
+    if any(option.partition("=")[0] == "--model_name_or_path" for option in rest):
+        recipe = {name: value for name, value in recipe.items() if name not in SHAPE}
+    dataclasses_: list[Any] = [StartArguments, task_class, model_arguments()]
+    dataclasses_ += [BudgetArguments, StoppingArguments, TrainingArguments]
     parser = HfArgumentParser(dataclasses_, allow_abbrev=False, parents=[first], description=__doc__)
     # Collators pick their columns. Pinned memory serves an accelerator only.
     parser.set_defaults(
@@ -92,7 +120,7 @@ def parse(argv: list[str]) -> Settings:
     )
     names = [field.name for dataclass in dataclasses_ for field in dataclasses.fields(dataclass) if field.init]
     options = [*as_options(recipe, names, path), *rest]
-    task, model, budget, stopping, args, _, unknown = parser.parse_args_into_dataclasses(
+    start, task, model, budget, stopping, args, _, unknown = parser.parse_args_into_dataclasses(
         options, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
@@ -104,7 +132,35 @@ def parse(argv: list[str]) -> Settings:
         args.load_best_model_at_end = False  # the best one may be from before the rate was reached
         if not 1 <= args.logging_steps <= STEERING_STEPS:  # lambda changes at every log
             args.logging_steps = STEERING_STEPS
-    return Settings(task, SkipRNNConfig(**(task.model_defaults() | fields)), args, chosen, budget, stopping)
+    return Settings(start, task, config_of(start, task, fields), args, chosen, budget, stopping)
+
+
+def config_of(start: StartArguments, task: Task, fields: dict[str, Any]) -> SkipRNNConfig:
+    """The config that the task asks for, with the chosen fields; of a checkpoint's shape, if one is fine-tuned."""
+    if start.model_name_or_path is None:
+        return SkipRNNConfig(**(task.model_defaults() | fields))
+    task.use_processor(start.model_name_or_path)
+    asked = task.model_defaults() | fields
+    config = SkipRNNConfig.from_pretrained(start.model_name_or_path, **asked)
+    held = SkipRNNConfig.from_pretrained(start.model_name_or_path)
+    if others := [f"{name} {getattr(held, name)!r}" for name in SHAPE if getattr(held, name) != getattr(config, name)]:
+        raise SystemExit(
+            f"{start.model_name_or_path} does not fit this task or these options: it has {', '.join(others)}; wanted "
+            f"{', '.join(repr(getattr(config, other.split()[0])) for other in others)}."
+        )
+    return config
+
+
+def model_of(start: StartArguments, task: Task, config: SkipRNNConfig) -> PreTrainedModel:
+    """A new model, or the checkpoint's; its classifier is new where its labels are not as many as the task's."""
+    kind = SkipRNNForFrameClassification if task.per_frame else SkipRNNForSequenceClassification
+    if start.model_name_or_path is not None:
+        return kind.from_pretrained(
+            start.model_name_or_path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+    model = kind(config)
+    task.initialise(model)
+    return model
 
 
 def paper_rows() -> dict[str, dict[str, Any]]:
@@ -177,10 +233,11 @@ def as_options(recipe: dict[str, Any], names: list[str], path: Path) -> list[str
 
 def describe(settings: Settings) -> dict[str, Any]:
     """What a run is made of."""
-    task, config, args, _, budget, _ = settings
+    start, task, config, args, _, budget, _ = settings
     training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
     return {
         "task": task.name,
+        "start": dataclasses.asdict(start),
         "task_options": dataclasses.asdict(task),
         "model": {
             name: getattr(config, name) for name in (field.name for field in dataclasses.fields(model_arguments()))
@@ -198,7 +255,7 @@ def check_run(folder: Path, run: dict[str, Any]) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
     changes = [
         f"{name} was {before.get(group, {}).get(name)!r} and is now {value!r}"
-        for group in ("task_options", "model", "training", "budget")
+        for group in ("start", "task_options", "model", "training", "budget")
         for name, value in run[group].items()
         if before.get(group, {}).get(name) != value
     ]
@@ -228,7 +285,7 @@ def results_of(
     settings: Settings, trainer: SkipRNNTrainer, train: dict[str, Any], test: dict[str, Any]
 ) -> dict[str, Any]:
     """What results.json says."""
-    _, config, args, chosen, _, _ = settings
+    _, _, config, args, chosen, _, _ = settings
     validation = plain_names(trainer.evaluate(metric_key_prefix="validation"))
     return {
         **describe(settings),
@@ -248,14 +305,13 @@ def results_of(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, save; returns what results.json holds."""
     settings = parse(sys.argv[1:] if argv is None else argv)
-    task, config, args, _, budget, stopping = settings
+    start, task, config, args, _, budget, stopping = settings
     folder, run, code = Path(str(args.output_dir)), describe(settings), commit()
     check_run(folder, run)
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
     set_seed(args.seed)
     splits = task.load(args.seed if args.data_seed is None else args.data_seed)
-    model = (SkipRNNForFrameClassification if task.per_frame else SkipRNNForSequenceClassification)(config)
-    task.initialise(model)
+    model = model_of(start, task, config)
     callbacks = [*budget.callbacks(), *stopping.callbacks()]
     trainer = SkipRNNTrainer(
         model,

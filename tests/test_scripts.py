@@ -348,6 +348,38 @@ def test_the_demo_trains_reloads_and_compares(tmp_path):
     assert (tmp_path / "skip-lstm/steps-read-test.png").is_file()
 
 
+CHECKPOINT = Path(__file__).parents[1] / "model_cards" / "skip-lstm-digits"
+
+
+def test_a_checkpoint_is_fine_tuned(tmp_path, capsys):
+    start = ["--task", "digits", "--model_name_or_path", str(CHECKPOINT), "--budget_target", "0.3"]
+    settings = train.parse([*start, "--output_dir", str(tmp_path), *QUIET])
+    held = SkipRNNConfig.from_pretrained(CHECKPOINT)
+    assert settings.config.hidden_size == held.hidden_size != 16
+    assert settings.config.budget_target == 0.3 != held.budget_target
+    steps = ["--max_steps", "1", "--learning_rate", "0", "--per_device_train_batch_size", "4"]
+    results = train.main([*start, *steps, "--output_dir", str(tmp_path), *QUIET])
+    assert results["start"] == {"model_name_or_path": str(CHECKPOINT)}
+    before, after = load_file(CHECKPOINT / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    anew = refusal(capsys, train.main, "--task", "digits", "--output_dir", str(tmp_path), *QUIET)
+    assert "model_name_or_path was" in anew
+
+
+def test_a_checkpoint_of_other_labels_gets_a_new_classifier_and_one_of_another_shape_is_refused(capsys):
+    settings = train.parse(["--task", "frequency", "--model_name_or_path", str(CHECKPOINT), *QUIET])
+    model = train.model_of(settings.start, settings.task, settings.config)
+    before, after = load_file(CHECKPOINT / "model.safetensors"), model.state_dict()
+    changed = [name for name in after if after[name].shape != before[name].shape]
+    assert changed == [name for name in after if not torch.equal(after[name], before.get(name, after[name][:0]))]
+    assert model.config.num_labels == 2
+    assert {name.split(".")[0] for name in changed} == {"classifier"}
+    for options in (["--task", "adding"], ["--task", "digits", "--hidden_size", "3"]):
+        said = refusal(capsys, train.parse, *options, "--model_name_or_path", str(CHECKPOINT), *QUIET)
+        assert "does not fit this task or these options: it has" in said
+
+
 def test_mnist_trains_from_a_local_folder(shared_data, tmp_path):
     options = ["--task", "mnist", "--dataset_name", str(shared_data("mnist")), "--hidden_size", "8", "--max_steps", "2"]
     settings = train.parse([*options, "--output_dir", str(tmp_path), "--per_device_train_batch_size", "4", *QUIET])
