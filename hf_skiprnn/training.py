@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
+from .gradients import GradientGuard, largest_element
 from .metrics import multiply_accumulates, real_lengths, update_statistics
 from .training_checkpoints import (
     COMPLETE,
@@ -33,7 +34,8 @@ class SkipRNNTrainer(Trainer):
       in training over the logging window, all processes and all micro-batches; in evaluation (with the deviation and
       the 20th, 50th and 80th percentile of updates) over every row once, however they are split into batches.
     - Adds the budget where `label_smoothing_factor` or `compute_loss_func` keep the labels from the model.
-    - Stops at a loss that is not finite, instead of hiding it from the log.
+    - Stops at a loss that is not finite, instead of hiding it from the log; an update whose gradient is not finite is
+      left out, and one that has exploded keeps its direction through clipping.
     - Marks a checkpoint as complete when all of it is written, and resumes only from complete ones.
     - Raises at the end of training if a push to the Hub failed in the background.
     - Refuses `hub_token` in its arguments, which every checkpoint stores: log in, or set HF_TOKEN.
@@ -41,7 +43,7 @@ class SkipRNNTrainer(Trainer):
     Raises:
         ValueError: hub_token is set; a checkpoint to resume from is incomplete or absent; several processes are to
             evaluate on a stream with dispatch_batches=False.
-        FloatingPointError: the training loss is NaN or infinite.
+        FloatingPointError: the training loss is NaN or infinite, or ten gradients in succession were.
         CheckpointError: a checkpoint could not be written, as on a full disk; the last complete one stands.
         RuntimeError: a push in the background failed; the model is trained and in output_dir.
     """
@@ -54,6 +56,7 @@ class SkipRNNTrainer(Trainer):
             )
         super().__init__(model, args, *rest, **kwargs)
         self.args.logging_nan_inf_filter = False  # training_step stops instead
+        self._guard = GradientGuard()
         self._window = TrainingWindow()
         self._evaluated = EvaluatedRows()
         self._pushes: list[Future[Any]] = []
@@ -84,14 +87,24 @@ class SkipRNNTrainer(Trainer):
         return (loss, out) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; raises FloatingPointError before a broken step reaches the weights."""
+        """One forward and backward pass; a broken loss or gradient does not reach the weights."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not bool(loss.isfinite()):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}. Nothing was updated by it. Lower the "
                 "learning rate, or pass check_inputs=True to the model to see whether the data hold NaN."
             )
+        if self.accelerator.sync_gradients and self.accelerator.scaler is None:  # a scaler drops infinite ones itself
+            self._check_gradients(model)
         return loss
+
+    def _check_gradients(self, model: nn.Module) -> None:
+        largest = largest_element(model.parameters())
+        if largest is None:  # DeepSpeed keeps them elsewhere
+            return
+        if self.is_fsdp_enabled:  # a process may hold a shard only
+            largest = self.accelerator.gather(largest.view(1)).max()
+        self._guard.apply(model.parameters(), self.state.global_step + 1, largest.item())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Operations of the last batch: two per multiply-accumulate of its updates, thrice for forward and backward."""

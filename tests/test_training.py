@@ -252,6 +252,47 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
+def trained_with(folder, scales, **options):
+    """The trainer after one epoch of six steps, the gradients of each multiplied by a number of `scales`."""
+    trainer = new_trainer(folder, max_grad_norm=0.1, **options)
+    backward = iter(scales)
+    scale_of = {}
+
+    def scaled(gradient):
+        step = trainer.state.global_step
+        if step not in scale_of:
+            scale_of[step] = next(backward)
+        return gradient * scale_of[step]
+
+    for parameter in trainer.model.parameters():
+        parameter.register_hook(scaled)
+    trainer.train()
+    return trainer
+
+
+def test_an_exploded_gradient_keeps_its_direction_through_clipping(tmp_path):
+    """Its squares overflow, in double precision too: clipped as it is, it would be all zeros."""
+    large, exploded = (trained_with(tmp_path, [scale] * 6, num_train_epochs=1) for scale in (1e6, 1e200))
+    for a, b in zip(large.model.parameters(), exploded.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_update_without_a_finite_gradient_is_left_out(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        trainer = trained_with(tmp_path, [1, 1, float("inf"), 1, float("nan"), 1], num_train_epochs=1)
+    assert [record.args[0] for record in caplog.records if "is not finite" in record.message] == [3, 5]
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    # What is left out changes nothing: six steps with a rate of 0 in the third and fifth.
+    other = trained_with(tmp_path, [1, 1, 0, 1, 0, 1], num_train_epochs=1)
+    for a, b in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_ten_gradients_in_succession_that_are_not_finite_stop_training(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite in 10 steps in succession, up to step 12; .*update_bias"):
+        trained_with(tmp_path, [1, 1, *[float("inf")] * 18])
+
+
 def test_a_token_in_the_arguments_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"hub_token must not be .* HF_TOKEN"):
         new_trainer(tmp_path, hub_token="hf_secret")
