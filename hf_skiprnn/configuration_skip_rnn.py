@@ -21,6 +21,7 @@ LARGEST = {
     "num_labels": 2**20,
     "stride": 2**31 - 1,
 }
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # What transformers takes beside the fields of its config, or puts into saved ones.
 BESIDE_FIELDS = (
     *("num_labels", "name_or_path", "_name_or_path", "_commit_hash", "model_type", "torch_dtype", "auto_map"),
@@ -185,6 +186,11 @@ class SkipRNNConfig(PreTrainedConfig):
             )
         elif self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id must be in [0, vocab_size = {self.vocab_size}); got {self.pad_token_id}.")
+
+    def validate_problem_type(self) -> None:
+        """transformers' own fields are not checked where a config adds to them."""
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}.")
 
     def validate_cell(self) -> None:
         """gru_reset belongs to a GRU."""

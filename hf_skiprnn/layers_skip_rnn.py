@@ -15,6 +15,7 @@ from .event_scan_skip_rnn import event_scan
 from .scan_skip_rnn import dense_scan
 
 SCAN_BACKENDS = ("auto", "dense", "events", "cpu", "triton")
+HALF = (torch.float16, torch.bfloat16)
 Scan = Callable[..., ScanOutput]
 
 
@@ -77,12 +78,17 @@ def plan_gates(
 
 
 class UpdateGate(nn.Linear):
-    """W_p, b_p of eq. 4. Stays in float32 when the model goes to half precision: gates are decided in float32."""
+    """W_p, b_p of eq. 4. In float32 where the model is in half precision: gates are decided in float32."""
+
+    def __init__(self, hidden_size: int, **factory: Any) -> None:
+        super().__init__(hidden_size, 1, **factory)
+        if self.weight.dtype in HALF:
+            self.float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_precision(t: Tensor) -> Tensor:
             moved = fn(t)
-            return t.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+            return t.to(moved.device) if moved.dtype in HALF else moved
 
         return super()._apply(keep_precision, recurse)
 
@@ -134,7 +140,7 @@ class SkipStack(nn.Module):
             SkipRNNLayer(self.cell, width, self.hidden_size, bias, learn_initial_state, **factory) for width in widths
         )
         if self.gate == "learned":
-            self.update_gate = UpdateGate(self.hidden_size, 1, **factory)
+            self.update_gate = UpdateGate(self.hidden_size, **factory)
 
     def set_scan_backend(self, backend: str) -> None:
         """Choose the scan: "auto", "dense", "events", "cpu" or "triton". HF_SKIPRNN_BACKEND sets the default.

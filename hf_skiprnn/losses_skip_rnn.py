@@ -37,7 +37,7 @@ def sequence_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> 
     Args:
         logits: [B, C].
         labels: [B] integers in [0, C) or -100 for "single_label_classification"; [B, C] of 0 and 1 for
-            "multi_label_classification"; [B] (C = 1) or [B, C] numbers for "regression".
+            "multi_label_classification", or -100; [B] (C = 1) or [B, C] numbers for "regression".
         problem_type: as in transformers.
 
     Raises:
@@ -53,7 +53,8 @@ def sequence_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> 
         return F.mse_loss(logits, labels.to(logits.dtype).view(batch, classes))
     if problem_type == "multi_label_classification":
         _check_shape(labels, (batch, classes), "[B, num_labels]")
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        losses, counts = _binary_losses(logits, labels)
+        return losses.sum() / counts.sum().clamp(min=1)
     _check_shape(labels, (batch,), "[B]")
     _check_classes(labels, classes)
     total = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum")
@@ -76,9 +77,7 @@ def frame_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     if labels.dim() == 3:
         _check_shape(labels, (batch, steps, classes), "[B, T, num_labels]")
-        counts = labels != IGNORED
-        targets = labels.to(logits.dtype).where(counts, 0)
-        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").where(counts, 0)
+        losses, counts = _binary_losses(logits, labels)
         losses, counts = losses.sum(-1) / counts.sum(-1).clamp(min=1), counts.any(-1)
     else:
         _check_shape(labels, (batch, steps), "[B, T]")
@@ -95,6 +94,13 @@ def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
     if num_labels == 1:
         return "regression"
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def _binary_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every label its loss, 0 where it is ignored, and whether it counts."""
+    counts = labels != IGNORED
+    targets = labels.to(logits.dtype).where(counts, 0)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").where(counts, 0), counts
 
 
 def _check_shape(labels: Tensor, shape: tuple[int, ...], legend: str) -> None:

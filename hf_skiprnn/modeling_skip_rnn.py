@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .auto_map_skip_rnn import name_code
@@ -20,6 +21,8 @@ from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequen
 from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput
 from .pull_skip_rnn import Fetch, pull
 from .streaming_skip_rnn import Stream, StreamBatch, stream
+
+logger = logging.get_logger(__name__)
 
 # What each input must be: shape, rank, type.
 INPUTS = {
@@ -159,11 +162,9 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         Raises:
             ValueError: inputs, mask, gates or state of a wrong shape, type or value; the message says which.
         """
-        inputs = self._embed(input_values, input_ids, pixel_values)
+        inputs = self._embed(input_values, input_ids, pixel_values, attention_mask is not None)
         batch, steps = inputs.shape[:2]
         mask = self._as_flags("attention_mask", attention_mask, batch, steps)
-        if input_ids is not None and attention_mask is None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         if check_inputs and inputs.is_floating_point():
             self._check_finite(inputs, mask)
         if self.training and self.config.input_noise:
@@ -184,7 +185,9 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
             budget_loss=budget_loss(out.num_updates, lengths, c.budget_weight, c.budget_loss, c.budget_target),
         )
 
-    def _embed(self, input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None) -> Tensor:
+    def _embed(
+        self, input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None, has_mask: bool
+    ) -> Tensor:
         """[B, T, input_size] from whichever input came; in inference tokens [B, T] stay what they are."""
         given = {"input_values": input_values, "input_ids": input_ids, "pixel_values": pixel_values}
         present = {name: value for name, value in given.items() if value is not None}
@@ -209,26 +212,37 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         if 0 in inputs.shape[:2]:
             raise ValueError(f"{name} must have at least one row and one step; got {shape}.")
         if name == "input_ids":
-            return self._look_up(inputs)
+            return self._look_up(inputs, has_mask)
         if inputs.shape[-1] != self.config.input_size:
             raise ValueError(f"{name} must be {legend} with {self.config.input_size} inputs a step; got {shape}.")
         return inputs
 
-    def _look_up(self, input_ids: Tensor) -> Tensor:
+    def _look_up(self, input_ids: Tensor, has_mask: bool) -> Tensor:
         vocab = self.embeddings.num_embeddings
         if not torch.compiler.is_compiling() and bool(((input_ids < 0) | (input_ids >= vocab)).any()):
             low, high = int(input_ids.min()), int(input_ids.max())
             raise ValueError(f"input_ids must be in [0, vocab_size = {vocab}); got values from {low} to {high}.")
+        if not has_mask:
+            self._warn_of_padding(input_ids)
         if not torch.is_grad_enabled() and not self.training:
             return input_ids.long()
         return self.embedding_dropout(self.embeddings(input_ids))
+
+    def _warn_of_padding(self, input_ids: Tensor) -> None:
+        """transformers' own warning asks for the config of a model that generates."""
+        pad = self.config.pad_token_id
+        if pad is not None and not torch.compiler.is_compiling() and bool((input_ids[:, [0, -1]] == pad).any()):
+            logger.warning_once(
+                f"input_ids begin or end with pad_token_id = {pad}, and there is no attention_mask: padding is read "
+                "like any token. Pass the tokenizer's attention_mask."
+            )
 
     def _as_flags(self, name: str, flags: Tensor | None, batch: int, steps: int) -> Tensor | None:
         """[B, T] bool of a mask or gates."""
         if flags is None:
             return None
         if flags.shape != (batch, steps):
-            hint = " Flatten the image's mask row by row." if flags.dim() > 2 or flags.shape[0] == batch else ""
+            hint = " Flatten the image's mask row by row." if flags.dim() > 2 else ""
             raise ValueError(f"{name} must be [B, T] = {(batch, steps)}; got {tuple(flags.shape)}.{hint}")
         if flags.dtype == torch.bool:
             return flags
@@ -297,7 +311,7 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
             input_values: [B, T, input_size]; this and the following: see SkipRNNModel.forward.
             attention_mask: [B, T].
             labels: for sequences [B] classes, [B] or [B, num_labels] numbers, or [B, num_labels] of 0 and 1; for frames
-                [B, T] classes or [B, T, num_labels] of 0 and 1. A label of -100 is ignored.
+                [B, T] classes or [B, T, num_labels] of 0 and 1. A label of -100 is ignored, but where it is a number.
             input_ids: [B, T].
             pixel_values: [B, C, H, W].
             state: to continue from.

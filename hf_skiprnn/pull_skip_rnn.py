@@ -9,8 +9,9 @@ Each round asks for the next read step of every row that has one: as many rounds
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,8 @@ def pull(
 
 
 def _lengths(length: int | Sequence[int] | None, batch_size: int | None) -> list[int | None]:
+    if length is not None and np.ndim(length) == 0:  # NumPy's and torch's numbers too
+        length = int(cast(int, length))
     if length is None or isinstance(length, int):
         lengths: list[int | None] = [length] * (1 if batch_size is None else batch_size)
     else:

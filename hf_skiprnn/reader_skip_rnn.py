@@ -105,10 +105,11 @@ class Reader:
         return h[0].new_zeros(len(x)) if increment is None else increment
 
     def logits(self, h: Tensor) -> Tensor:
-        """[N, num_labels] of the top layer's h [N, H]; no dropout."""
+        """[N, num_labels] of the top layer's h [N, H], by whatever stands for the classifier; no dropout before it."""
         if self.head is None:
             raise AttributeError("SkipRNNModel has no classifier, so no logits. Read the state's h.")
-        return F.linear(h.to(self.dtype), self.head.weight.detach(), self.head.bias.detach())
+        with torch.no_grad():
+            return self.head(h.to(self.dtype))
 
 
 def detached(weights: Weights) -> Weights:

@@ -48,9 +48,12 @@ class _SkipRecurrent(SkipStack):
             )
         if gate not in ("learned", "always", "random", "strided"):
             raise ValueError(f'gate must be "learned", "always", "random" or "strided"; got {gate!r}.')
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers, "stride": stride}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}.")
+        if not 0 <= skip_probability < 1:
+            raise ValueError(f"skip_probability must be in [0, 1); got {skip_probability}.")
         self.cell, self.gate, self.skip_probability, self.stride = cell, gate, skip_probability, stride
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional

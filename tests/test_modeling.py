@@ -28,6 +28,7 @@ from hf_skiprnn import (
     SkipRNNModel,
     SkipRNNState,
 )
+from hf_skiprnn.modeling_skip_rnn import logger
 
 # "auto" is the native engine where there is one.
 BACKENDS = ["dense", "events", "auto"]
@@ -233,6 +234,15 @@ def test_task_losses() -> None:
     assert out.loss == 0
 
 
+def test_several_labels_of_which_some_are_unknown() -> None:
+    model = classifier(budget_weight=0, problem_type="multi_label_classification")
+    x, several = torch.rand(4, 6, 2), torch.rand(4, 3).round()
+    known = torch.tensor([[True, False, True]]).repeat(4, 1)
+    out = model(x, labels=several.where(known, -100))
+    torch.testing.assert_close(out.loss, F.binary_cross_entropy_with_logits(out.logits[known], several[known]))
+    assert model(x, labels=torch.full((4, 3), -100)).loss == 0
+
+
 def test_frame_losses_are_means_of_row_means() -> None:
     model = SkipRNNForFrameClassification(SkipRNNConfig(**(TINY | {"budget_weight": 0})))
     x, mask = torch.rand(2, 4, 2), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -291,6 +301,12 @@ def test_bfloat16_trains_without_nan_and_gates_stay_float32(mode: str, cell: str
         optimizer.zero_grad()
         losses.append(out.loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_a_model_made_in_half_precision_has_its_gate_in_float32() -> None:
+    model = AutoModelForSequenceClassification.from_config(SkipRNNConfig(**TINY), dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert model.base_model.update_gate.weight.dtype == torch.float32
 
 
 def test_float16_inference() -> None:
@@ -449,6 +465,31 @@ def test_inference_exports_on_the_native_engine() -> None:
     torch.testing.assert_close(program.module()(other).logits, model(other).logits)
 
 
+class Logits(torch.nn.Module):
+    """Tracing takes modules, and knows no model output."""
+
+    def __init__(self, model: SkipRNNForSequenceClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x).logits
+
+
+@pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # tracing itself is old
+def test_a_traced_model_holds_the_native_scan_and_not_what_it_gave(grad: bool) -> None:
+    model = classifier().eval()
+    model.set_scan_backend("cpu")
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(Logits(model), torch.rand(3, 20, 2), check_trace=False)
+        other = torch.rand(3, 20, 2)
+        torch.testing.assert_close(traced(other), model(other).logits)
+
+
 def test_a_compiled_model_calls_the_event_scan_as_it_is() -> None:
     torch.compiler.reset()
     model = classifier().eval()
@@ -487,6 +528,26 @@ def test_bad_inputs_say_what_came_and_what_was_expected(arguments: dict, message
         arguments = {"input_values": torch.rand(2, 3, 2)} | arguments
     with pytest.raises(ValueError, match=message):
         classifier()(**arguments)
+
+
+def test_the_hint_to_flatten_a_mask_is_for_masks_of_images() -> None:
+    with pytest.raises(ValueError, match=r"got \(2, 2, 3\). Flatten the image's mask"):
+        classifier()(torch.rand(2, 6, 2), torch.ones(2, 2, 3))
+    with pytest.raises(ValueError, match=r"\(2, 6\); got \(2, 5\).$"):
+        classifier()(torch.rand(2, 6, 2), torch.ones(2, 5))
+
+
+def test_padding_without_a_mask_is_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = classifier(vocab_size=7, pad_token_id=0).eval()
+    ids = torch.tensor([[3, 4, 5], [3, 0, 0]])
+    mask = (ids != 0).long()
+    logger.warning_once.cache_clear()
+    with caplog.at_level("WARNING"):
+        model(input_ids=ids, attention_mask=mask)
+        assert not caplog.records
+        out = model(input_ids=ids)
+    assert "begin or end with pad_token_id = 0, and there is no attention_mask" in caplog.text
+    assert torch.equal(out.logits, model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
 
 
 def test_bad_tokens_and_states() -> None:
@@ -539,6 +600,7 @@ def test_nan_inputs_raise_on_request_and_otherwise_show() -> None:
         ({"input_noise": -0.1}, "input_noise must be a finite standard deviation"),
         ({"input_noise": 0.1, "vocab_size": 5}, "input_noise=0.1 needs numbers"),
         ({"gru_reset": "after"}, "needs cell_type='gru'"),
+        ({"problem_type": "multilabel"}, "problem_type must be one of regression, .*got 'multilabel'"),
     ],
 )
 def test_contradicting_configurations(arguments: dict, message: str) -> None:

@@ -119,6 +119,7 @@ def test_learned_initial_state_and_reset_before() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_returns_half_and_keeps_the_gate_in_float32(dtype: torch.dtype) -> None:
+    assert SkipLSTM(2, 8, dtype=dtype).update_gate.weight.dtype == torch.float32
     layer = SkipLSTM(2, 8).to(dtype)
     assert layer.update_gate.weight.dtype == torch.float32
     assert layer.layers[0].weight_ih.dtype == dtype
@@ -135,6 +136,9 @@ def test_half_precision_returns_half_and_keeps_the_gate_in_float32(dtype: torch.
         ({"proj_size": 3}, "proj_size=3 is refused"),
         ({"gate": "open"}, 'gate must be "learned"'),
         ({"num_layers": 0}, "num_layers must be at least 1; got 0"),
+        ({"gate": "strided", "stride": 0}, "stride must be at least 1; got 0"),
+        ({"gate": "random", "skip_probability": 1.5}, r"skip_probability must be in \[0, 1\); got 1.5"),
+        ({"gate": "random", "skip_probability": float("nan")}, "skip_probability must be in"),
     ],
 )
 def test_refused_arguments(arguments: dict, message: str) -> None:

@@ -145,6 +145,26 @@ def test_a_single_row_needs_no_list() -> None:
     assert_same_output(model.pull(lambda positions: x[0, [step for _, step in positions]], STEPS), forward(model, x))
 
 
+@pytest.mark.parametrize("length", [np.int64(STEPS), torch.tensor(STEPS)], ids=["numpy", "torch"])
+def test_a_length_may_be_any_librarys_number(length: object) -> None:
+    model = build()
+    x = draw(model, 2, STEPS)
+    assert_same_output(model.pull(answering(x), length, batch_size=2), forward(model, x))
+
+
+def test_another_head_in_the_classifiers_place_is_asked() -> None:
+    model = build()
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    x = draw(model, 1, STEPS)
+    want = forward(model, x)
+    assert_same_output(model.pull(answering(x), STEPS), want)
+    stream = model.stream()
+    for step in x[0]:
+        stream.push(step)
+    torch.testing.assert_close(stream.logits, want.logits[0])
+    assert not stream.logits.requires_grad
+
+
 def test_random_gates_are_those_of_a_forward_pass() -> None:
     model = build(gate="random", skip_probability=0.6)
     x = draw(model, 2, STEPS)

@@ -229,7 +229,9 @@ def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool, lear
 
 
 def _is_eager(inputs: Tensor) -> bool:
-    return type(inputs) is Tensor and not torch.compiler.is_compiling()
+    """Numbers that can be read now; a compiler or tracer must see the operator instead."""
+    is_watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return type(inputs) is Tensor and not is_watched
 
 
 def cpu_scan(
