@@ -51,7 +51,7 @@ class BudgetArguments:
         return [] if self.target_update_rate is None else [BudgetController(self.target_update_rate)]
 
 
-class BudgetWarmup(TrainerCallback):
+class BudgetWarmup(TrainerCallback, ExportableState):
     """Lambda from 0 to the config's `budget_weight`, linearly; so the task is learned before steps are saved.
 
     steps: optimizer steps of the warm-up; below 1, a share of all of them. Losses of evaluations on the way hold the
@@ -62,19 +62,30 @@ class BudgetWarmup(TrainerCallback):
         if not steps > 0:
             raise ValueError(f"steps must be above 0; got {steps}.")
         self.steps = steps
+        self.weight: float | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: the config there holds the lambda of its moment."""
+        return {"args": {"steps": self.steps}, "attributes": {"weight": self.weight}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
-        """Note where lambda goes."""
-        self.weight = float(model.config.budget_weight)
+        """Note where lambda goes: to the config's, or to that of the training that goes on here."""
+        self.weight = kept_in(state, self).get("weight") or self.weight or float(model.config.budget_weight)
         self.length = self.steps if self.steps >= 1 else self.steps * state.max_steps
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         """Lambda of this step: decided by its number alone, so a resumed run goes on where it was."""
-        model.config.budget_weight = self.weight * min(state.global_step / self.length, 1.0)
+        model.config.budget_weight = (self.weight or 0.0) * min(state.global_step / self.length, 1.0)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Leave the whole lambda in the config."""
-        model.config.budget_weight = self.weight
+        model.config.budget_weight, self.weight = self.weight, None
+
+
+def kept_in(state: TrainerState, callback: ExportableState) -> dict[str, Any]:
+    """Attributes of a callback that the checkpoint holds from which training goes on; empty at its beginning."""
+    saved: Any = state.stateful_callbacks
+    return saved.get(type(callback).__name__, {}).get("attributes", {}) if state.global_step else {}
 
 
 class BudgetController(TrainerCallback, ExportableState):
@@ -116,8 +127,7 @@ class BudgetController(TrainerCallback, ExportableState):
                 'A target update rate needs gate="learned" and budget_loss="cost"; got '
                 f'gate="{config.gate}", budget_loss="{config.budget_loss}".'
             )
-        saved: Any = state.stateful_callbacks
-        kept = saved.get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
+        kept = kept_in(state, self)
         self.weight = float(kept.get("weight") or self.weight or config.budget_weight or START)
         self.error = float(kept.get("error", self.error))
         self.first = kept.get("first", self.first)

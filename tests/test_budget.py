@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.budget import LARGEST, SMALLEST, BudgetArguments, BudgetController, BudgetWarmup
@@ -59,6 +59,29 @@ def test_warm_up_goes_on_after_a_stop(tmp_path):
     run = trainer(model, tmp_path, [BudgetWarmup(8)], save_strategy="steps", save_steps=4)
     run.train(resume_from_checkpoint=True)
     assert budgets(run)[4:] == pytest.approx([0.01 * min(step / 8, 1) for step in range(4, 10)], rel=1e-4)
+    assert model.config.budget_weight == 0.01
+
+
+def test_warm_up_goes_on_in_a_model_loaded_from_its_checkpoint(tmp_path):
+    """Whose config holds the lambda of that moment; so does a model whose training was broken off."""
+    options = {"save_strategy": "steps", "save_steps": 4}
+    first = trainer(tiny(), tmp_path, [BudgetWarmup(8)], max_steps=4, **options)
+    first.train()
+    half = SkipRNNForSequenceClassification.from_pretrained(tmp_path / "checkpoint-4")
+    assert half.config.budget_weight < 0.01
+    run = trainer(half, tmp_path, [BudgetWarmup(8)], **options)
+    run.train(resume_from_checkpoint=True)
+    assert half.config.budget_weight == 0.01
+
+    class Broken(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise KeyboardInterrupt
+
+    model, warmup = tiny(), BudgetWarmup(8)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, tmp_path / "broken", [warmup, Broken()]).train()
+    trainer(model, tmp_path / "again", [warmup]).train()
     assert model.config.budget_weight == 0.01
 
 
