@@ -86,6 +86,7 @@ def card_facts(folder: Path, location: str) -> dict[str, Any]:
             for name, value in {**results["model"], **results.get("budget", {}), **settings}.items()
             if value is not None
         },
+        "start": results.get("start", {}).get("model_name_or_path"),
         "command": results["command"],
         "commit": results.get("commit"),
         "number": number,
