@@ -18,7 +18,8 @@ from scan_problems import Case, Problem, assert_close, assert_same_values, gradi
 from torch import Tensor
 
 from hf_skiprnn.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, gate_opens
-from hf_skiprnn.kernels import triton_engine, triton_reverse, triton_tiling, triton_tuning
+from hf_skiprnn.kernels import triton_engine, triton_reverse, triton_room, triton_tiling, triton_tuning
+from hf_skiprnn.kernels import triton_scan as triton_scan_module
 from hf_skiprnn.kernels.triton_scan import triton_scan
 from hf_skiprnn.scan_skip_rnn import dense_scan
 
@@ -33,7 +34,7 @@ TOLERANCE = {"float32": (5e-6, 1e-4), "tf32": (1e-2, 5e-2), "float16": (1e-2, 5e
 @contextmanager
 def engine(resident: bool = True, chunk: int | None = None, choice: int = 0) -> Iterator[None]:
     """Other cuts: weights streamed although they fit, the backward pass in short chunks, another of the choices."""
-    before = triton_tiling.RESIDENT_BYTES, triton_reverse.CHUNK_NUMBERS, triton_reverse.SHORTEST_CHUNK
+    before = triton_tiling.RESIDENT_BYTES, triton_room.CHUNK_NUMBERS, triton_room.SHORTEST_CHUNK
     modules = (triton_engine, triton_reverse)
     tuned = [module.best_choice for module in modules]
 
@@ -47,13 +48,24 @@ def engine(resident: bool = True, chunk: int | None = None, choice: int = 0) -> 
     if not resident:
         triton_tiling.RESIDENT_BYTES = 0
     if chunk is not None:
-        triton_reverse.CHUNK_NUMBERS, triton_reverse.SHORTEST_CHUNK = 0, chunk
+        triton_room.CHUNK_NUMBERS, triton_room.SHORTEST_CHUNK = 0, chunk
     try:
         yield
     finally:
-        triton_tiling.RESIDENT_BYTES, triton_reverse.CHUNK_NUMBERS, triton_reverse.SHORTEST_CHUNK = before
+        triton_tiling.RESIDENT_BYTES, triton_room.CHUNK_NUMBERS, triton_room.SHORTEST_CHUNK = before
         for module, best_choice in zip(modules, tuned, strict=True):
             module.best_choice = best_choice
+
+
+@contextmanager
+def records_of(slots: int) -> Iterator[None]:
+    """Training records of that many slots a row; 0: as in a CUDA graph, where nothing waits to know what is needed."""
+    before = triton_scan_module._slots
+    triton_scan_module._slots = lambda *arguments: slots
+    try:
+        yield
+    finally:
+        triton_scan_module._slots = before
 
 
 def on_device(problem: Problem) -> Problem:
@@ -310,7 +322,9 @@ def operators() -> None:
     gate = list(problem.gate or ())
     arguments = (problem.inputs, weights, gate, *problem.state, None, None, "lstm", False, True)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(torch.ops.hf_skiprnn.triton_forward.default, arguments, test_utils=checks)
+    for slots in (0, 4):
+        operator = torch.ops.hf_skiprnn.triton_forward.default
+        torch.library.opcheck(operator, (*arguments, slots), test_utils=checks)
 
     def loss(inputs: Tensor) -> Tensor:
         out = replace(problem, inputs=inputs * 2).run(triton_scan)
@@ -364,7 +378,7 @@ def cuda_graph() -> None:
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), records_of(0):  # as in a graph: sums over steps that are no updates round otherwise
         want = [part.clone() for part in step()]
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

@@ -57,8 +57,11 @@ class Compiler:
                 signature[name], fixed[index,] = "constexpr", value
             else:
                 signature[name] = "i32"
-        if "counts" in values:
-            values["counts"].zero_()  # what follows indexes by it
+        if "counts" in values:  # what follows goes by them: as if every step were an update
+            values["counts"].fill_(values["T"])
+            values["gates"].fill_(1)
+            if values["RECORD"]:
+                values["times"].copy_(torch.arange(values["T"]))
         for target in self.targets:
             source = ASTSource(self.kernel, signature, fixed, attributes)
             result = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)

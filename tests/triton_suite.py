@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton_room_cases
 from triton_cases import CHECKS, GPU_CHECKS, INTERPRETED
 
 from hf_skiprnn.kernels import triton_tuning
+
+CHECKS = CHECKS | triton_room_cases.CHECKS
 
 
 def run_check(name: str) -> bool:

@@ -46,9 +46,9 @@ def select(backend: str, inputs: Tensor, weights: int) -> Callable[..., ScanOutp
 def _select_on_gpu(backend: str, inputs: Tensor) -> Callable[..., ScanOutput] | None:
     reason = _triton_missing(inputs.device.index or 0)
     if reason is None:
-        from hf_skiprnn.kernels.triton_scan import triton_scan
+        from hf_skiprnn.kernels.triton_trust import auto_scan, named_scan
 
-        return triton_scan
+        return named_scan if backend == "triton" else auto_scan
     if backend == "triton":
         raise RuntimeError(reason)
     return None

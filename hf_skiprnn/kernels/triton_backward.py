@@ -54,10 +54,11 @@ def through_run(matrix, constant, at, ok, q, d, of_state_q, of_state_d):  # [R] 
 
 @triton.jit
 def through_gate(
-    grad_gates, since, increments, rows, step, event, moves, q, d, of_state, T, LEARNED: tl.constexpr
+    grad_gates, since, times, increments, rows, event, moves, q, d, of_state, T, LEARNED: tl.constexpr
 ):  # [R] each
-    """g_u at an update, and the cotangent of its gate's pre-activation W_p top + b_p."""
+    """g_u at a row's update `event` (1, 2, ...), and the cotangent of its gate's pre-activation W_p top + b_p."""
     if LEARNED:
+        step = rows * T + tl.load(times + rows * T + event - 1, mask=moves, other=0)
         e = increments + rows * (T + 1) + event
         now, before = tl.load(e, mask=moves, other=0.0), tl.load(e - 1, mask=moves, other=0.0)
         update_prob = tl.load(since + step, mask=moves, other=0.0) * before
@@ -74,7 +75,7 @@ def lstm_backward(gh, gc, i, f, g, o, c_new, c_old):
     return gc * g * i * (1 - i), gc * c_old * f * (1 - f), gc * i * (1 - g * g), gh * t * o * (1 - o), gc * f
 
 
-@triton.jit(do_not_specialize=["B", "T", "C", "first"])
+@triton.jit(do_not_specialize=["B", "T", "U"])
 def resident_backward(
     weight_hh,  # [1, G * H, H]
     upper_ih,  # unused: there is one layer
@@ -86,12 +87,10 @@ def resident_backward(
     increments,  # [B, T + 1]
     since,  # [B, T]
     grad_gates,  # [B, T]
-    held_h,  # [L, B, C + 1, H]
+    held_h,  # [L, B, U + 1, H]
     held_c,
-    new_h,  # [L, B, C, H]
-    new_c,
-    gates,  # [L, B, C, 4, H]
-    matrix,  # [B, C + 1, 4]; this and the following: see `segments`
+    gates,  # [L, B, U, 4, H]
+    matrix,  # [B, U + 1, 4]; this and the following: see `segments`
     constant,
     by_h,
     by_c,
@@ -100,16 +99,15 @@ def resident_backward(
     carry_c,
     carry_d,  # [B]
     carry_q,
-    grad_inputs,  # [L, B, C, G * H], out: of the input product, at updates
-    grad_recurrent,  # [L, B, C, H], out: of the recurrent product's n, for "gru_reset_after"
-    grad_gate,  # [B, C], out: of the gate's pre-activation
+    grad_inputs,  # [L, B, U, G * H], out: of the input product, at updates
+    grad_recurrent,  # [L, B, U, H], out: of the recurrent product's n, for "gru_reset_after"
+    grad_gate,  # [B, U], out: of the gate's pre-activation
     above,  # unused
     partial,  # unused
     arrived,  # unused
     B,
     T,
-    C,
-    first,  # first step of the chunk
+    U,  # updates in the chunk of the row with most of them
     H: tl.constexpr,
     LAYERS: tl.constexpr,
     CELL: tl.constexpr,
@@ -145,12 +143,12 @@ def resident_backward(
     w_p = tl.zeros([1, BLOCK_UNITS], STATE)
     if LEARNED:
         w_p = tl.load(gate_weight + units, mask=unit_ok, other=0.0).to(STATE)[None, :]
-    copy = B * (C + 1) * H + rows * 0  # from by_h of g_q to that of g_D
+    copy = B * (U + 1) * H + rows * 0  # from by_h of g_q to that of g_D
     slot = tl.load(updates + rows, mask=ok, other=0)
     events = tl.load(base + rows, mask=ok, other=0)
     alive = ok
     while tl.max(alive.to(tl.int32), 0) > 0:
-        at = rows * (C + 1) + slot
+        at = rows * (U + 1) + slot
         moves = alive & (slot > 0)
         tile, tile_ok = at[:, None] * H + units[None, :], alive[:, None] & unit_ok[None, :]
         if LEARNED:
@@ -163,19 +161,21 @@ def resident_backward(
         if SEQUENCE:
             gh += tl.load(output_sum + tile, mask=tile_ok, other=0.0)
         # The update that made this slot's state.
-        time = tl.load(times + rows * T + events + slot - 1, mask=moves, other=0)
-        n = rows * C + time - first
+        n = rows * U + slot - 1
         tile_ok = moves[:, None] & unit_ok[None, :]
         now, before = n[:, None] * H + units[None, :], tile - H
-        h_new, h_old = tl.load(new_h + now, mask=tile_ok, other=0.0), tl.load(held_h + before, mask=tile_ok, other=0.0)
+        h_new, h_old = (
+            tl.load(held_h + tile, mask=tile_ok, other=0.0),
+            tl.load(held_h + before, mask=tile_ok, other=0.0),
+        )
         of_state = tl.sum(gh * (h_new - h_old), 1)
         c_new, c_old = h_new, h_old
         if HAS_C:
-            c_new = tl.load(new_c + now, mask=tile_ok, other=0.0)
+            c_new = tl.load(held_c + tile, mask=tile_ok, other=0.0)
             c_old = tl.load(held_c + before, mask=tile_ok, other=0.0)
             of_state += tl.sum(gc * (c_new - c_old), 1)
         grad_u, grad_z = through_gate(
-            grad_gates, since, increments, rows, rows * T + time, events + slot, moves, q, d, of_state, T, LEARNED
+            grad_gates, since, times, increments, rows, events + slot, moves, q, d, of_state, T, LEARNED
         )
         place = gates + n[:, None] * (4 * H) + units[None, :]
         a0 = tl.load(place, mask=tile_ok, other=0.0)
@@ -221,7 +221,7 @@ def resident_backward(
     tl.store(carry_q + rows, q, mask=ok)
 
 
-@triton.jit(do_not_specialize=["B", "T", "C", "first"])
+@triton.jit(do_not_specialize=["B", "T", "U"])
 def streamed_backward(
     weight_hh,  # [L, G * H, H]; as resident_backward's, and so the rest
     upper_ih,  # [L - 1, G * H, H]
@@ -235,8 +235,6 @@ def streamed_backward(
     grad_gates,
     held_h,
     held_c,
-    new_h,
-    new_c,
     gates,
     matrix,
     constant,
@@ -255,8 +253,7 @@ def streamed_backward(
     arrived,  # [blocks], zero
     B,
     T,
-    C,
-    first,
+    U,
     H: tl.constexpr,
     LAYERS: tl.constexpr,
     CELL: tl.constexpr,
@@ -288,7 +285,6 @@ def streamed_backward(
     rounds = 0
     while tl.max(alive.to(tl.int32), 0) > 0:
         moves = alive & (slot > 0)
-        time = tl.load(times + rows * T + events + slot - 1, mask=moves, other=0)
         # What all units together say to the gate.
         of_q, of_d, of_state = tl.zeros_like(q), tl.zeros_like(q), tl.zeros_like(q)
         if LEARNED:
@@ -297,24 +293,23 @@ def streamed_backward(
                     units = start + tl.arange(0, BLOCK_UNITS)
                     ok_now = alive[:, None] & (units < H)[None, :]
                     ok_move = moves[:, None] & (units < H)[None, :]
-                    held = ((layer * B + rows) * (C + 1) + slot)[:, None] * H + units[None, :]
-                    copy = (((LAYERS + layer) * B + rows) * (C + 1) + slot)[:, None] * H + units[None, :]
-                    now = ((layer * B + rows) * C + time - first)[:, None] * H + units[None, :]
+                    held = ((layer * B + rows) * (U + 1) + slot)[:, None] * H + units[None, :]
+                    copy = (((LAYERS + layer) * B + rows) * (U + 1) + slot)[:, None] * H + units[None, :]
                     g = tl.load(carry_h + (layer * B + rows)[:, None] * H + units[None, :], mask=ok_now, other=0.0)
                     of_q += tl.sum(g * tl.load(by_h + held, mask=ok_now, other=0.0), 1)
                     of_d += tl.sum(g * tl.load(by_h + copy, mask=ok_now, other=0.0), 1)
                     if SEQUENCE:
                         if layer == LAYERS - 1:
-                            at = (rows * (C + 1) + slot)[:, None] * H + units[None, :]
+                            at = (rows * (U + 1) + slot)[:, None] * H + units[None, :]
                             g += tl.load(output_sum + at, mask=ok_now, other=0.0)
-                    change = tl.load(new_h + now, mask=ok_move, other=0.0)
+                    change = tl.load(held_h + held, mask=ok_move, other=0.0)
                     change -= tl.load(held_h + held - H, mask=ok_move, other=0.0)
                     of_state += tl.sum(g * change, 1)
                     if HAS_C:
                         g = tl.load(carry_c + (layer * B + rows)[:, None] * H + units[None, :], mask=ok_now, other=0.0)
                         of_q += tl.sum(g * tl.load(by_c + held, mask=ok_now, other=0.0), 1)
                         of_d += tl.sum(g * tl.load(by_c + copy, mask=ok_now, other=0.0), 1)
-                        change = tl.load(new_c + now, mask=ok_move, other=0.0)
+                        change = tl.load(held_c + held, mask=ok_move, other=0.0)
                         change -= tl.load(held_c + held - H, mask=ok_move, other=0.0)
                         of_state += tl.sum(g * change, 1)
             turn = partial + (rounds % 2) * 3 * part
@@ -326,16 +321,16 @@ def streamed_backward(
             of_q = gather(of_q, turn, SPLIT, BLOCK_ROWS)
             of_d = gather(of_d, turn + part, SPLIT, BLOCK_ROWS)
             of_state = gather(of_state, turn + 2 * part, SPLIT, BLOCK_ROWS)
-            q, d = through_run(matrix, constant, rows * (C + 1) + slot, alive, q, d, of_q, of_d)
+            q, d = through_run(matrix, constant, rows * (U + 1) + slot, alive, q, d, of_q, of_d)
         grad_u, grad_z = through_gate(
-            grad_gates, since, increments, rows, rows * T + time, events + slot, moves, q, d, of_state, T, LEARNED
+            grad_gates, since, times, increments, rows, events + slot, moves, q, d, of_state, T, LEARNED
         )
-        tl.store(grad_gate + rows * C + time - first, grad_z, mask=moves & leader)
+        tl.store(grad_gate + rows * U + slot - 1, grad_z, mask=moves & leader)
 
         for down in range(LAYERS):
             layer = LAYERS - 1 - down
             w_hh = weight_hh + layer * G * H * H
-            n = (layer * B + rows) * C + time - first
+            n = (layer * B + rows) * U + slot - 1
             row = (layer * B + rows) * H
             d_rows = grad_inputs + n * (G * H)
             for start in range(first_unit, H, all_units):
@@ -344,12 +339,12 @@ def streamed_backward(
                 ok_now, tile_ok = alive[:, None] & unit_ok[None, :], moves[:, None] & unit_ok[None, :]
                 carried = row[:, None] + units[None, :]
                 now = n[:, None] * H + units[None, :]
-                before = ((layer * B + rows) * (C + 1) + slot - 1)[:, None] * H + units[None, :]
+                before = ((layer * B + rows) * (U + 1) + slot - 1)[:, None] * H + units[None, :]
                 gh = tl.load(carry_h + carried, mask=ok_now, other=0.0)
                 into_gate = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], STATE)
                 if down == 0:
                     if SEQUENCE:
-                        at = (rows * (C + 1) + slot)[:, None] * H + units[None, :]
+                        at = (rows * (U + 1) + slot)[:, None] * H + units[None, :]
                         gh += tl.load(output_sum + at, mask=ok_now, other=0.0)
                         tl.store(carry_h + carried, gh, mask=ok_now)
                     if LEARNED:
@@ -365,7 +360,7 @@ def streamed_backward(
                 out = d_rows[:, None] + units[None, :]
                 if HAS_C:
                     gc = tl.load(carry_c + carried, mask=tile_ok, other=0.0) + into_gate
-                    c_new = tl.load(new_c + now, mask=tile_ok, other=0.0)
+                    c_new = tl.load(held_c + before + H, mask=tile_ok, other=0.0)
                     c_old = tl.load(held_c + before, mask=tile_ok, other=0.0)
                     d0, d1, d2, d3, gc = lstm_backward(gh, gc, a0, a1, a2, a3, c_new, c_old)
                     tl.store(carry_c + carried, gc, mask=tile_ok)
@@ -391,7 +386,7 @@ def streamed_backward(
                     units = start + tl.arange(0, BLOCK_UNITS)
                     tile_ok = moves[:, None] & (units < H)[None, :]
                     carried = row[:, None] + units[None, :]
-                    before = ((layer * B + rows) * (C + 1) + slot - 1)[:, None] * H + units[None, :]
+                    before = ((layer * B + rows) * (U + 1) + slot - 1)[:, None] * H + units[None, :]
                     of_reset = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], STATE)
                     of_reset = add_transposed(
                         of_reset, d_rows + 2 * H, moves, w_hh + 2 * H * H, units, H, H, BLOCK_K, PRECISION, STATE

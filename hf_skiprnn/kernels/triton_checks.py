@@ -12,15 +12,17 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def empty_results(
-    inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool, record: bool
+    inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool, record: bool, slots: int = 0
 ) -> list[Tensor]:
     """Tensors for a forward call's results: held, h, c, increment, since, num_updates, update_gates; and its records.
 
-    These are the states h and c after every update, the updates' increments, times and counts; empty unless `record`.
+    These are the states h and c in `slots` slots a row (see `triton_forward`), the updates' increments, times and
+    counts; empty unless `record`. 0 slots: T + 1, as always with `sequence`.
     """
     (batch, steps), (layers, units) = inputs.shape[:2], (len(weights) // 4, weights[1].shape[1])
     dtype = state_dtype(weights[1])
     has_c = state[1] is not None
+    slots = steps + 1 if sequence or not slots else slots
 
     def empty(*shape: int, needed: bool = True, dtype: torch.dtype = dtype) -> Tensor:
         return inputs.new_empty(shape if needed else (0,), dtype=dtype)
@@ -33,8 +35,8 @@ def empty_results(
         empty(batch),
         empty(batch),
         empty(batch, steps),
-        empty(layers, batch, steps + 1, units, needed=record),
-        empty(layers, batch, steps + 1, units, needed=record and has_c),
+        empty(layers, batch, slots, units, needed=record),
+        empty(layers, batch, slots, units, needed=record and has_c),
         empty(batch, steps + 1, needed=record),
         empty(batch, steps, needed=record, dtype=torch.int32),
         empty(batch, needed=record, dtype=torch.int32),

@@ -46,18 +46,19 @@ def forward(
     cell: str,
     sequence: bool,
     record: bool,
+    slots: int = 0,
     choice: Choice | None = None,
 ) -> list[Tensor]:
     """A forward call: `empty_results`, filled; the choice is the tuned one, if none is given."""
     check(inputs, weights, gate, state, mask, forced, cell)
-    results = empty_results(inputs, weights, state, sequence, record)
+    results = empty_results(inputs, weights, state, sequence, record, slots)
     (batch, steps), units, layers = inputs.shape[:2], weights[1].shape[1], len(weights) // 4
     h0, c0, increment, since = state
     assert h0 is not None
     assert increment is not None
     assert since is not None
     dtype, keeps = state_dtype(weights[1]), record or sequence
-    slots = steps + 1 if keeps else 2
+    slots = results[7].shape[2] if record else steps + 1 if keeps else 2
     h = results[7] if record else h0.new_empty(layers, batch, slots, units)
     h[:, :, 0] = h0
     c = h
@@ -96,7 +97,7 @@ def best_choice(weights: Sequence[Tensor], cell: str, width: int) -> Choice:
 
     def prepare() -> Callable[[Choice], object]:
         inputs, like, gate, state = trial(weights, cell, width)
-        return lambda choice: forward(inputs, like, gate, state, None, None, cell, False, False, choice)
+        return lambda choice: forward(inputs, like, gate, state, None, None, cell, False, False, choice=choice)
 
     return choose("forward", weights, cell, width, prepare)
 

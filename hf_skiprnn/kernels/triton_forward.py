@@ -5,7 +5,7 @@ stack; weights and states pass through the caches, and where one multiprocessor 
 share the units of one row block and meet after every product.
 
 The state after the e-th update of a row stands in slot e % S of `h` and `c` [L, B, S, H]; slot 0 is the initial state.
-S is T + 1 where all states are wanted, else 2.
+S is 2 where no states are kept; T + 1 is room for all, and less is too, where no row has S updates (triton_room.py).
 """
 
 import triton
@@ -155,7 +155,7 @@ def resident_forward(
         c_now = tl.where(moves, c_new, c_now)
         increment = tl.where(alive, increment_new, increment)
         if KEEP:
-            slot = (rows * S + event)[:, None] * H + units[None, :]
+            slot = (rows * S + event % S)[:, None] * H + units[None, :]
             tl.store(h + slot, h_now, mask=tile_ok & moves)
             if CELL == "lstm":
                 tl.store(c + slot, c_now, mask=tile_ok & moves)
@@ -166,8 +166,8 @@ def resident_forward(
         at = next_update(increment, steps, ran, length, planned, rows, alive, T, LEARNED, PLANNED)
         alive = alive & (at < length)
     finish(last_increment, last_steps, counts, rows, ok, increment, steps + (length - ran), count)
-    if not KEEP:  # two slots: a row's last state stands where its number of updates says
-        slot = (rows * S + count % 2)[:, None] * H + units[None, :]
+    if not KEEP:  # a row's last state stands where its number of updates says
+        slot = (rows * S + count % S)[:, None] * H + units[None, :]
         tl.store(h + slot, h_now, mask=tile_ok)
         if CELL == "lstm":
             tl.store(c + slot, c_now, mask=tile_ok)

@@ -10,33 +10,40 @@ whole run is one affine step too: with v_j = M_1 .. M_(j-1) (1, 1), it adds the 
 v_j (S_j - s)>. These sums need no cotangent of the state: `segments` computes them for all runs at once, and the
 sequential kernel does one dot product a run, however many steps it skips.
 
-A chunk has C steps; its slot j (0 .. C) is the state after the j-th update in it, slot 0 the state that it starts from.
+A chunk has C steps, and rows with at most U updates in them; its slot j (0 .. U) is the state after the j-th update in
+it, slot 0 the state that it starts from.
 """
 
 import triton
 import triton.language as tl
 
-from .triton_cells import tanh
+from .triton_cells import input_product, tanh
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "I", "V"])
 def transition(
-    x_product,  # [N, G * H], N = B * C
-    recurrent,  # [B * (C + 1), G * H]; for "gru" the first 2 * H
+    inputs,  # [N, I], or products [N, G * H]; N = B * V
+    weight_ih,  # [G * H, I]
+    bias,  # [G * H]
+    recurrent,  # [B * (U + 1), G * H]; for "gru" the first 2 * H
     reset_product,  # [N, H], W_hn (r * h) of "gru"
     bias_n,  # [H]
     held,  # [N], index of the state before each step
     is_update,  # [N]
-    held_h,  # [B * (C + 1), H]
+    held_h,  # [B * (U + 1), H]
     held_c,  # likewise
-    new_h,  # [N, H]
+    new_h,  # [N, H], out where KEEP
     new_c,  # likewise
-    gates,  # [N, 4, H], at updates: i f g o; r z n m
+    gates,  # [B * U, 4, H], out, at updates: i f g o; r z n m
     reset_h,  # [N, H], r * h of "gru"
     N,
+    I,
+    V,  # steps of a row
     H: tl.constexpr,
     CELL: tl.constexpr,
     RESETS: tl.constexpr,
+    INLINE: tl.constexpr,
+    KEEP: tl.constexpr,
     STATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_UNITS: tl.constexpr,
@@ -46,48 +53,51 @@ def transition(
     R: tl.constexpr = 2 if CELL == "gru" else G
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     units = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
-    ok = (n < N)[:, None] & (units < H)[None, :]
-    slot = tl.load(held + n, mask=n < N, other=0).to(tl.int64)
+    is_step = n < N
+    ok = is_step[:, None] & (units < H)[None, :]
+    slot = tl.load(held + n, mask=is_step, other=0).to(tl.int64)
     at, before = n[:, None] * H + units[None, :], slot[:, None] * H + units[None, :]
-    x, rec = n[:, None] * (G * H) + units[None, :], slot[:, None] * (R * H) + units[None, :]
+    rec = recurrent + slot[:, None] * (R * H) + units[None, :]
     h = tl.load(held_h + before, mask=ok, other=0.0)
-    a0 = tl.load(x_product + x, mask=ok, other=0.0).to(STATE) + tl.load(recurrent + rec, mask=ok, other=0.0).to(STATE)
-    a0 = tl.sigmoid(a0)
+    a0 = input_product(inputs, weight_ih, bias, n, is_step, units, I, H, G, 0, INLINE, STATE)
+    a0 = tl.sigmoid(a0 + tl.load(rec, mask=ok, other=0.0).to(STATE))
     if RESETS:
         tl.store(reset_h + at, (a0 * h).to(reset_h.dtype.element_ty), mask=ok)
     else:
-        a1 = tl.load(x_product + x + H, mask=ok, other=0.0).to(STATE)
-        a1 = tl.sigmoid(a1 + tl.load(recurrent + rec + H, mask=ok, other=0.0).to(STATE))
-        a2 = tl.load(x_product + x + 2 * H, mask=ok, other=0.0).to(STATE)
+        a1 = input_product(inputs, weight_ih, bias, n, is_step, units, I, H, G, 1, INLINE, STATE)
+        a1 = tl.sigmoid(a1 + tl.load(rec + H, mask=ok, other=0.0).to(STATE))
+        a2 = input_product(inputs, weight_ih, bias, n, is_step, units, I, H, G, 2, INLINE, STATE)
         a3 = a2
         if CELL == "lstm":
-            a2 = tanh(a2 + tl.load(recurrent + rec + 2 * H, mask=ok, other=0.0).to(STATE))
-            a3 = tl.load(x_product + x + 3 * H, mask=ok, other=0.0).to(STATE)
-            a3 = tl.sigmoid(a3 + tl.load(recurrent + rec + 3 * H, mask=ok, other=0.0).to(STATE))
-            c = a1 * tl.load(held_c + before, mask=ok, other=0.0) + a0 * a2
-            tl.store(new_c + at, c, mask=ok)
-            tl.store(new_h + at, a3 * tanh(c), mask=ok)
+            a2 = tanh(a2 + tl.load(rec + 2 * H, mask=ok, other=0.0).to(STATE))
+            a3 = input_product(inputs, weight_ih, bias, n, is_step, units, I, H, G, 3, INLINE, STATE)
+            a3 = tl.sigmoid(a3 + tl.load(rec + 3 * H, mask=ok, other=0.0).to(STATE))
+            if KEEP:
+                c = a1 * tl.load(held_c + before, mask=ok, other=0.0) + a0 * a2
+                tl.store(new_c + at, c, mask=ok)
+                tl.store(new_h + at, a3 * tanh(c), mask=ok)
         else:
             if CELL == "gru":
                 a2 = tanh(a2 + tl.load(reset_product + at, mask=ok, other=0.0).to(STATE))
             else:
-                a3 = tl.load(recurrent + rec + 2 * H, mask=ok, other=0.0).to(STATE)
+                a3 = tl.load(rec + 2 * H, mask=ok, other=0.0).to(STATE)
                 a3 += tl.load(bias_n + units, mask=units < H, other=0.0).to(STATE)[None, :]
                 a2 = tanh(a2 + a0 * a3)
-            tl.store(new_h + at, (1 - a1) * a2 + a1 * h, mask=ok)
-        ok = ok & tl.load(is_update + n, mask=n < N, other=0)[:, None]
-        place = n[:, None] * (4 * H) + units[None, :]
-        tl.store(gates + place, a0, mask=ok)
-        tl.store(gates + place + H, a1, mask=ok)
-        tl.store(gates + place + 2 * H, a2, mask=ok)
-        tl.store(gates + place + 3 * H, a3, mask=ok)
+            if KEEP:
+                tl.store(new_h + at, (1 - a1) * a2 + a1 * h, mask=ok)
+        ok = ok & tl.load(is_update + n, mask=is_step, other=0)[:, None]
+        place = gates + (slot - n // V)[:, None] * (4 * H) + units[None, :]  # a row has a state more than updates
+        tl.store(place, a0, mask=ok)
+        tl.store(place + H, a1, mask=ok)
+        tl.store(place + 2 * H, a2, mask=ok)
+        tl.store(place + 3 * H, a3, mask=ok)
 
 
-@triton.jit(do_not_specialize=["B", "T", "C", "first"])
+@triton.jit(do_not_specialize=["B", "T", "C", "U", "first"])
 def segments(
     new_h,  # [L, B, C, H]
     new_c,
-    held_h,  # [L, B, C + 1, H]
+    held_h,  # [L, B, U + 1, H]
     held_c,
     gate_weight,  # [H]
     gate_bias,  # [1]
@@ -97,14 +107,15 @@ def segments(
     grad_sequence,  # [B, T, H]
     increments,  # [B, T + 1]
     base,  # [B], updates before the chunk
-    matrix,  # [B, C + 1, 4], out: the product of a run's M
-    constant,  # [B, C + 1, 2], out: sum of v r, and of the outputs' cotangents through v
-    by_h,  # [2, L, B, C + 1, H], out: sum of v (S_h - h)
+    matrix,  # [B, U + 1, 4], out: the product of a run's M
+    constant,  # [B, U + 1, 2], out: sum of v r, and of the outputs' cotangents through v
+    by_h,  # [2, L, B, U + 1, H], out: sum of v (S_h - h)
     by_c,  # likewise
-    output_sum,  # [B, C + 1, H], out: sum of a slot's output cotangents
+    output_sum,  # [B, U + 1, H], out: sum of a slot's output cotangents
     B,
     T,
     C,
+    U,
     first,  # first step of the chunk
     H: tl.constexpr,
     LAYERS: tl.constexpr,
@@ -121,8 +132,8 @@ def segments(
     unit_ok = units < H
     ok = (layers < LAYERS) & unit_ok[None, :]
     is_top = layers == LAYERS - 1
-    stack = (layers * B + row) * (C + 1) * H + units[None, :]  # slot 0 of every layer
-    copy = (LAYERS * B + row * 0) * (C + 1) * H  # from by_h of g_q to that of g_D
+    stack = (layers * B + row) * (U + 1) * H + units[None, :]  # slot 0 of every layer
+    copy = (LAYERS * B + row * 0) * (U + 1) * H  # from by_h of g_q to that of g_D
     steps = (layers * B + row) * C * H + units[None, :]
     zero = tl.zeros([BLOCK_LAYERS, BLOCK_UNITS], STATE)
     q_h, d_h, q_c, d_c, h, c = zero, zero, zero, zero, zero, zero
@@ -144,9 +155,10 @@ def segments(
         what = tl.load(kind + step)
         updates, skips = what == 1, what == 0
         # An update closes a run: what was summed belongs to the slot before it.
-        row_slot = row * (C + 1) + slot
-        tl.store(output_sum + row_slot * H + units, total, mask=unit_ok & updates)
-        total = tl.where(updates, 0.0, total)
+        row_slot = row * (U + 1) + slot
+        if SEQUENCE:
+            tl.store(output_sum + row_slot * H + units, total, mask=unit_ok & updates)
+            total = tl.where(updates, 0.0, total)
         if LEARNED:
             tl.store(matrix + row_slot * 4 + tl.arange(0, 4), _four(p00, p01, p10, p11), mask=updates)
             tl.store(constant + row_slot * 2 + tl.arange(0, 2), _two(q_sum, d_sum), mask=updates)
@@ -189,8 +201,9 @@ def segments(
             if LEARNED:
                 q_sum += tl.sum(of_output * tl.sum(tl.where(is_top, q_h, 0.0), 0), 0, keep_dims=True)
                 d_sum += tl.sum(of_output * tl.sum(tl.where(is_top, d_h, 0.0), 0), 0, keep_dims=True)
-    row_slot = row * (C + 1) + slot
-    tl.store(output_sum + row_slot * H + units, total, mask=unit_ok)
+    row_slot = row * (U + 1) + slot
+    if SEQUENCE:
+        tl.store(output_sum + row_slot * H + units, total, mask=unit_ok)
     if LEARNED:
         tl.store(matrix + row_slot * 4 + tl.arange(0, 4), _four(p00, p01, p10, p11))
         tl.store(constant + row_slot * 2 + tl.arange(0, 2), _two(q_sum, d_sum))

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -51,8 +52,7 @@ def choose(part: str, weights: Sequence[Tensor], cell: str, width: int, prepare:
     candidates = choices(units, CELLS[cell].num_gates, layers, dtype)
     if len(candidates) == 1 or not is_enabled():
         return candidates[0]
-    inline = "inline" if width <= INLINE_INPUTS else "wide"
-    key = (part, cell, str(units), str(layers), str(dtype), precision(dtype), inline, str(SHARES), *_place(weights[0]))
+    key = key_of(part, layers, weights[1], cell, width)
     with _lock:
         if key not in _chosen:
             found = read(key, candidates)
@@ -62,6 +62,14 @@ def choose(part: str, weights: Sequence[Tensor], cell: str, width: int, prepare:
                 found = _try(key, candidates, prepare)
             _chosen[key] = found
         return _chosen[key]
+
+
+def key_of(part: str, layers: int, weight_hh: Tensor, cell: str, width: int, *others: str) -> Key:
+    """Of a part of a scan: all that its kernels depend on but B, T and data."""
+    units, dtype = weight_hh.shape[1], weight_hh.dtype
+    inline = "inline" if width <= INLINE_INPUTS else "wide"
+    sizes = (cell, str(units), str(layers), str(dtype), precision(dtype), inline, str(SHARES))
+    return (part, *sizes, *others, *_place(weight_hh))
 
 
 def is_enabled() -> bool:
@@ -145,13 +153,28 @@ def read(key: Key, candidates: Sequence[Choice]) -> Choice | None:
 
 
 def write(key: Key, best: Choice, times: dict[Choice, float]) -> None:
-    """Replace the key's file; without one, every process tunes for itself."""
-    path = path_of(key)
-    held = {
-        "key": key,
-        "choice": best._asdict(),
-        "tried": [{"choice": choice._asdict(), "milliseconds": time} for choice, time in times.items()],
-    }
+    """Keep a choice; without its file, every process tunes for itself."""
+    tried = [{"choice": choice._asdict(), "milliseconds": time} for choice, time in times.items()]
+    replace({"key": key, "choice": best._asdict(), "tried": tried})
+
+
+def agreed(key: Key) -> bool:
+    """Whether its file says that the kernels agreed with plain PyTorch (triton_trust.py)."""
+    try:
+        held = json.loads(path_of(key).read_text(encoding="utf-8"))
+        return tuple(held["key"]) == key and held["agrees"] is True
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def write_agreement(key: Key) -> None:
+    """Keep that they agreed; without its file, every process compares."""
+    replace({"key": key, "agrees": True})
+
+
+def replace(held: dict[str, Any]) -> None:
+    """Replace the file of the key that is held."""
+    path = path_of(held["key"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
