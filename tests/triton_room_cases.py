@@ -27,7 +27,7 @@ def saved_bytes(output: ScanOutput) -> int:
 def too_few_slots(cell: str) -> None:
     """Rows with more updates than there are slots: every result and gradient has the bits of a scan with enough."""
     cases = [
-        Case(batch=3, steps=6, inputs=18, gate_bias=1.0),
+        Case(batch=3, steps=6, inputs=18, gate_bias=4.0),
         Case(batch=2, steps=8, layers=2, mask="ragged", gate_bias=1.0),
         Case(batch=3, steps=7, gate="planned", mask="left", inputs=1),
         Case(batch=2, steps=7, gate="forced", state="running"),
