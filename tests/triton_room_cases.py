@@ -165,7 +165,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     **{
         f"too few slots, {cell}": (lambda cell=cell: too_few_slots(cell)) for cell in ("lstm", "gru", "gru_reset_after")
     },
-    "records of uneven rows": uneven_rows,
+    "records where rows differ": uneven_rows,
     "records follow updates": records_follow_updates,
     "records of sequences": sequences_and_backward_twice,
     "activation checkpointing": activation_checkpointing,
