@@ -183,10 +183,10 @@ def cells(group: Group, metric: str, solvable: bool) -> list[str]:
 
 
 def settings_cell(group: Group) -> str:
-    """Whose settings, and of these what matters most."""
-    training = group.runs[0]["training"]
+    """Whose settings, and of these what matters most; of runs that stopped by themselves, the most steps."""
+    training, steps = group.runs[0]["training"], max(run["train"]["steps"] for run in group.runs)
     rate, schedule = number(float(training["learning_rate"])), training["lr_scheduler_type"]
-    return f"{group.settings}: batch {training['per_device_train_batch_size']}, lr {rate} {schedule}"
+    return f"{group.settings}: batch {training['per_device_train_batch_size']}, lr {rate} {schedule}, {steps} steps"
 
 
 def paper_cells(paper: PublishedRow | None) -> list[str]:

@@ -70,18 +70,19 @@ def test_a_run_of_another_task_or_model_is_refused(tmp_path: Path) -> None:
 
 def test_means_and_deviations_over_seeds_stand_beside_the_papers(tmp_path: Path) -> None:
     for seed, (mse, updates, solved) in enumerate(((0.001, 20.0, 1.0), (0.0012, 22.5, 1.0), (0.02, 21.0, 0.0)), 1):
-        add_run(tmp_path, 1, "skip-lstm-1e-5", "tuned", run_of(seed, mse=mse, updates=updates, solved=solved))
+        run = run_of(seed, mse=mse, updates=updates, solved=solved)
+        run["train"] = run["train"] | {"steps": 100 + 50 * seed}
+        add_run(tmp_path, 1, "skip-lstm-1e-5", "tuned", run)
     add_run(tmp_path, 1, "one-of-our-own", "tuned", run_of(1))
     add_run(tmp_path, 1, "steered", "tuned", run_of(1) | {"budget": {"target_update_rate": 0.25}})
     page = write_report(tmp_path, 1).read_text()
     mse, updates = (0.001, 0.0012, 0.02), (20.0, 22.5, 21.0)
     ours = f"{number(fmean(mse))} ± {number(stdev(mse))} | {number(fmean(updates))} ± {number(stdev(updates))}"
-    settings = "tuned: batch 32, lr 0.001 cosine | 0.0001 | 3 | 2 of 3"
+    settings = "tuned: batch 32, lr 0.001 cosine, 250 steps | 0.0001 | 3 | 2 of 3"
     assert f"| Skip LSTM, λ = 1e-05 | {settings} | {ours} | 24.5 % | solved | 26.95 ± 1.05 |" in page
-    assert (
-        "| one-of-our-own | tuned: batch 32, lr 0.001 cosine | 0.0001 | 1 | 1 of 1 | 0.0012 | 12.25 | 24.5 % |" in page
-    )
-    assert "| steered | tuned: batch 32, lr 0.001 cosine | steered to 25.0 % | 1 |" in page
+    settings = "tuned: batch 32, lr 0.001 cosine, 250 steps"
+    assert f"| one-of-our-own | {settings} | 0.0001 | 1 | 1 of 1 | 0.0012 | 12.25 | 24.5 % |" in page
+    assert f"| steered | {settings} | steered to 25.0 % | 1 |" in page
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
     assert pictures == ["beside-the-paper.png"]
     assert (tmp_path / "table1-adding" / pictures[0]).is_file()
