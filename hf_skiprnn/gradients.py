@@ -57,8 +57,10 @@ class GradientGuard:
             parameter.grad = None
 
 
-def largest_element(parameters: Iterable[nn.Parameter]) -> Tensor | None:
-    """Largest magnitude in all gradients, NaN where there is one, as a scalar; None without gradients."""
-    parts = [parameter.grad.detach().abs().max() for parameter in parameters if parameter.grad is not None]
-    wholes = [part.full_tensor() if isinstance(part, DTensor) else part for part in parts]
-    return torch.stack([whole.to(wholes[0].device) for whole in wholes]).max() if wholes else None
+def largest_element(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
+    """Largest magnitude in the gradients of this process, a scalar: NaN where there is one, 0 where there are none."""
+    held = [parameter.grad.detach() for parameter in parameters if parameter.grad is not None]
+    shards = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in held]
+    parts = [shard.abs().max().to(device) for shard in shards if shard.numel()]
+    nothing = torch.zeros((), device=device, dtype=held[0].dtype if held else None)
+    return torch.stack([nothing, *parts]).max()

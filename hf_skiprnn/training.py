@@ -99,10 +99,8 @@ class SkipRNNTrainer(Trainer):
         return loss
 
     def _check_gradients(self, model: nn.Module) -> None:
-        largest = largest_element(model.parameters())
-        if largest is None:  # DeepSpeed keeps them elsewhere
-            return
-        if self.is_fsdp_enabled:  # a process may hold a shard only
+        largest = largest_element(model.parameters(), self.args.device)
+        if self.args.world_size > 1:  # where weights are sharded, a process holds its shards only
             largest = self.accelerator.gather(largest.view(1)).max()
         self._guard.apply(model.parameters(), self.state.global_step + 1, largest.item())
 
