@@ -68,7 +68,7 @@ distclean: clean  ## clean, and remove .venv
 # The stamp is written last, so an interrupted set-up is taken up again. A virtual environment that does not run is made
 # anew; a package whose installation was cut short (pip writes INSTALLER after the package's files) is installed again.
 # Without build isolation the build, too, uses a pinned setuptools.
-$(STAMP): pyproject.toml constraints.txt $(wildcard hf_skiprnn/kernels/csrc/*)
+$(STAMP): pyproject.toml constraints.txt $(wildcard hf_skiprnn/kernels/cpu/csrc/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit(f"needs Python 3.11 or later, but $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12")'
 	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@find $(VENV) -type d -name '*.dist-info' ! -exec test -e '{}/INSTALLER' ';' -prune -exec rm -rf '{}' +

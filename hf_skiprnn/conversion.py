@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layers_skip_rnn import SkipRNNLayer, SkipStack
+from hf_skiprnn.model.layers_skip_rnn import SkipRNNLayer, SkipStack
 
 FORGET_BIAS = 1.0  # the authors' code adds it inside the sigmoid
 OPTIMIZER = re.compile(r"(/Adam(_\d+)?|(^|/)beta[12]_power|(^|/)global_step)$")

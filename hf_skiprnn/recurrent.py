@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from hf_skiprnn.cells_skip_rnn import ScanOutput
-from hf_skiprnn.layers_skip_rnn import SkipStack, init_layer, init_update_gate
+from hf_skiprnn.model.cells_skip_rnn import ScanOutput
+from hf_skiprnn.model.layers_skip_rnn import SkipStack, init_layer, init_update_gate
 
 
 class _SkipRecurrent(SkipStack):

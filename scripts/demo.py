@@ -18,11 +18,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import torch
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification
 
 import hf_skiprnn  # noqa: F401 - registers the model with the Auto classes
+from hf_skiprnn.commands import evaluate
 from hf_skiprnn.tasks import Digits
 
 PIXELS = 64

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
 CACHES = tempfile.mkdtemp(prefix="hf_skiprnn-tests-")
 
 # huggingface_hub, datasets and torch read these at their first import; child processes inherit them. A developer's own
@@ -32,6 +30,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server.process import HubClient, HubServer
+from paths import ROOT, SHARED_DATA
 from survival import ledger
 
 # The same examples in every run (but for `make fuzz`), of any duration, and no folder of failures in the checkout.

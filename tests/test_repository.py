@@ -15,10 +15,10 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from paths import ROOT
 
 import hf_skiprnn
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 # Folders whose every file the README's tree names.
 OPEN_FOLDERS = ("hf_skiprnn", "scripts")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_skiprnn.cells_skip_rnn import ScanOutput
+from hf_skiprnn.model.cells_skip_rnn import ScanOutput
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +46,7 @@ def select(backend: str, inputs: Tensor, weights: int) -> Callable[..., ScanOutp
 def _select_on_gpu(backend: str, inputs: Tensor) -> Callable[..., ScanOutput] | None:
     reason = _triton_missing(inputs.device.index or 0)
     if reason is None:
-        from hf_skiprnn.kernels.triton_trust import auto_scan, named_scan
+        from hf_skiprnn.kernels.triton.trust import auto_scan, named_scan
 
         return named_scan if backend == "triton" else auto_scan
     if backend == "triton":
@@ -59,7 +59,7 @@ def _select_on_cpu(backend: str, inputs: Tensor, weights: int) -> Callable[..., 
         return None
     reason = _cpu_engine_missing()
     if reason is None:
-        from hf_skiprnn.kernels.cpu import cpu_scan
+        from hf_skiprnn.kernels.cpu.operators import cpu_scan
 
         return cpu_scan
     if backend == "cpu":
@@ -78,7 +78,7 @@ def of_tokens(scan: Callable[..., ScanOutput]) -> Callable[..., ScanOutput] | No
 
     None for a scan that has no such form.
     """
-    from hf_skiprnn.kernels.cpu import cpu_scan, cpu_scan_tokens
+    from hf_skiprnn.kernels.cpu.operators import cpu_scan, cpu_scan_tokens
 
     return cpu_scan_tokens if scan is cpu_scan else None
 
@@ -93,7 +93,7 @@ def _triton_missing(device: int) -> str | None:
 @functools.cache
 def _look_for_triton(device: int) -> str | None:
     """`_triton_missing`, said once."""
-    from hf_skiprnn.kernels.triton_scan import unavailable_reason
+    from hf_skiprnn.kernels.triton.operators import unavailable_reason
 
     reason = unavailable_reason(device)
     if reason is None:
@@ -113,7 +113,7 @@ def _cpu_engine_missing() -> str | None:
 @functools.cache
 def _look_for_cpu_engine() -> str | None:
     """`_cpu_engine_missing`, said once."""
-    from hf_skiprnn.kernels.cpu import unavailable_reason
+    from hf_skiprnn.kernels.cpu.operators import unavailable_reason
 
     reason = unavailable_reason()
     if reason is None:

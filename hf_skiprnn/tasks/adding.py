@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import EvalPrediction
 
-from ..metrics import mean_squared_error
+from hf_skiprnn.evaluation.metrics import mean_squared_error
+
 from .base import Batch, GeneratedTask
 
 if TYPE_CHECKING:
@@ -55,6 +56,6 @@ class Adding(GeneratedTask):
         return {"mse": mse, "solved": float(mse <= OUTPUT_VARIANCE / 100)}
 
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        from ..figures import marked_values_read
+        from hf_skiprnn.evaluation.figures import marked_values_read
 
         return marked_values_read(batch["input_values"].numpy(), gates, logits[:, 0], batch["labels"].numpy())

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from transformers import EvalPrediction, PreTrainedModel
 
-from ..image_processing_skip_rnn import SkipRNNImageProcessor
-from ..metrics import accuracy
+from hf_skiprnn.evaluation.metrics import accuracy
+from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # an extra: only pictures need matplotlib
@@ -153,7 +153,7 @@ class ImageTask(Task):
         return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}
 
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        from ..figures import pixels_read
+        from hf_skiprnn.evaluation.figures import pixels_read
 
         return pixels_read(
             batch["pixel_values"][:, 0].numpy(),

@@ -34,9 +34,10 @@ from torch.nn import functional as F
 from transformers import BatchFeature, EvalPrediction, PreTrainedModel
 from transformers.utils import logging
 
-from ..feature_extraction_skip_rnn import SkipRNNFeatureExtractor
-from ..losses_skip_rnn import IGNORED
-from .arrow_cache import cached_rows
+from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
+from hf_skiprnn.model.losses_skip_rnn import IGNORED
+from hf_skiprnn.tasks.readers.arrow_cache import cached_rows
+
 from .base import Batch, Row, Splits, Task, label_names
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Charades(Task):
         return {f"map_{points}": localisation_map(scores, labels, points) for points in POINTS}
 
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        from ..figures import channels_read
+        from hf_skiprnn.evaluation.figures import channels_read
 
         mask = batch["attention_mask"].numpy() != 0
         inputs = [x[m] for x, m in zip(batch["input_values"].numpy(), mask, strict=True)]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import EvalPrediction
 
-from ..metrics import accuracy
+from hf_skiprnn.evaluation.metrics import accuracy
+
 from .base import Batch, GeneratedTask, label_names
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Frequency(GeneratedTask):
         return {"accuracy": share, "solved": float(share > 0.99)}
 
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        from ..figures import waves_read
+        from hf_skiprnn.evaluation.figures import waves_read
 
         return waves_read(
             batch["input_values"][:, :, 0].numpy(),

@@ -21,10 +21,11 @@ import torch
 from datasets import Array2D, Audio, ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets, load_dataset
 from transformers import EvalPrediction
 
-from ..feature_extraction_skip_rnn import SkipRNNFeatureExtractor
-from ..metrics import accuracy
+from hf_skiprnn.evaluation.metrics import accuracy
+from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
+from hf_skiprnn.tasks.readers.sounds import read_sound
+
 from .base import Batch, Row, Splits, Task, label_names
-from .sounds import read_sound
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +123,7 @@ class FSDD(Task):
         return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}
 
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        from ..figures import channels_read
+        from hf_skiprnn.evaluation.figures import channels_read
 
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         return channels_read(

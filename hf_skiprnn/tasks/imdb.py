@@ -22,9 +22,10 @@ from datasets import ClassLabel, DatasetDict, load_dataset
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel
 from transformers.utils import logging
 
-from ..metrics import accuracy
+from hf_skiprnn.evaluation.metrics import accuracy
+from hf_skiprnn.tasks.readers.words import PAD_ID, real_gates, set_vectors, tokenize, train_tokenizer, words_of
+
 from .base import Batch, Row, Splits, Task, label_names
-from .words import PAD_ID, real_gates, set_vectors, tokenize, train_tokenizer, words_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,12 +120,12 @@ class IMDB(Task):
         return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}
 
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        from ..figures import words_read
+        from hf_skiprnn.evaluation.figures import words_read
 
         return words_read(*self._reading(batch, gates, logits))
 
     def page(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> str:
-        from ..figures import words_read_page
+        from hf_skiprnn.evaluation.figures import words_read_page
 
         return words_read_page(*self._reading(batch, gates, logits))
 

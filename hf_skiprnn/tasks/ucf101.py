@@ -21,11 +21,12 @@ from datasets import Array2D, ClassLabel, Dataset, Features, Value
 from transformers import BatchFeature, EvalPrediction
 from transformers.utils import logging
 
-from ..feature_extraction_skip_rnn import SkipRNNFeatureExtractor
-from ..metrics import accuracy
-from .arrow_cache import cached_rows
+from hf_skiprnn.evaluation.metrics import accuracy
+from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
+from hf_skiprnn.tasks.readers.arrow_cache import cached_rows
+from hf_skiprnn.tasks.readers.video import FrameFeatures, decode_frames
+
 from .base import Batch, Row, Splits, Task, label_names
-from .video import FrameFeatures, decode_frames
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,7 +152,7 @@ class UCF101(Task):
         return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}
 
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        from ..figures import channels_read
+        from hf_skiprnn.evaluation.figures import channels_read
 
         mask = batch["attention_mask"].numpy() != 0
         return channels_read(

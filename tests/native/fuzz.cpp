@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "../../hf_skiprnn/kernels/csrc/skip_rnn.cpp"
+#include "../../hf_skiprnn/kernels/cpu/csrc/skip_rnn.cpp"
 
 namespace {
 

@@ -9,7 +9,6 @@ stretches. SIGKILL goes to the whole process group, from a thread of its own, wh
 """
 
 import functools
-import importlib
 import os
 import signal
 import sys
@@ -17,16 +16,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_skiprnn.training import SkipRNNTrainer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-train = importlib.import_module("train")
-
+from hf_skiprnn.commands import train
+from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 MOMENT = os.environ.get("MOMENT", "")
 _begun: Counter[str] = Counter()

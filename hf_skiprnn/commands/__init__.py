@@ -1,0 +1,1 @@
+"""What `scripts/train.py`, `evaluate.py`, `export.py` and `publish.py` do."""

@@ -1,0 +1,239 @@
+"""Evaluate a checkpoint: metrics, updates, operation counts, and a picture of which steps it reads.
+
+    python scripts/evaluate.py runs/digits-skip-lstm
+    python scripts/evaluate.py CHECKPOINT --task mnist --dataset_name ../shared/data/mnist --split validation
+
+The task and its options come from the run.json that scripts/train.py left in the checkpoint's folder or in the one
+above it, from the results.json of a published folder, or from the command line, which wins. Writes
+evaluation-SPLIT.json and steps-read-SPLIT.png beside the checkpoint, or into --output_dir.
+"""
+
+import dataclasses
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    HfArgumentParser,
+    PreTrainedModel,
+    TrainingArguments,
+)
+
+from hf_skiprnn.evaluation.metrics import operation_counts
+from hf_skiprnn.tasks import TASKS, Task
+from hf_skiprnn.training.trainer import SkipRNNTrainer
+
+RUN_FILE = "run.json"
+RESULTS = "results.json"
+# Metrics that are not the task's own start with one of these.
+OF_THE_TRAINER = ("loss", "budget_loss", "update", "runtime", "samples_per", "steps_per", "model_preparation", "epoch")
+
+
+def parse(argv: list[str]) -> tuple[Namespace, Task]:
+    """The checkpoint's settings and its task."""
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("checkpoint", nargs="?", help="folder, or Hub id of a repository")
+    first.add_argument("--task", choices=sorted(TASKS), help="what the checkpoint was trained on")
+    given, _ = first.parse_known_args(argv)
+    known = run_of(given.checkpoint)
+    name = given.task or known.get("task")
+    if given.checkpoint is None or name is None:
+        first.error("give a checkpoint" if name else f"no {RUN_FILE} or {RESULTS} at the checkpoint: give --task too")
+    task_class: Any = TASKS[name]
+    parser = HfArgumentParser(task_class, allow_abbrev=False, parents=[first], description=__doc__)
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="rows to evaluate on")
+    parser.add_argument("--batch_size", type=int, default=256, help="rows at a time")
+    parser.add_argument(
+        "--count_padding", action="store_true", help="also count updates as the paper's Table 5 does: padding is read"
+    )
+    parser.add_argument("--figure_rows", type=int, default=12, help="rows in the picture; 0: no picture")
+    parser.add_argument(
+        "--gate_shifts",
+        type=float,
+        nargs="+",
+        default=None,
+        help="several budgets from one checkpoint: metrics with each of these added to the gate's bias (0: as trained)",
+    )
+    parser.add_argument(
+        "--pull",
+        action="store_true",
+        help="ucf101: classify the test clips from the files, decoding and encoding only frames that are read, and "
+        "compare with encoding every frame",
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=None, help="where to write; default: the checkpoint's folder"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a checkpoint from the Hub")
+    if known.get("task") == name:
+        parser.set_defaults(**known["task_options"])
+    task, options = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return options, task
+
+
+def run_of(checkpoint: str | None) -> dict[str, Any]:
+    """What scripts/train.py noted of the run that a checkpoint folder belongs to; empty if there is nothing."""
+    folder = Path(checkpoint or "")
+    for path in (folder / RUN_FILE, folder.parent / RUN_FILE, folder / RESULTS):
+        if checkpoint and path.is_file():
+            run = json.loads(path.read_text(encoding="utf-8"))
+            options = run["task_options"]
+            # Of a local folder's path published results keep the last part, which says nothing here.
+            if path.name == RESULTS and "/" not in str(options.get("dataset_name", "/")):
+                options.pop("dataset_name")
+            return run
+    return {}
+
+
+def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, folder: Path) -> dict[str, float]:
+    """Metrics of all rows."""
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_eval_batch_size=batch_size,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        report_to="none",
+    )
+    trainer = SkipRNNTrainer(
+        model,
+        args,
+        data_collator=task.collate,
+        compute_metrics=task.compute_metrics,
+        compute_loss_func=task.loss(),
+    )
+    metrics = trainer.evaluate(rows, metric_key_prefix="")
+    return {name.removeprefix("_"): value for name, value in metrics.items()}
+
+
+def updates_with_padding(
+    model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, length: int
+) -> dict[str, float]:
+    """Updates when every row is filled up to `length` tokens and the model reads the padding as it reads words."""
+    updates = []
+    for start in range(0, len(rows), batch_size):
+        batch = task.collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
+        ids = batch["input_ids"].to(model.device)
+        padding = ids.new_full((len(ids), length - ids.shape[1]), model.config.pad_token_id)
+        ids = torch.cat([ids, padding], dim=1)
+        with torch.no_grad():
+            updates.append(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).num_updates.cpu())
+    counts = torch.cat(updates).double()
+    return {"updates_with_padding": counts.mean().item(), "updates_with_padding_std": counts.std(correction=0).item()}
+
+
+def operating_points(
+    model: PreTrainedModel, task: Task, rows: Dataset, options: Namespace, folder: Path
+) -> list[dict[str, float]]:
+    """Metrics at every gate shift, and a picture of them; the weights stay as they are."""
+    from hf_skiprnn.evaluation.figures import accuracy_against_updates
+
+    points, shifted = [], cast(Any, model)
+    for shift in sorted(options.gate_shifts):
+        shifted.set_gate_shift(shift)
+        points.append({"gate_shift": shift} | evaluate(model, task, rows, options.batch_size, folder))
+    shifted.set_gate_shift(0.0)
+    metric = "accuracy" if "accuracy" in points[0] else "task_loss"
+    if metric == "accuracy":
+        curve = [(point["updates"], point[metric]) for point in points]
+        figure = accuracy_against_updates({"one checkpoint, shifted gate": curve}, metric, "updates per row")
+        figure.savefig(folder / f"operating-points-{options.split}.png")
+    for point in points:
+        print(f"gate shift {point['gate_shift']:+g}: {metric} {point[metric]:.4g}, updates {point['updates']:.2f}")
+    return points
+
+
+def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
+    """Frames encoded and seconds taken where only frames that are read are decoded and encoded."""
+    from hf_skiprnn.inference.videos import classify_pulled
+    from hf_skiprnn.tasks.readers.video import FrameFeatures
+    from hf_skiprnn.tasks.ucf101 import UCF101
+
+    if not isinstance(task, UCF101):
+        raise SystemExit(f"--pull reads video files, so it is for task ucf101; got {task.name}.")
+    clips = task.files("test")
+    labels = [task.labels.index(clip.parent.name) for clip in clips]
+    features = FrameFeatures(task.feature_model)
+    saving = classify_pulled(model.eval(), clips, labels, features, task.frames, task.frame_rate)
+    result = {"task": task.name, "task_options": dataclasses.asdict(task), "split": "test", **saving._asdict()}
+    (folder / "evaluation-pull.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{saving.clips} clips of {saving.frames} frames: {saving.frames_encoded} encoded, {saving.frames_decoded} "
+        f"decoded, {saving.seconds_pulled:.1f} s; every frame encoded: {saving.seconds_everything:.1f} s\n"
+        f"right: {saving.right_pulled}, of all frames {saving.right_everything}; "
+        f"clips read differently: {saving.clips_with_other_gates}"
+    )
+    return result
+
+
+def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
+    """A picture of the steps read in some rows."""
+    batch = task.collate([rows[i] for i in range(len(rows))])
+    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        out = model.eval()(**inputs, output_update_gates=True)
+    shown = (batch, out.update_gates.cpu().numpy() > 0, out.logits.float().cpu().numpy())
+    task.figure(*shown).savefig(path)
+    if page := task.page(*shown):
+        path.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Evaluate, draw, save; returns what the JSON file holds."""
+    options, task = parse(sys.argv[1:] if argv is None else argv)
+    folder = options.output_dir or Path(options.checkpoint if Path(options.checkpoint).is_dir() else "evaluation")
+    folder.mkdir(parents=True, exist_ok=True)
+    kind: Any = AutoModelForTokenClassification if task.per_frame else AutoModelForSequenceClassification
+    model = kind.from_pretrained(options.checkpoint, trust_remote_code=options.trust_remote_code)
+    if options.pull:
+        return pull(model, task, folder)
+    task.use_processor(options.checkpoint)
+    rows = getattr(task.load(seed=0), options.split)
+    metrics = evaluate(model, task, rows, options.batch_size, folder)
+    if options.count_padding:
+        length = getattr(task, "length", None)
+        if length is None or model.config.vocab_size is None:
+            raise SystemExit(f"--count_padding is for texts of one length, as in imdb; task {task.name} has no such.")
+        metrics |= updates_with_padding(model, task, rows, options.batch_size, length)
+    result: dict[str, Any] = {
+        "task": task.name,
+        "task_options": dataclasses.asdict(task),
+        "split": options.split,
+        "rows": len(rows),
+        "metrics": metrics,
+        "multiply_accumulates": operation_counts(model.config, metrics),
+    }
+    if options.gate_shifts:
+        result["operating_points"] = operating_points(model, task, rows, options, folder)
+    (folder / f"evaluation-{options.split}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(report(result))
+    if options.figure_rows:
+        path = folder / f"steps-read-{options.split}.png"
+        shown = min(options.figure_rows, len(rows))  # from all over the split: it may be sorted by label
+        draw(model, task, rows.select([i * len(rows) // shown for i in range(shown)]), path)
+        print(f"picture: {path}")
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result in a few lines."""
+    metrics, counts = result["metrics"], result["multiply_accumulates"]
+    shown = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_TRAINER)}
+    lines = [f"{result['task']}, {result['rows']} rows ({result['split']})"]
+    lines += [f"{name}: {value:.6g}" for name, value in shown.items()]
+    lines.append(
+        f"updates: {metrics['updates']:.2f} +- {metrics['updates_std']:.2f} per row, "
+        f"{metrics['update_rate']:.1%} of the steps\n"
+        f"multiply-accumulates: {counts['read']:.3g} per row; {counts['every_step']:.3g} if every step were read"
+    )
+    if "updates_with_padding" in metrics:
+        lines.append(f"updates with padding read: {metrics['updates_with_padding']:.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

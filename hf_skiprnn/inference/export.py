@@ -1,0 +1,261 @@
+"""Skip RNNs for other runtimes: torch.export programs and ONNX graphs whose loop runs over updates, not over steps.
+
+Two graphs. `UpdateLoop` takes whole sequences; its loop body runs once for every update of the slowest row (of a batch
+of one: once an update), and gathers the input of that step only. `OneUpdate` is for streaming runtimes: one update of
+some rows, and how many steps they then skip; the host counts them off.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+
+from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.event_forward_skip_rnn import update
+from hf_skiprnn.model.reader_skip_rnn import LARGEST_COUNT, NEVER, OPEN
+
+OPSET = 20
+
+
+class Exported(nn.Module):
+    """What both graphs share: a classifier, of sequences or of frames, and its gate."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        base = model.base_model
+        if base is model:
+            raise ValueError(
+                f"Export takes SkipRNNForSequenceClassification or SkipRNNForFrameClassification; got "
+                f"{type(model).__name__}, which has no classifier."
+            )
+        if base.gate == "random":
+            raise ValueError("gate='random' draws its gates, which a graph cannot repeat; export another gate.")
+        if (dtype := model.classifier.weight.dtype) != torch.float32:
+            raise ValueError(
+                f"Export takes float32 weights, in which gates are decided; got {dtype}. Use model.float()."
+            )
+        self.model, self.base = model.eval(), base
+        self.cell = CELLS[base.cell]
+
+    def update(self, x: Tensor, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """One update of N rows from numbers [N, I] or token ids [N].
+
+        `states`: h of each layer, bottom first, then c of each layer; [N, H]. Returns the new ones, and how many steps
+        later the gate opens: [N, 1] float64, a whole number from 1 to infinity.
+        """
+        layers = [layer.weights() for layer in self.base.stack]
+        h, c = list(states[: len(layers)]), list(states[len(layers) :])
+        if self.base.config.vocab_size is not None:
+            x = nn.functional.embedding(x, self.base.embeddings.weight)
+        increment = update(x, h, c, layers, self.base.gate_weights(), self.cell)
+        if increment is None:
+            stride = self.base.stride if self.base.gate == "strided" else 1
+            return h + c, h[0].new_full((h[0].shape[0], 1), stride, dtype=torch.float64)
+        # Exact, see reader_skip_rnn.steps_to_skip: a quotient of tensors, for a number's becomes a product with 1 / D.
+        exact = increment.double().unsqueeze(1)
+        steps = torch.ceil(torch.full_like(exact, OPEN) / exact)
+        return h + c, torch.where(steps.isnan(), 1.0, steps)
+
+    def start(self, rows: int) -> list[Tensor]:
+        """The states before the first step, as `update` takes them."""
+        state = self.base.initial_state(rows)
+        return [*state.h.unbind(), *(() if state.c is None else state.c.unbind())]
+
+    def logits(self, states: Sequence[Tensor]) -> Tensor:
+        """[N, num_labels] from the top layer's h."""
+        return self.model.classifier(states[len(self.base.layers) - 1])
+
+
+class UpdateLoop(Exported):
+    """Whole sequences: inputs and an attention mask -> logits, num_updates, update_gates."""
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, num_labels] (of a frame classifier [B, T, num_labels]), [B], and [B, T] of 0 and 1, all float32.
+
+        inputs: [B, T, input_size] float32, or token ids [B, T] int64; attention_mask: [B, T] int64, 1 at real steps.
+        """
+        batch, steps = inputs.shape[:2]
+        real = attention_mask != 0
+        lengths = real.sum(1, keepdim=True)
+        # Positions of the real steps, in order, then those of the others: a sort by keys that all differ.
+        place = torch.arange(steps, device=inputs.device)
+        order = torch.topk(torch.where(real, steps - place, -place), steps, dim=1).indices
+        # One column more, for rows that have ended: what stands there is computed and dropped.
+        flat_order = (
+            torch.cat((order, order[:, :1]), 1) + torch.arange(batch, device=inputs.device).unsqueeze(1) * steps
+        )
+        flat, one = inputs.flatten(0, 1), torch.ones_like(lengths, dtype=torch.uint8)
+
+        def condition(at: Tensor, gates: Tensor, *carried: Tensor) -> Tensor:
+            return (at < lengths).any()
+
+        def body(at: Tensor, gates: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+            states, kept_logits = carried[:parts], carried[parts:]
+            x = flat.index_select(0, flat_order.gather(1, at).squeeze(1))
+            new, wait = self.update(x, states)
+            alive = at < lengths
+            kept = [torch.where(alive, part, old) for part, old in zip(new, states, strict=True)]
+            later = (at + wait.clamp(max=LARGEST_COUNT).long()).minimum(lengths)
+            return later, gates.scatter(1, at, one), *kept, *self.keep_logits(kept_logits, kept)
+
+        gates = torch.zeros(batch, steps + 1, dtype=torch.uint8, device=inputs.device)  # in the order of `order`
+        start = [part.clone() for part in self.start(batch)]  # a loop's operands have memory of their own
+        parts = len(start)
+        carried = (torch.zeros_like(lengths), gates, *start, *self.room_for_logits(start, steps))
+        _, gates, *out = while_loop(condition, body, carried)
+        opened = torch.zeros_like(gates[:, :steps]).scatter(1, order, gates[:, :steps]).to(inputs.device)
+        opened = (opened * real).to(start[0].dtype)
+        return self.logits_of(out[:parts], out[parts:], opened), opened.sum(1), opened
+
+    # A frame classifier's logits change at updates only. The loop keeps those of every round (round r is the r-th
+    # update of every row that is not at its end), and step t shows those of as many updates as there were up to it.
+
+    def room_for_logits(self, start: Sequence[Tensor], steps: int) -> list[Tensor]:
+        """What the loop carries for them: the round, [1], and logits [1 + steps, B, C], the initial state's first."""
+        if not self.model.per_frame:
+            return []
+        first = self.logits(start).unsqueeze(0)
+        rounds = torch.zeros(1, dtype=torch.long, device=first.device)
+        return [rounds, torch.cat((first, first.new_zeros(steps, *first.shape[1:])))]
+
+    def keep_logits(self, kept: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
+        """`kept` after one more round."""
+        if not self.model.per_frame:
+            return []
+        rounds, logits = kept[0] + 1, self.logits(states).unsqueeze(0)
+        return [rounds, kept[1].scatter(0, rounds.view(1, 1, 1).expand_as(logits), logits)]
+
+    def logits_of(self, states: Sequence[Tensor], kept: Sequence[Tensor], opened: Tensor) -> Tensor:
+        """[B, C] from the last states, or [B, T, C] from what was kept and the gates [B, T]."""
+        if not self.model.per_frame:
+            return self.logits(states)
+        updates = opened.long().cumsum(1).unsqueeze(2)
+        return kept[1].transpose(0, 1).gather(1, updates.expand(-1, -1, kept[1].shape[2]))
+
+
+class OneUpdate(Exported):
+    """One update of N rows, for a host that counts off the steps to skip and runs the graph where a step is read."""
+
+    def forward(self, x: Tensor, fresh: Tensor, h: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
+        """logits [N, num_labels], steps_to_skip [N] int64, h, and for an LSTM c.
+
+        x: [N, input_size] float32, or token ids [N] int64; fresh: [N] bool, rows that start (what h and c hold there
+        does not matter); h, c: [L, N, H] float32.
+        """
+        given = [*h.unbind(), *(() if c is None else c.unbind())]
+        start = self.start(x.shape[0])
+        states = [torch.where(fresh.unsqueeze(1), first, old) for first, old in zip(start, given, strict=True)]
+        states, steps = self.update(x, states)
+        within = steps <= LARGEST_COUNT
+        wait = torch.where(within, torch.where(within, steps, 1.0).long() - 1, NEVER).squeeze(1)
+        layers = len(self.base.layers)
+        stacked = [torch.stack(part) for part in (states[:layers], states[layers:]) if part]
+        return self.logits(states), wait, *stacked
+
+
+def program(graph: Exported) -> torch.export.ExportedProgram:
+    """The torch.export program of a graph; batch and time are dynamic."""
+    config, dynamic = graph.base.config, torch.export.Dim.DYNAMIC
+    text = config.vocab_size is not None
+    arguments: list[Tensor | None]
+    shapes: list[dict[int, Any] | None]
+    if isinstance(graph, UpdateLoop):
+        inputs = torch.zeros(2, 3, dtype=torch.long) if text else torch.zeros(2, 3, config.input_size)
+        arguments = [inputs, torch.ones(2, 3, dtype=torch.long)]
+        shapes = [{0: dynamic, 1: dynamic}, {0: dynamic, 1: dynamic}]
+    else:
+        x = torch.zeros(2, dtype=torch.long) if text else torch.zeros(2, config.input_size)
+        state = torch.zeros(config.num_hidden_layers, 2, config.hidden_size)
+        arguments = [x, torch.ones(2, dtype=torch.bool), state, None]
+        shapes = [{0: dynamic}, {0: dynamic}, {1: dynamic}, None]
+        if graph.cell.has_cell_state:
+            arguments[3], shapes[3] = state.clone(), {1: dynamic}
+    with torch.no_grad():
+        return torch.export.export(graph, tuple(arguments), dynamic_shapes=tuple(shapes))
+
+
+def names(graph: Exported) -> tuple[list[str], list[str]]:
+    """Names of a graph's inputs and outputs, in order."""
+    main = graph.base.main_input_name
+    if isinstance(graph, UpdateLoop):
+        return [main, "attention_mask"], ["logits", "num_updates", "update_gates"]
+    state = ["h", "c"] if graph.cell.has_cell_state else ["h"]
+    inputs = [main, "fresh", *state]
+    return inputs, ["logits", "steps_to_skip", *(f"next_{name}" for name in state)]
+
+
+def save_onnx(graph: Exported, path: str | Path) -> torch.export.ExportedProgram:
+    """Write a graph as ONNX; the torch.export program that it was made from. Needs the `export` extra.
+
+    Inputs and outputs are named as the model's: input_values or input_ids, attention_mask -> logits, num_updates,
+    update_gates; one update: input_values or input_ids, fresh, h, c -> logits, steps_to_skip, next_h, next_c.
+    """
+    inputs, outputs = names(graph)
+    source = program(graph)
+    exported = torch.onnx.export(
+        source, input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False
+    )
+    assert exported is not None
+    exported.optimize()
+    exported.save(path)
+    return source
+
+
+def quantize(path: str | Path, to: str | Path) -> None:
+    """int8 weights of an ONNX graph, activations quantized at run time; the update gate stays in float32.
+
+    States drift by the weights' rounding, and gates near the threshold with them: measure the accuracy. Needs the
+    `export` extra.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    gates = [node.name for node in _nodes(onnx.load(path).graph) if any("update_gate" in name for name in node.input)]
+    gates += [f"{name}_MatMul" for name in gates]  # so the quantizer calls a Gemm's product when it has taken it apart
+    options = {"EnableSubgraph": True}  # the loop's body
+    quantize_dynamic(Path(path), Path(to), weight_type=QuantType.QInt8, nodes_to_exclude=gates, extra_options=options)
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Nodes of an ONNX graph and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+class Agreement(NamedTuple):
+    """An ONNX graph against its model."""
+
+    rows: int
+    rows_with_other_gates: int
+    logits_difference: float  # largest absolute one among rows of equal gates
+    updates: float  # mean per row, of the ONNX graph
+
+
+def session(path: str | Path, threads: int = 1) -> Any:
+    """An onnxruntime session on the CPU. Needs the `export` extra."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.log_severity_level = 3  # it remarks on every folded constant otherwise
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def compare(graph: UpdateLoop, path: str | Path, inputs: Tensor, attention_mask: Tensor) -> Agreement:
+    """Run the graph at `path` in onnxruntime, and the model in PyTorch; the same inputs as UpdateLoop.forward."""
+    name = graph.base.main_input_name
+    feed = {name: inputs.numpy(), "attention_mask": attention_mask.numpy()}
+    logits, updates, gates = map(torch.from_numpy, session(path).run(None, feed))
+    with torch.no_grad():
+        given = {name: inputs, "attention_mask": attention_mask}
+        want = graph.model(**given, output_update_gates=True)
+    same = (gates == want.update_gates).all(1)
+    difference = (logits - want.logits)[same].abs()
+    worst = float(difference.max()) if difference.numel() else float("nan")
+    return Agreement(len(inputs), int((~same).sum()), worst, float(updates.mean()))

@@ -1,0 +1,87 @@
+"""Videos classified from the frames that the model reads, and what that saves against encoding every frame."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .sources import VideoSource
+
+Encode = Callable[[list[np.ndarray]], Any]  # n frames uint8 [height, width, 3] -> [n, input_size]
+FRAMES_AT_ONCE = 32  # where every frame is encoded
+
+
+class Saving(NamedTuple):
+    """Pulling against encoding everything, over the same clips."""
+
+    clips: int
+    frames: int
+    frames_encoded: int  # by pulling
+    frames_decoded: int  # likewise
+    seconds_pulled: float
+    seconds_everything: float
+    right_pulled: int  # clips whose class was found
+    right_everything: int
+    clips_with_other_gates: int  # features are rounded differently in batches of another size
+
+
+def classify_pulled(
+    model: Any,
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    encode: Encode,
+    frames: int,
+    frame_rate: float | None = None,
+    batch_size: int = 8,
+) -> Saving:
+    """Classify every clip twice: by `model.pull` on files, and by the model on all frames' features.
+
+    Args:
+        model: SkipRNNForSequenceClassification.
+        paths: video files.
+        labels: the class of each.
+        encode: the image model; one call a round of pulling.
+        frames: of a clip at most, from its start.
+        frame_rate: steps per second; default: each file's own frames.
+        batch_size: clips at a time.
+    """
+    parts = [
+        _classify_batch(
+            model, VideoSource(paths[i : i + batch_size], frames, frame_rate), labels[i : i + batch_size], encode
+        )
+        for i in range(0, len(paths), batch_size)
+    ]
+    return Saving(*map(sum, zip(*parts, strict=True)))
+
+
+def _classify_batch(model: Any, videos: VideoSource, labels: Sequence[int], encode: Encode) -> Saving:
+    start = time.perf_counter()
+    lengths = videos.lengths
+    pulled = model.pull(lambda positions: encode(videos(positions)), lengths)
+    between = time.perf_counter()
+    encoded, decoded = videos.read, videos.decoded
+    videos.close()
+    whole = _classify_everything(model, videos, lengths, encode)
+    end = time.perf_counter()
+    videos.close()
+    wanted = torch.tensor(labels)
+    found, found_everything = (int((out.logits.argmax(1).cpu() == wanted).sum()) for out in (pulled, whole))
+    other = int((pulled.update_gates != whole.update_gates).any(1).sum())
+    frames, times = sum(lengths), (between - start, end - between)
+    return Saving(len(labels), frames, encoded, decoded, *times, found, found_everything, other)
+
+
+def _classify_everything(model: Any, videos: VideoSource, lengths: list[int], encode: Encode) -> Any:
+    """The model's output for all frames' features, in a padded batch."""
+    rows = []
+    for row, length in enumerate(lengths):
+        starts = range(0, length, FRAMES_AT_ONCE)
+        pieces = [videos([(row, t) for t in range(s, min(s + FRAMES_AT_ONCE, length))]) for s in starts]
+        rows.append(torch.cat([torch.as_tensor(encode(piece)) for piece in pieces]))
+    x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    mask = torch.arange(x.shape[1], device=x.device) < torch.tensor(lengths, device=x.device).unsqueeze(1)
+    with torch.no_grad():
+        return model.eval()(input_values=x, attention_mask=mask, output_update_gates=True)

@@ -1,0 +1,1 @@
+"""What travels with every checkpoint: flat files in plain PyTorch, side by side."""

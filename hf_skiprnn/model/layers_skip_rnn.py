@@ -1,0 +1,273 @@
+"""Layers: the parameters of a stack of cells under one shared gate, and the choice of the scan that runs them."""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, state_dtype
+from .dense_scan_skip_rnn import dense_scan
+from .event_scan_skip_rnn import event_scan
+
+SCAN_BACKENDS = ("auto", "dense", "events", "cpu", "triton")
+HALF = (torch.float16, torch.bfloat16)
+Scan = Callable[..., ScanOutput]
+
+
+def select_scan(backend: str, inputs: Tensor, weights: int) -> Scan:
+    """The scan of that name for these inputs; "auto" takes the fastest one that runs here.
+
+    Raises:
+        RuntimeError: a named engine cannot run here; the message says why and what to do.
+    """
+    if backend == "dense":
+        return dense_scan
+    if backend == "events":
+        return event_scan
+    try:
+        from hf_skiprnn.kernels import select
+    except ImportError as error:  # a checkpoint's own copy of this code, where the package is not installed
+        if backend == "auto":
+            return event_scan
+        raise RuntimeError(
+            f"Scan backend {backend!r} needs the hf_skiprnn package: pip install hf_skiprnn. "
+            "Or use 'events', which runs anywhere."
+        ) from error
+    return select(backend, inputs, weights) or event_scan
+
+
+def select_tokens_scan(scan: Scan) -> Scan | None:
+    """The form of a scan that takes tokens and their table; None where there is none."""
+    try:  # copies of this file run where the package is not installed
+        from hf_skiprnn.kernels import of_tokens
+    except ImportError:
+        return None
+    return of_tokens(scan)
+
+
+def plan_gates(
+    gate: str,
+    state: SkipRNNState,
+    mask: Tensor | None,
+    shape: torch.Size,
+    skip_probability: float,
+    stride: int,
+    generator: torch.Generator | None,
+) -> Tensor | None:
+    """Gates of the baselines, known before the scan: [B, T] bool; None where nothing is planned.
+
+    A row's gates depend on the index among its real steps, not on where padding stands. A fresh row updates at its
+    first real step.
+    """
+    if gate not in ("random", "strided"):
+        return None
+    device = state.increment.device
+    real = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask
+    index = real.cumsum(1) - 1
+    fresh = (state.increment == 1).unsqueeze(1)
+    if gate == "strided":
+        before = torch.where(fresh, stride - 1, state.steps_since_update.long().unsqueeze(1))
+        return (before + index + 1) % stride == 0
+    draws = torch.rand(shape, generator=generator, device=generator.device if generator else device).to(device)
+    return (draws >= skip_probability).gather(1, index.clamp(min=0)) | (fresh & (index == 0))
+
+
+class UpdateGate(nn.Linear):
+    """W_p, b_p of eq. 4. In float32 where the model is in half precision: gates are decided in float32."""
+
+    def __init__(self, hidden_size: int, **factory: Any) -> None:
+        super().__init__(hidden_size, 1, **factory)
+        if self.weight.dtype in HALF:
+            self.float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_precision(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return t.to(moved.device) if moved.dtype in HALF else moved
+
+        return super()._apply(keep_precision, recurse)
+
+
+class SkipRNNLayer(nn.Module):
+    """One layer's parameters; the scan reads them."""
+
+    def __init__(
+        self, cell: str, input_size: int, hidden_size: int, bias: bool, learn_initial_state: bool, **factory: Any
+    ) -> None:
+        super().__init__()
+        rows = CELLS[cell].num_gates * hidden_size
+        self.cell = cell
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **factory))
+        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size, **factory))
+        self.bias = nn.Parameter(torch.empty(rows, **factory)) if bias else None
+        after = bias and cell == "gru_reset_after"
+        self.bias_hh_n = nn.Parameter(torch.empty(hidden_size, **factory)) if after else None
+        self.initial_h = nn.Parameter(torch.empty(hidden_size, **factory)) if learn_initial_state else None
+        has_c = learn_initial_state and CELLS[cell].has_cell_state
+        self.initial_c = nn.Parameter(torch.empty(hidden_size, **factory)) if has_c else None
+
+    def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
+        """What the scan multiplies with, in `dtype` under autocast."""
+        w = LayerWeights(self.weight_ih, self.weight_hh, self.bias, self.bias_hh_n)
+        if dtype is None:
+            return w
+        return LayerWeights(
+            w.weight_ih.to(dtype), w.weight_hh.to(dtype), *(b if b is None else b.to(dtype) for b in w[2:])
+        )
+
+
+class SkipStack(nn.Module):
+    """Layers under one shared gate, and the scan over them. Base of SkipRNNModel and of SkipLSTM, SkipGRU."""
+
+    cell: str
+    gate: str
+    hidden_size: int
+    skip_probability: float
+    stride: int
+    _scan_backend: str | None = None
+    _gate_shift: float = 0.0
+
+    def _build_stack(
+        self, input_size: int, num_layers: int, bias: bool, learn_initial_state: bool, **factory: Any
+    ) -> None:
+        widths = [input_size] + [self.hidden_size] * (num_layers - 1)
+        self.layers = nn.ModuleList(
+            SkipRNNLayer(self.cell, width, self.hidden_size, bias, learn_initial_state, **factory) for width in widths
+        )
+        if self.gate == "learned":
+            self.update_gate = UpdateGate(self.hidden_size, **factory)
+
+    def set_scan_backend(self, backend: str) -> None:
+        """Choose the scan: "auto", "dense", "events", "cpu" or "triton". HF_SKIPRNN_BACKEND sets the default.
+
+        Raises:
+            ValueError: no such backend. One that cannot run here raises RuntimeError at its first use.
+        """
+        if backend not in SCAN_BACKENDS:
+            raise ValueError(f"Scan backend must be one of {', '.join(SCAN_BACKENDS)}; got {backend!r}.")
+        self._scan_backend = backend
+
+    def set_gate_shift(self, shift: float) -> None:
+        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more. No weight changes.
+
+        D = sigmoid(W_p s + b_p + shift): one trained model, several budgets. The limits: the first real step is always
+        read; the share of steps read moves in whole steps (every one, every second, ...), where D is large or small it
+        hardly moves; and the model was trained at shift 0, so the further away, the more accuracy it loses: on MNIST a
+        point at -0.1, ten at +-0.25; on IMDB two at -0.5. It is not saved with the model.
+
+        Raises:
+            ValueError: the gate is not learned, or the shift is not a finite number.
+        """
+        if self.gate != "learned":
+            raise ValueError(f"set_gate_shift needs gate='learned'; this model has gate={self.gate!r}.")
+        if not math.isfinite(shift):
+            raise ValueError(f"The gate's shift must be a finite number; got {shift}.")
+        self._gate_shift = float(shift)
+
+    def gate_weights(self) -> GateWeights | None:
+        """The update gate as it is in force; None where nothing is learned."""
+        if self.gate != "learned":
+            return None
+        weight, bias = self.update_gate.weight, self.update_gate.bias
+        return GateWeights(weight, bias + self._gate_shift if self._gate_shift else bias)
+
+    @property
+    def stack(self) -> list[SkipRNNLayer]:
+        """The layers, bottom first."""
+        return cast("list[SkipRNNLayer]", list(self.layers))
+
+    @property
+    def scan_backend(self) -> str:
+        """The backend in force."""
+        backend = self._scan_backend or os.environ.get("HF_SKIPRNN_BACKEND", "auto")
+        if backend not in SCAN_BACKENDS:
+            raise ValueError(f"HF_SKIPRNN_BACKEND must be one of {', '.join(SCAN_BACKENDS)}; got {backend!r}.")
+        return backend
+
+    def initial_state(self, batch_size: int) -> SkipRNNState:
+        """The state before the first step: learned, or zero. Its increment of 1 makes the first step an update."""
+        layers = self.stack
+        weight = layers[0].weight_hh
+        dtype = state_dtype(weight)
+
+        def stack(name: str) -> Tensor:
+            parts = [getattr(layer, name) for layer in layers]
+            if parts[0] is None:  # and so are all
+                return weight.new_zeros((len(layers), batch_size, self.hidden_size), dtype=dtype)
+            return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
+
+        c = stack("initial_c") if CELLS[self.cell].has_cell_state else None
+        since = weight.new_zeros(batch_size, dtype=dtype)
+        return SkipRNNState(stack("initial_h"), c, weight.new_ones(batch_size, dtype=dtype), since)
+
+    def scan(
+        self,
+        inputs: Tensor,
+        state: SkipRNNState,
+        mask: Tensor | None = None,
+        forced_gates: Tensor | None = None,
+        sequence: bool = False,
+        generator: torch.Generator | None = None,
+        table: Tensor | None = None,
+    ) -> ScanOutput:
+        """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's precision.
+
+        With a table [V, input_size], inputs are tokens [B, T] of it, in inference: the native engine looks up only
+        those that are read.
+        """
+        device = inputs.device.type
+        if forced_gates is None:
+            chance, shape = self.skip_probability, inputs.shape[:2]
+            forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
+        stack = self.stack
+        scan = select_scan(self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in stack))
+        is_cpu_engine, operand = scan not in (dense_scan, event_scan) and device == "cpu", None
+        is_autocast = torch.is_autocast_enabled(device)
+        if is_autocast and not is_cpu_engine:
+            operand = torch.get_autocast_dtype(device)  # that engine chooses its own
+        # Entered where it does something: in a short scan it would take a tenth of the time.
+        with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
+            layers, gate = [layer.weights(operand) for layer in stack], self.gate_weights()
+            options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
+            of_tokens = select_tokens_scan(scan) if table is not None and is_cpu_engine else None
+            if of_tokens is not None:
+                return of_tokens(inputs, table, layers, gate, state, **options)
+            if table is not None:
+                inputs = nn.functional.embedding(inputs, table)
+            return scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)
+
+
+@torch.no_grad()
+def init_layer(layer: SkipRNNLayer, forget_bias: float) -> None:
+    """As the authors' code: Glorot-uniform on [x, h], forget bias as given, a GRU's r, z biases 1, s_0 from N(0, 1).
+
+    Their GRU has one matrix for r and z and one for the candidate. `init` leaves loaded parameters alone: so a bias
+    is written whole, never a slice of it.
+    """
+    units = layer.weight_hh.shape[1]
+    is_lstm = layer.cell == "lstm"
+    fan_out = torch.tensor([4.0] * 4 if is_lstm else [2.0, 2.0, 1.0]) * units
+    bound = (6 / (layer.weight_ih.shape[1] + units + fan_out)).sqrt().repeat_interleave(units).unsqueeze(1)
+    for weight in (layer.weight_ih, layer.weight_hh):
+        uniform = torch.empty_like(weight, dtype=torch.float32).uniform_(-1, 1)
+        init.copy_(weight, (uniform * bound.to(uniform)).to(weight))
+    if layer.bias is not None:
+        start = torch.tensor([0.0, forget_bias, 0.0, 0.0] if is_lstm else [1.0, 1.0, 0.0])
+        init.copy_(layer.bias, start.repeat_interleave(units).to(layer.bias))
+    if layer.bias_hh_n is not None:
+        init.zeros_(layer.bias_hh_n)
+    for initial in (layer.initial_h, layer.initial_c):
+        if initial is not None:
+            init.normal_(initial)
+
+
+@torch.no_grad()
+def init_update_gate(gate: UpdateGate, update_bias: float) -> None:
+    """Glorot-uniform W_p; b_p as given: at 1 every step is an update at first (section 4)."""
+    init.xavier_uniform_(gate.weight)
+    init.constant_(gate.bias, update_bias)

@@ -1,0 +1,105 @@
+"""What benchmark_gpu.py times: ours, cuDNN, and Skip RNNs in plain PyTorch, in CUDA graphs or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.event_forward_skip_rnn import steps_to_update, update
+from scripts.benchmarks.peers import (
+    Run,
+    Workload,
+    masked_loop,
+    masked_loop_compiled,
+    native,
+    native_packed,
+    ours,
+    skip_layer,
+)
+
+
+def graphed(run: Run | None) -> Run | None:
+    """The same in a CUDA graph, without the time that Python takes to launch it."""
+    if run is None:
+        return None
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    replay: Run = graph.replay
+    return replay
+
+
+def ours_ungrouped(workload: Workload) -> Run | None:
+    """Ours, rows side by side as they came, not by their numbers of updates; None where all have the same number."""
+    if workload.gates is None:
+        return None
+    from hf_skiprnn.kernels.triton import forward_pass as triton_engine
+
+    run = ours(workload)
+
+    def ungrouped() -> None:
+        triton_engine.GROUPS_ROWS = False
+        try:
+            run()
+        finally:
+            triton_engine.GROUPS_ROWS = True
+
+    return ungrouped
+
+
+def events(workload: Workload) -> Run:
+    """Ours in plain PyTorch."""
+    return ours(workload, backend="events")
+
+
+def event_rounds(workload: Workload) -> Run | None:
+    """The event scan with a number of rounds that is known: the learned gate has one interval, no row ends early.
+
+    A round reads one input of each row, updates all rows and asks the gate for the next. In training its backward pass
+    goes through the updates alone, without the gate's gradient at skipped steps: less work than is needed.
+    """
+    shape = workload.shape
+    if workload.gates is not None or shape.sequence:
+        return None
+    layer = skip_layer(workload)
+    rounds = workload.updates() // shape.batch
+    rows = torch.arange(shape.batch, device=workload.device) * shape.steps
+
+    def forward(x: Tensor) -> Tensor:
+        weights, gate = [part.weights() for part in layer.stack], layer.gate_weights()
+        state = layer.initial_state(shape.batch)
+        h, c = list(state.h.unbind()), [] if state.c is None else list(state.c.unbind())
+        flat, at = x.flatten(0, 1), torch.zeros_like(rows)
+        increment = state.increment
+        for _ in range(rounds):
+            new = update(flat.index_select(0, rows + at), h, c, weights, gate, CELLS[layer.cell])
+            increment = increment if new is None else new
+            ahead = steps_to_update(increment, torch.zeros_like(increment), shape.steps - 1 - at)
+            at = (at + ahead).clamp(max=shape.steps - 1)
+        return h[-1] if workload.mode == "inference" else h[-1].sum() + increment.sum()
+
+    return workload.run(forward, list(layer.parameters()))
+
+
+PEERS: dict[str, Callable[[Workload], Run | None]] = {
+    "native": native,
+    "ours": ours,
+    "native_graphed": lambda workload: graphed(native(workload)),
+    "ours_graphed": lambda workload: graphed(ours(workload)),
+    "native_packed": native_packed,
+    "ours_ungrouped": ours_ungrouped,
+    "events": events,
+    "events_graphed": lambda workload: graphed(event_rounds(workload)),
+    "masked_loop": masked_loop,
+    "masked_loop_graphed": lambda workload: graphed(masked_loop(workload)),
+    "masked_loop_compiled": masked_loop_compiled,
+}

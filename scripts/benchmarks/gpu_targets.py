@@ -1,0 +1,96 @@
+"""What benchmark_gpu.py's numbers are asked to be, and the table that says pass or MISS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from scripts.benchmarks.targets import Rows
+
+
+class Target(NamedTuple):
+    """cuDNN's LSTM over ours, in inference and in training, at least this at this rate of updates."""
+
+    batch: int
+    steps: int
+    inputs: int
+    units: int
+    rate: float
+    at_least: float
+
+
+NARROW = ((256, 784, 1, 110), (256, 784, 1, 128))
+TARGETS = [
+    *(Target(*shape, rate, least) for shape in NARROW for rate, least in ((0.5, 1.5), (0.25, 3.0), (1.0, 1.0))),
+    *(Target(64, 250, 2048, 512, rate, least) for rate, least in ((0.5, 1.5), (0.25, 3.0))),
+]
+MEMORY_RATE, MEMORY = 0.25, 1 / 3  # of cuDNN's peak in training, at most
+FIXED = {"cell": "lstm", "layers": "1", "sequence": "False", "spread": "constant"}
+
+
+def find(rows: Rows, name: str, target: Target, mode: str, precision: str) -> dict[str, str] | None:
+    """The newest row that was measured without an error; None where there is none."""
+    where = {name: str(value) for name, value in target._asdict().items() if name != "at_least"}
+    where |= FIXED | {"name": name, "mode": mode, "precision": precision}
+    found = [row for row in rows if not row["error"] and all(row[key] == value for key, value in where.items())]
+    return found[-1] if found else None
+
+
+def verdict(holds: bool, row: dict[str, str]) -> str:
+    """Pass only where the engine was found equal to the definition."""
+    if row["equality"] != "passed":
+        return f"not judged, equality: {row['equality']}"
+    return "pass" if holds else "MISS"
+
+
+def operations(row: dict[str, str]) -> float:
+    """Floating-point operations of the updates: 2 a multiply-add, thrice in training with a gradient of no input."""
+    units, inputs, updates = int(row["units"]), int(row["inputs"]), int(row["slowest_row_updates"])
+    factor = (units + inputs) if row["mode"] == "inference" else (3 * units + 2 * inputs)
+    return 2.0 * 4 * units * factor * updates * int(row["batch"])
+
+
+def lines(rows: Rows) -> Iterator[str]:
+    """One a target, mode and precision; what was not measured is said."""
+    for target in TARGETS:
+        for precision in ("bfloat16", "tf32"):
+            for mode in ("inference", "training"):
+                ours = find(rows, "ours", target, mode, precision)
+                native = find(rows, "native", target, mode, precision)
+                shape = f"({target.batch}, {target.steps}, {target.inputs}, {target.units})"
+                where = f"  {mode:10}{shape:22}{precision:9}{target.rate:5.0%}: "
+                if ours is None or native is None:
+                    yield where + "not measured"
+                    continue
+                ours_ms, native_ms = float(ours["p50_ms"]), float(native["p50_ms"])
+                ratio = native_ms / ours_ms
+                yield where + f"{ratio:5.2f} ({target.at_least:g}) {verdict(ratio >= target.at_least, ours)}"
+                yield (
+                    f"      {1e3 * ours_ms / int(ours['slowest_row_updates']):.2f} us an update, one after the other; "
+                    f"{operations(ours) / ours_ms / 1e9:.2f} TFLOP/s; "
+                    f"cuDNN {1e3 * native_ms / target.steps:.2f} us a step"
+                )
+                if mode == "training" and target.rate == MEMORY_RATE:
+                    share = float(ours["peak_mib"]) / max(float(native["peak_mib"]), 1e-9)
+                    yield where + f"{share:5.2f} of the memory ({MEMORY:.2f}) {verdict(share <= MEMORY, ours)}"
+
+
+def grouping(rows: Rows) -> Iterator[str]:
+    """What rows of like length side by side bring, rates spread log-normally."""
+    names = ("device", "mode", "batch", "steps", "inputs", "units", "precision", "rate", "spread")
+    measured = [row for row in rows if not row["error"]]
+    grouped = {tuple(row[name] for name in names): row for row in measured if row["name"] == "ours"}
+    for row in measured:
+        ours = grouped.get(tuple(row[name] for name in names))
+        if row["name"] == "ours_ungrouped" and ours is not None:
+            gain = float(row["p50_ms"]) / float(ours["p50_ms"])
+            shape = f"({row['batch']}, {row['steps']}, {row['inputs']}, {row['units']})"
+            yield f"  {row['mode']:10}{shape:22}{row['precision']:9}{float(row['rate']):5.0%}: {gain:5.2f}"
+
+
+def report(rows: Rows) -> None:
+    """Print what was asked for beside what was measured."""
+    print("\n" + "\n".join(("cuDNN's LSTM over ours, same precision (target)", *lines(rows))))
+    found = list(grouping(rows))
+    if found:
+        print("\n" + "\n".join(("rows as they came over rows by their number of updates, log-normal rates", *found)))

@@ -1,0 +1,79 @@
+"""Accuracy against updates over several runs: a picture, and the numbers behind it.
+
+    for share in 0.15 0.25 0.4; do
+        python scripts/train.py --config fsdd-skip-lstm --budget_target $share --output_dir runs/fsdd-$share
+    done
+    python scripts/train.py --config fsdd-skip-lstm --gate strided --stride 4 --output_dir runs/fsdd-stride-4
+    python scripts/pareto.py runs/fsdd-* --output runs/fsdd-pareto
+
+Every run of one task is a point; runs of the same gate and cell are a curve. --metric is any metric of the test split
+of which more is better. Writes pareto.png, and results.json with each run's settings and metrics, into --output.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from hf_skiprnn.evaluation.figures import accuracy_against_updates, pareto_front
+from hf_skiprnn.hub.card import public
+
+GATES = {"learned": "Skip {}", "always": "{}", "random": "{}, random skips", "strided": "{}, strided"}
+# Of a run's results.json.
+KEPT = ["task", "task_options", "model", "training", "budget", "metrics", "train", "device", "versions", "commit"]
+KEPT += ["command", "finished"]
+
+
+def curve_of(model: dict[str, Any]) -> str:
+    """The name of a run's curve."""
+    return GATES[model["gate"]].format(model["cell_type"].upper())
+
+
+def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
+    """The results of every run, by the folder's name; all of one task, all with the metric."""
+    runs = {}
+    for folder in folders:
+        path = folder / "results.json"
+        if not path.is_file():
+            raise SystemExit(f"{folder} holds no results.json: it is no finished run of scripts/train.py.")
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if metric not in (test := run["metrics"]["test"]):
+            raise SystemExit(f"{path} has no metric {metric!r}; it has {', '.join(sorted(test))}.")
+        runs[folder.name] = public({name: run[name] for name in KEPT if name in run})
+        runs[folder.name].get("training", {}).pop("output_dir", None)
+    tasks = {run["task"] for run in runs.values()}
+    if len(tasks) > 1:
+        raise SystemExit(f"The runs are of several tasks ({', '.join(sorted(tasks))}); give runs of one.")
+    return runs
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
+    """Read, draw, print; returns (updates, metric) of the runs of each curve."""
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders that scripts/train.py wrote")
+    parser.add_argument("--metric", default="accuracy", help="metric of the test split")
+    parser.add_argument("--output", type=Path, default=Path("pareto"), help="folder to write into")
+    options = parser.parse_args(argv)
+    runs = read_runs(options.runs, options.metric)
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run in runs.values():
+        points[curve_of(run["model"])].append(
+            (run["metrics"]["test"]["updates"], run["metrics"]["test"][options.metric])
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "results.json").write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
+    task = next(iter(runs.values()))["task"]
+    figure = accuracy_against_updates(points, f"{options.metric} ({task})", "updates per sequence")
+    figure.savefig(options.output / "pareto.png")
+    for curve, found in points.items():
+        print(
+            f"{curve}: unbeaten " + ", ".join(f"{value:.4g} at {updates:.1f}" for updates, value in pareto_front(found))
+        )
+    print(f"picture: {options.output / 'pareto.png'}")
+    return dict(points)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,101 @@
+"""The checkpoints that this repository holds, as a table for its README: their numbers beside the paper's.
+
+Every number is read from a results.json under model_cards/ or from the paper's tables; scripts/reproduce.py --report
+writes the table between START and END.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_skiprnn.evaluation.paper import PublishedRow, published_rows
+from hf_skiprnn.hub.card import MAIN_METRICS, RESULTS, measurements, number, percent, published_value
+
+from .tables import TABLES, Group, groups_of, line, read_table, spread
+
+START, END = "<!-- results, by scripts/reproduce.py --report -->", "<!-- end of results -->"
+
+
+def shipped_folders(cards: Path) -> list[Path]:
+    """Folders under `cards` with a checkpoint's card, by name; of large checkpoints the weights are left out."""
+    return sorted(path.parent for path in cards.glob("*/config.json"))
+
+
+def readme_table(cards: Path) -> str:
+    """A line a checkpoint, Markdown."""
+    head = ["checkpoint in `model_cards/`", "test split", "steps read", "over seeds", "the paper's (4 seeds)"]
+    head += ["inference, times faster", "training step, times faster"]
+    rows = [line(checkpoint_cells(cards, folder)) for folder in shipped_folders(cards)]
+    return "\n".join([line(head), line(["---"] * len(head)), *rows])
+
+
+def checkpoint_cells(cards: Path, folder: Path) -> list[str]:
+    """The cells of a checkpoint's line."""
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    test, paper = results["metrics"]["test"], paper_row(results)
+    steps = round(test["updates"] / test["update_rate"])
+    return [
+        f"[{folder.name}](model_cards/{folder.name})",
+        quality(test),
+        f"{number(test['updates'])} of {steps} ({percent(test['update_rate'])})",
+        over_seeds(group_of(cards, results)),
+        "" if paper is None else f"{published_value(paper)}, {number(paper.updates)} steps ({paper.model})",
+        *speed_ups(cards, folder.name),
+    ]
+
+
+def speed_ups(cards: Path, name: str) -> list[str]:
+    """How many times faster the whole model is than nn.LSTM or nn.GRU, in inference and in training.
+
+    One thread, at the model's own share of updates (scripts/benchmark.py --checkpoints); "" where it was not measured.
+    """
+    wanted = {"level": "model", "spread": name, "name": "ours", "threads": "1"}
+    rows = [row for row in measurements(cards / "speed") if all(row.get(k) == v for k, v in wanted.items())]
+    found = {row["mode"]: f"{float(row['native_over_this']):.1f}x" for row in rows}
+    return [found.get(mode, "") for mode in ("inference", "training")]
+
+
+def quality(test: dict[str, float]) -> str:
+    """The number that says how good a model is."""
+    metric = next(name for name in MAIN_METRICS if name in test)
+    solved = {None: "", 0.0: "not solved, ", 1.0: "solved, "}[test.get("solved")]
+    return solved + (percent(test[metric]) if metric == "accuracy" else f"{metric} {number(test[metric])}")
+
+
+def paper_row(results: dict[str, Any]) -> PublishedRow | None:
+    """The paper's row of the same task, options and cell that reads least; None for a task of our own."""
+    rows = published_rows(results["task"], results["model"]["cell_type"], results["task_options"])
+    return min((row for row in rows if row.gate == "learned"), key=lambda row: row.updates, default=None)
+
+
+def group_of(cards: Path, results: dict[str, Any]) -> Group | None:
+    """The runs of other seeds that a table holds beside this one; None where no table holds it."""
+    for table, (task, columns) in TABLES.items():
+        for options in columns if task == results["task"] else ():
+            for group in groups_of(read_table(cards, table), options):
+                if any(run["finished"] == results["finished"] for run in group.runs):
+                    return group
+    return None
+
+
+def over_seeds(group: Group | None) -> str:
+    """What several seeds give; empty where there is one."""
+    if group is None or len(group.runs) < 2:
+        return ""
+    test = group.runs[0]["metrics"]["test"]
+    solved = f"{sum(map(bool, group.values('solved')))} of {len(group.runs)} solved" if "solved" in test else ""
+    told = solved or f"{len(group.runs)} seeds: {spread(group.values('accuracy'))}"
+    return f"{told}, {spread(group.values('updates'))} steps"
+
+
+def with_table(readme: str, cards: Path) -> str:
+    """The README with the table in place of the one that it has.
+
+    Raises:
+        ValueError: it has no place for one, which START and END mark.
+    """
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"README.md must hold a line {START} and, below it, a line {END}.")
+    return f"{before}{START}\n{readme_table(cards)}\n{END}{after}"

@@ -1,0 +1,98 @@
+"""Put a finished run into this repository as a checkpoint folder that anyone can load and evaluate from a clone.
+
+    python scripts/ship.py runs/adding model_cards/skip-lstm-adding
+    python scripts/ship.py runs/mnist model_cards/skip-lstm-mnist --dataset_name ../shared/data/mnist
+    python scripts/ship.py runs/imdb model_cards/skip-lstm-imdb --without_weights    # too large to stand here
+
+Evaluates the run's checkpoint again on the test split and refuses if the numbers are not those of its results.json;
+draws which steps it reads; writes weights, configuration, processor, results.json, picture and card, and nothing of
+training. The model's code stays out: a clone has it, and scripts/publish.py adds it on the way to the Hub. Options that
+are not known here go on to evaluate.py.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from hf_skiprnn.commands import evaluate
+from hf_skiprnn.hub.card import RESULTS, TIMES, write_card
+from hf_skiprnn.hub.folder import checkpoint_files, checkpoint_problems, stage
+
+LARGEST = 2_000_000  # bytes of a folder: a clone should stay light
+# The same weights on the same rows, in batches of another size: sums in float32 differ in their last digits.
+TOLERANCE = 1e-4
+
+
+def differences(told: dict[str, float], found: dict[str, float]) -> list[str]:
+    """Metrics that an evaluation does not give as results.json tells them."""
+    shared = sorted(name for name in told.keys() & found.keys() if name not in TIMES)
+    return [
+        f"{name} is {found[name]:.6g}, and {RESULTS} says {told[name]:.6g}"
+        for name in shared
+        if abs(found[name] - told[name]) > TOLERANCE * max(1.0, abs(told[name]))
+    ]
+
+
+def build(run: Path, folder: Path, options: list[str]) -> None:
+    """The checkpoint folder of a run, at `folder`, which must not exist; its card is yet to be written.
+
+    Raises:
+        SystemExit: the run is not finished, or its results.json is not what its checkpoint gives.
+    """
+    if not (run / RESULTS).is_file():
+        raise SystemExit(f"{run} holds no {RESULTS}: it is no finished run of scripts/train.py.")
+    stage(run, folder.name, folder, code=False)
+    with tempfile.TemporaryDirectory(prefix="hf_skiprnn-") as scratch:
+        found = evaluate.main([str(folder), "--output_dir", scratch, *options])["metrics"]
+        for picture in Path(scratch).glob("steps-read-test.*"):
+            shutil.copyfile(picture, folder / picture.name)
+    told = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["metrics"]["test"]
+    if changed := differences(told, found):
+        raise SystemExit(f"{run} was not shipped: {'; '.join(changed)}. Are the data the same?")
+
+
+def problems_of(folder: Path, scratch: Path) -> list[str]:
+    """What the Hub would refuse of it once its code is added."""
+    return checkpoint_problems(stage(folder, folder.name, scratch / folder.name))
+
+
+def without_weights(folder: Path) -> None:
+    """Take away all but the configurations, what was measured and pictures."""
+    for file in checkpoint_files(folder):
+        if file.path not in ("config.json", "preprocessor_config.json", RESULTS) and not file.path.endswith(".png"):
+            (folder / file.path).unlink()
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Build the folder aside, check it, put it in place of what was there."""
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, help="folder that scripts/train.py wrote")
+    parser.add_argument("folder", type=Path, help="checkpoint folder to write, as model_cards/skip-lstm-adding")
+    parser.add_argument("--without_weights", action="store_true", help="configuration, card, results and pictures only")
+    settings, options = parser.parse_known_args(argv)
+    with tempfile.TemporaryDirectory(prefix="hf_skiprnn-") as scratch:
+        made = Path(scratch, "made", settings.folder.name)
+        location = f"{settings.folder.resolve().parent.name}/{made.name}"
+        build(settings.run, made, options)
+        problems = problems_of(made, Path(scratch, "published"))
+        if settings.without_weights:
+            without_weights(made)
+        if (size := sum(file.size for file in checkpoint_files(made))) > LARGEST:
+            problems.append(
+                f"It has {size:,} bytes; at most {LARGEST:,} belong here: --without_weights leaves them out."
+            )
+        if problems:
+            raise SystemExit(f"{settings.run} was not shipped: {' '.join(problems)}")
+        shutil.rmtree(settings.folder, ignore_errors=True)
+        shutil.copytree(made, settings.folder)
+    write_card(settings.folder, location)  # there: measured times stand beside it
+    for file in checkpoint_files(settings.folder):
+        print(f"{file.size:>12,}  {file.path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

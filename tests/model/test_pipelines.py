@@ -1,0 +1,204 @@
+"""The four pipelines where the package is installed; test_remote_code.py has them where it is not."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hub_server.process import HubClient
+from PIL import Image
+from small_checkpoints import small_checkpoint, small_model, small_tokenizer
+from transformers import pipeline
+
+from hf_skiprnn import (
+    SkipRNNFeatureExtractor,
+    SkipRNNImageClassificationPipeline,
+    SkipRNNImageProcessor,
+    SkipRNNTextClassificationPipeline,
+)
+from hf_skiprnn.hub.upload import publish
+from hf_skiprnn.model.pipeline_skip_rnn import real_steps
+
+# The client's upload of a large file passes it to httpx2 by a name that httpx2 gives up.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+RNG = np.random.default_rng(2)
+TRUSTED: dict[str, Any] = {"trust_remote_code": True, "device": "cpu"}
+
+
+def test_texts(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "text", "text")
+    pipe = pipeline("text-classification", model=str(folder), **TRUSTED)
+    texts = ["a good film .", "bad", "a bad film . bad . bad ."]
+    with torch.no_grad():
+        out = pipe.model(**small_tokenizer()(texts, padding=True, return_tensors="pt"))
+    plain = pipe(texts, batch_size=3)
+    assert [set(result) for result in plain] == [{"label", "score"}] * 3
+    found = pipe(texts, batch_size=2, return_updates=True, top_k=None)
+    for i, results in enumerate(found):
+        assert len(results) == 3
+        best = results[0]
+        assert best["label"] == pipe.model.config.id2label[int(out.logits[i].argmax())]
+        assert math.isclose(best["score"], out.logits[i].softmax(-1).max().item(), rel_tol=1e-5)
+        assert (best["updates"], best["steps"]) == (int(out.num_updates[i]), len(texts[i].split()))
+    assert pipe("bad") == [pipe(["bad"])[0]]
+    assert pipe("bad", return_updates=True)[0]["steps"] == 1
+
+
+def test_pictures_from_files_and_arrays(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "image", "image")
+    pipe = pipeline("image-classification", model=str(folder), return_updates=True, **TRUSTED)
+    pixels = RNG.integers(0, 256, (3, 28, 28), np.uint8)
+    Image.fromarray(pixels[0]).save(tmp_path / "digit.png")
+    with torch.no_grad():
+        out = pipe.model(pixel_values=torch.from_numpy(pixels).unsqueeze(1) / 255)
+    mixed = [str(tmp_path / "digit.png"), Image.fromarray(pixels[1]), pixels[2]]
+    found = pipe(mixed, batch_size=3)
+    assert [row[0]["updates"] for row in found] == out.num_updates.int().tolist()
+    assert {result["steps"] for row in found for result in row} == {784}
+    assert found[0] == pipe(str(tmp_path / "digit.png"))
+
+
+def test_sounds(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "audio", "audio")
+    pipe = pipeline("audio-classification", model=str(folder), **TRUSTED)
+    sounds = [RNG.normal(size=n).astype(np.float32) for n in (40, 25, 33)]
+    found = pipe(sounds, batch_size=2, return_updates=True, top_k=1)
+    for sound, (result,) in zip(sounds, found, strict=True):
+        with torch.no_grad():
+            out = pipe.model(input_values=torch.from_numpy((sound - 0.5) / 2)[None, :, None])
+        assert result["steps"] == len(sound)
+        assert result["updates"] == out.num_updates.item()
+        assert math.isclose(result["score"], out.logits.softmax(-1).max().item(), rel_tol=1e-5)
+
+
+def test_series_of_numbers(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "series", "series")
+    pipe = pipeline("sequence-classification", model=str(folder), **TRUSTED)
+    series = [RNG.normal(size=(n, 1)) for n in (12, 30, 5)]
+    found = pipe(series, batch_size=3, return_updates=True)
+    alone = [pipe(one, return_updates=True) for one in series]
+    for together, single in zip(found, alone, strict=True):
+        assert [r["label"] for r in together] == [r["label"] for r in single]
+        assert [(r["updates"], r["steps"]) for r in together] == [(r["updates"], r["steps"]) for r in single]
+        np.testing.assert_allclose([r["score"] for r in together], [r["score"] for r in single], rtol=1e-4)
+        assert sorted((r["score"] for r in together), reverse=True) == [r["score"] for r in together]
+    assert pipe(series[0][:, 0]) == pipe(series[0])
+    assert pipe(torch.from_numpy(series[0])) == pipe(series[0])
+    assert len(pipe(series[0], top_k=1)) == 1
+
+
+def test_a_series_is_standardised_as_in_training(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "series", "series")
+    series = RNG.normal(size=(20, 1))
+    raw = pipeline("sequence-classification", model=str(folder), **TRUSTED)(series)
+    SkipRNNFeatureExtractor(mean=[3.0], std=[5.0]).save_pretrained(folder)
+    pipe = pipeline("sequence-classification", model=str(folder), **TRUSTED)
+    assert pipe(series * 5 + 3) == raw
+    pipe.save_pretrained(tmp_path / "again")
+    again = pipeline("sequence-classification", model=str(tmp_path / "again"), **TRUSTED)
+    assert again(series * 5 + 3) == raw
+
+
+def test_regression_and_several_labels_at_once(tmp_path: Path) -> None:
+    series = RNG.normal(size=(20, 2)).astype(np.float32)
+    for fields in ({}, {"num_labels": 3, "problem_type": "multi_label_classification"}):
+        model = small_model("regression", **fields)
+        pipe = pipeline("sequence-classification", model=model, device="cpu")  # registered, so it needs no folder
+        with torch.no_grad():
+            logits = model(input_values=torch.from_numpy(series)[None]).logits[0]
+        wanted = logits if len(logits) == 1 else logits.sigmoid().sort(descending=True).values
+        np.testing.assert_allclose([result["score"] for result in pipe(series)], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones((5, 3)), r"must be \[T, 1\]; got \(5, 3\)"),
+        (np.ones((0, 1)), "is empty"),
+        (np.array([[1.0], [np.nan]]), "holds nan at step 1"),
+    ],
+)
+def test_series_that_are_refused(value: np.ndarray, message: str) -> None:
+    pipe = pipeline("sequence-classification", model=small_model("series"), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        pipe(value)
+
+
+def test_tokens_are_refused_as_a_series() -> None:
+    with pytest.raises(ValueError, match=r'reads tokens .vocab_size = 7.*pipeline\("text-classification"\)'):
+        pipeline("sequence-classification", model=small_model("text"), device="cpu")
+
+
+def test_around_a_model_object() -> None:
+    """Without a folder transformers knows no pipeline of ours by the task's name; pipeline_class tells it."""
+    images = list(RNG.integers(0, 256, (5, 4, 4), np.uint8))
+    options: dict[str, Any] = {"return_updates": True, "batch_size": 5, "device": "cpu"}
+    pipe = pipeline(
+        "image-classification",
+        model=small_model("image"),
+        image_processor=SkipRNNImageProcessor(num_channels=1),
+        pipeline_class=SkipRNNImageClassificationPipeline,
+        **options,
+    )
+    assert [row[0]["steps"] for row in pipe(images)] == [16] * 5
+    pipe = pipeline(
+        "text-classification",
+        model=small_model("text"),
+        tokenizer=small_tokenizer(),
+        pipeline_class=SkipRNNTextClassificationPipeline,
+        **options,
+    )
+    assert [row["steps"] for row in pipe(["a film"] * 5)] == [2] * 5
+
+
+def test_saved_pipelines_keep_everything(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "image", "image")
+    pipe = pipeline("image-classification", model=str(folder), **TRUSTED)
+    assert "SkipRNN" in repr(pipe.model.config)  # the config can still be printed and saved
+    pipe.save_pretrained(tmp_path / "again")
+    for name in ("pipeline_skip_rnn.py", "modeling_skip_rnn.py", "preprocessor_config.json"):
+        assert (tmp_path / "again" / name).is_file()
+    again = pipeline("image-classification", model=str(tmp_path / "again"), **TRUSTED)
+    picture = RNG.integers(0, 256, (28, 28), np.uint8)
+    assert again(picture) == pipe(picture)
+
+
+def test_from_the_hub(hub: HubClient, tmp_path: Path) -> None:
+    publish(small_checkpoint(tmp_path / "audio", "audio"), "alice/sounds", version="v1")
+    pipe = pipeline("audio-classification", model="alice/sounds", revision="v1", return_updates=True, **TRUSTED)
+    sounds = [RNG.normal(size=n).astype(np.float32) for n in (40, 25)]
+    assert [row[0]["steps"] for row in pipe(sounds, batch_size=2)] == [40, 25]
+    hub.lose_server()
+    hub.offline()
+    again = pipeline("audio-classification", model="alice/sounds", revision="v1", return_updates=True, **TRUSTED)
+    assert again(sounds) == pipe(sounds)
+
+
+HUB_INPUTS: dict[str, tuple[str, list[Any]]] = {
+    "text": ("text-classification", ["a good film .", "bad"]),
+    "image": ("image-classification", [Image.fromarray(np.eye(28, dtype=np.uint8) * shade) for shade in (90, 200)]),
+    "series": ("sequence-classification", [np.ones((9, 1)), np.zeros((5, 1))]),
+}
+
+
+@pytest.mark.parametrize("kind", HUB_INPUTS)
+def test_from_the_hub_as_from_a_folder(hub: HubClient, tmp_path: Path, kind: str) -> None:
+    task, inputs = HUB_INPUTS[kind]
+    folder = small_checkpoint(tmp_path / kind, kind)
+    publish(folder, f"alice/{kind}", version="v1")
+    results = [
+        pipeline(task, model=name, return_updates=True, **extra, **TRUSTED)(inputs, batch_size=2)
+        for name, extra in ((f"alice/{kind}", {"revision": "v1"}), (str(folder), {}))
+    ]
+    assert len(results[0]) == 2
+    assert results[0] == results[1]
+
+
+def test_real_steps_of_every_input() -> None:
+    assert real_steps({"input_ids": torch.ones(2, 7, dtype=torch.long)}).tolist() == [7, 7]
+    assert real_steps({"pixel_values": torch.ones(2, 1, 3, 4)}).tolist() == [12, 12]
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert real_steps({"input_values": torch.ones(2, 3, 1), "attention_mask": mask}).tolist() == [2, 1]

@@ -1,0 +1,330 @@
+"""The scans: the definition against the paper's own graph, and every backend against the definition."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from scan_cases import FAST_SCANS, SCANS, Case, Problem, assert_close, assert_same_values, gradients, make_problem
+from torch import Tensor
+
+from hf_skiprnn.model.cells_skip_rnn import CELLS, ScanOutput, SkipRNNState, gate_opens, increment_of, product
+from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
+from hf_skiprnn.model.event_forward_skip_rnn import steps_to_update
+
+EXACT = 1e-12  # float64: values differ by the order of a few hundred additions
+EXACT_GRADIENT = 1e-11  # gradients by that of a few thousand
+
+
+def paper_scan(problem: Problem) -> ScanOutput:
+    """The authors' graph, from the paper's equations: an accumulator, min, round, and blends by products."""
+    cell, state = CELLS[problem.case.cell], problem.state
+    h, c = list(state.h), [] if state.c is None else list(state.c)
+    increment = state.increment
+    accumulator = state.steps_since_update * increment.detach()  # how the state carries it
+    gates = []
+    for t in range(problem.case.steps):
+        update_prob = accumulator + torch.minimum(increment, 1 - accumulator)
+        rounded = (update_prob >= 0.5).double()
+        u = update_prob + (rounded - update_prob).detach()
+        x = problem.inputs[:, t]
+        for index, w in enumerate(problem.layers):
+            old_h, old_c = h[index], c[index] if c else None
+            step = cell.step(w, product(x, w.weight_ih, w.bias), cell.recurrent_product(w, old_h), old_h, old_c)
+            h[index] = u[:, None] * step.h + (1 - u[:, None]) * old_h
+            if c:
+                c[index] = u[:, None] * step.c + (1 - u[:, None]) * old_c
+            x = step.h
+        increment = u * increment_of(problem.gate, step.c if c else step.h) + (1 - u) * increment
+        accumulator = (1 - u) * update_prob
+        gates.append(u)
+    gates = torch.stack(gates, 1)
+    steps = torch.where(increment > 0, accumulator / increment, 0)  # the scans carry the count, the paper the sum
+    last = SkipRNNState(torch.stack(h), torch.stack(c) if c else None, increment, steps)
+    return ScanOutput(None, last, gates.sum(1), gates)
+
+
+@pytest.mark.parametrize("state", ["fresh", "running"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_dense_scan_is_the_authors_graph(cell: str, layers: int, state: str) -> None:
+    problem = make_problem(Case(cell=cell, layers=layers, state=state, steps=31))
+    got, want = problem.run(dense_scan), paper_scan(problem)
+    assert 0.1 < float(got.update_gates.detach().mean()) < 0.9  # the gates are busy
+    assert_close("gates", got.update_gates, want.update_gates, EXACT)
+    grads = []
+    for out in (got, want):
+        generator = torch.Generator().manual_seed(3)
+        parts = [out.state.h, out.state.c, out.state.increment, out.num_updates, out.update_gates]
+        weighted = [
+            (p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts if p is not None
+        ]
+        leaves = problem.leaves()
+        grads.append(dict(zip(leaves, torch.autograd.grad(sum(weighted), list(leaves.values())), strict=True)))
+    for name, want_grad in grads[1].items():
+        if state == "fresh" and name in ("state.increment", "state.steps_since_update"):
+            continue  # constants there; torch halves the gradient of minimum(1, 1 - 0)
+        assert want_grad.abs().max() > 1e-6, name
+        assert_close(name, grads[0][name], want_grad, EXACT_GRADIENT)
+
+
+CASES = [
+    Case(cell=cell, layers=layers, gate=gate, mask=mask, state=state, sequence=sequence)
+    for cell, layers, gate, mask, state, sequence in itertools.product(
+        CELLS,
+        [1, 2, 3],
+        ["learned", "always", "planned", "forced"],
+        ["none", "right", "left", "ragged"],
+        ["fresh", "running"],
+        [False, True],
+    )
+]
+AWKWARD = [
+    Case(steps=1),
+    Case(steps=1, mask="ragged", sequence=True),
+    Case(steps=63, hidden=1, inputs=1, cell="gru"),
+    Case(steps=500, batch=2, gate_bias=-4.0, sequence=True),
+    Case(steps=500, batch=3, gate_bias=-6.0, state="running"),
+    Case(batch=1, hidden=17),
+    Case(batch=0),
+    Case(steps=0, sequence=True),
+    Case(steps=0, batch=0),
+    Case(bias=False, cell="gru_reset_after", layers=2),
+]
+
+
+@pytest.mark.parametrize("scan", FAST_SCANS)
+@pytest.mark.parametrize("case", CASES + AWKWARD, ids=str)
+def test_fast_scans_equal_dense(case: Case, scan) -> None:
+    problem = make_problem(case, seed=len(str(case)))
+    want, got = problem.run(dense_scan), problem.run(scan)
+    assert_same_values(got, want, EXACT)
+    if case.steps:
+        assert got.update_gates.requires_grad == got.num_updates.requires_grad == want.num_updates.requires_grad
+    want_grads, got_grads = gradients(problem, want), gradients(problem, got)
+    for name, grad in want_grads.items():
+        assert_close(name, got_grads[name], grad, EXACT_GRADIENT)
+
+
+@pytest.mark.parametrize("scan", FAST_SCANS)
+def test_a_row_that_never_skips_beside_one_that_almost_always_does(scan) -> None:
+    problem = make_problem(Case(batch=2, steps=200, gate="forced", sequence=True))
+    problem.forced_gates = torch.zeros(2, 200, dtype=torch.bool)
+    problem.forced_gates[0] = True
+    problem.forced_gates[1, [0, 150]] = True
+    want, got = problem.run(dense_scan), problem.run(scan)
+    assert got.num_updates.tolist() == [200, 2]
+    assert_same_values(got, want, EXACT)
+    want_grads, got_grads = gradients(problem, want), gradients(problem, got)
+    for name, grad in want_grads.items():
+        assert_close(name, got_grads[name], grad, EXACT_GRADIENT)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_float32_under_replayed_gates(cell: str, scan) -> None:
+    """Gates are chaotic near a tie in float32: floats are compared under the gates of float64 (house rule 9)."""
+    problem = make_problem(Case(cell=cell, layers=2, batch=6, steps=60, sequence=True))
+    want = problem.run(dense_scan)
+    gates = want.update_gates.detach() > 0.5
+    single = problem.to(torch.float32)
+    got = single.run(scan, forced_gates=gates)
+    assert_same_values(got, want, 3e-6)  # 60 steps of float32 rounding (6e-8 each, some of it correlated)
+    want_grads, got_grads = gradients(problem, want), gradients(single, got)
+    for name, grad in want_grads.items():
+        assert_close(name, got_grads[name], grad, 3e-5)  # and as many again, amplified, on the way back
+
+
+@pytest.mark.parametrize("scan", FAST_SCANS)
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_float32_gates_agree_but_for_ties(cell: str, scan) -> None:
+    problem = make_problem(Case(cell=cell, batch=32, steps=80))
+    want = problem.run(dense_scan)
+    got = problem.to(torch.float32).run(scan)
+    same = (got.update_gates == want.update_gates.float()).all(1)
+    assert same.float().mean() > 0.9  # a row in 32 may meet a tie within 1e-6 of 0.5 in 80 steps
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_gradcheck_of_the_straight_through_path(cell: str, scan) -> None:
+    """The surrogate u = p + stop(round(p) - p) with frozen offsets is smooth: its numeric gradient is the scan's."""
+    problem = make_problem(Case(cell=cell, batch=2, steps=9, inputs=2, hidden=3))
+    out = problem.run(scan)
+    offsets = _offsets(problem)
+    weight = torch.randn(out.state.h.shape, dtype=torch.float64)
+    analytic = torch.autograd.grad((out.state.h * weight).sum() + 0.3 * out.num_updates.sum(), problem.gate.weight)[0]
+    numeric = torch.zeros_like(analytic)
+    for index in range(analytic.shape[1]):
+        sides = []
+        for shift in (1e-6, -1e-6):
+            moved = problem.gate.weight.detach().clone()
+            moved[0, index] += shift
+            shifted = Problem(**{**vars(problem), "gate": problem.gate._replace(weight=moved)})
+            h, updates = _surrogate(shifted, offsets)
+            sides.append(((h * weight).sum() + 0.3 * updates).detach())
+        numeric[0, index] = (sides[0] - sides[1]) / 2e-6
+    assert analytic.abs().max() > 1e-3
+    assert_close("W_p", analytic, numeric, 1e-7)  # central differences of a smooth function at 1e-6
+
+
+def _offsets(problem: Problem) -> list[Tensor]:
+    probabilities = _surrogate(problem, None)
+    return [((p >= 0.5).double() - p).detach() for p in probabilities]
+
+
+def _surrogate(problem: Problem, offsets: list[Tensor] | None):
+    """With offsets: (h, sum of u) of the smooth surrogate. Without: the update probabilities of the true forward."""
+    cell, w = CELLS[problem.case.cell], problem.layers[0]
+    h, c = problem.state.h[0], None if problem.state.c is None else problem.state.c[0]
+    increment, accumulator, updates, seen = problem.state.increment, torch.zeros(2, dtype=torch.float64), 0.0, []
+    for t in range(problem.case.steps):
+        p = accumulator + increment
+        seen.append(p)
+        u = (p >= 0.5).double() if offsets is None else p + offsets[t]
+        x_product = product(problem.inputs[:, t], w.weight_ih, w.bias)
+        new = cell.step(w, x_product, cell.recurrent_product(w, h), h, c)
+        increment = u * increment_of(problem.gate, new.h if c is None else new.c) + (1 - u) * increment
+        h = u[:, None] * new.h + (1 - u[:, None]) * h
+        c = None if c is None else u[:, None] * new.c + (1 - u[:, None]) * c
+        accumulator, updates = (1 - u) * p, updates + u.sum()
+    return seen if offsets is None else (h, updates)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_continuing_equals_running_through(cell: str, scan) -> None:
+    """Also in the gradient: the seam carries all that the gates depend on."""
+    whole = make_problem(Case(cell=cell, layers=2, steps=40, mask="ragged"))
+    want = whole.run(scan)
+
+    def piece(start: int, end: int, state: SkipRNNState) -> ScanOutput:
+        part = Problem(**{**vars(whole), "inputs": whole.inputs[:, start:end], "mask": whole.mask[:, start:end]})
+        part.state = state
+        return part.run(scan)
+
+    state, gates = whole.state, []
+    for start, end in ((0, 1), (1, 14), (14, 15), (15, 40)):
+        out = piece(start, end, state)
+        state = out.state
+        gates.append(out.update_gates)
+    got = ScanOutput(None, state, sum(g.sum(1) for g in gates), torch.cat(gates, 1))
+    assert_same_values(got, want, EXACT)
+    want_grads, got_grads = gradients(whole, want), gradients(whole, got)
+    for name, grad in want_grads.items():
+        assert_close(name, got_grads[name], grad, EXACT_GRADIENT)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_masked_steps_do_not_exist(scan) -> None:
+    """Left, right, inner and no padding: the same states, gates and gradients, whatever stands at masked steps."""
+    plain = make_problem(Case(steps=12, sequence=True))
+    want = plain.run(scan)
+    want_grads = gradients(plain, want)
+    generator = torch.Generator().manual_seed(5)
+    for place in (range(12), range(8, 20), sorted(torch.randperm(20, generator=generator)[:12].tolist())):
+        inputs = torch.full((4, 20, 3), math.nan, dtype=torch.float64)
+        inputs[:, list(place)] = plain.inputs.detach()
+        mask = torch.zeros(4, 20, dtype=torch.bool)
+        mask[:, list(place)] = True
+        padded = Problem(**{**vars(plain), "inputs": inputs.requires_grad_(), "mask": mask})
+        got = padded.run(scan)
+        assert float(got.update_gates[:, ~mask[0]].detach().abs().sum()) == 0
+        kept = got._replace(sequence=got.sequence[:, mask[0]], update_gates=got.update_gates[:, mask[0]])
+        assert_same_values(kept, want, EXACT)
+        grads = gradients(padded, kept)
+        assert float(grads["inputs"][:, ~mask[0]].abs().sum()) == 0
+        for name, grad in want_grads.items():
+            assert_close(name, grads[name][:, mask[0]] if name == "inputs" else grads[name], grad, EXACT_GRADIENT)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_a_skipped_input_is_never_read(scan) -> None:
+    problem = make_problem(Case(batch=3, steps=30))
+    want = problem.run(scan)
+    gates = want.update_gates.detach() > 0.5
+    assert not gates.all()
+    problem.inputs = problem.inputs.detach().masked_fill(~gates.unsqueeze(-1), math.nan)
+    got = problem.run(scan)
+    assert_same_values(got, want, 0)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_a_nan_that_is_read_shows_and_never_closes_the_gate(scan) -> None:
+    problem = make_problem(Case(batch=3, steps=30))
+    problem.inputs.data[1, 0] = math.nan  # the first step is always read
+    out = problem.run(scan)
+    assert out.state.h[:, 1].isnan().all()
+    assert out.num_updates[1] == 30
+    assert not out.state.h[:, [0, 2]].isnan().any()
+
+
+def test_interval_in_closed_form_is_the_first_open_gate() -> None:
+    increments = torch.cat(
+        (
+            torch.rand(4000),
+            torch.rand(4000) * 0.02,
+            0.5 / torch.arange(1, 300),  # ties: k * D is 0.5 up to its rounding
+            torch.tensor([math.nan, 0.0, 1.0, 0.5, 0.25, 1e-30, 1e-45, -0.1, math.inf]),
+        )
+    )
+    for start in (0, 3):
+        for remaining in (0, 1, 40, 400):
+            steps = torch.full_like(increments, start)
+            got = steps_to_update(increments, steps, torch.full_like(increments, remaining).long())
+            opens = torch.stack([gate_opens(steps + k, increments) for k in range(1, remaining + 1)] or [steps < 0], 1)
+            opens = torch.cat((opens[:, :remaining], torch.ones(len(increments), 1, dtype=torch.bool)), 1)
+            assert torch.equal(got, opens.byte().argmax(1) + 1)
+
+
+def test_ties_open_the_gate() -> None:
+    """k * D = 0.5 exactly is an update (equation 6: n * D >= 0.5)."""
+    assert gate_opens(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 0.25, 0.125])).all()
+    below = torch.tensor(0.5).nextafter(torch.tensor(0.0))
+    assert not gate_opens(torch.tensor(1.0), below)
+
+
+def test_gates_are_decided_in_float32_in_every_precision() -> None:
+    just_below = torch.tensor(0.5, dtype=torch.float64) - 1e-12  # rounds to 0.5 in float32
+    assert gate_opens(torch.tensor(1.0, dtype=torch.float64), just_below)
+
+
+def test_dense_has_second_derivatives() -> None:
+    problem = make_problem(Case(batch=1, steps=4, inputs=1, hidden=2, gate="forced"))
+
+    def final_state(weight: Tensor) -> Tensor:
+        layers = [problem.layers[0]._replace(weight_hh=weight)]
+        return Problem(**{**vars(problem), "layers": layers}).run(dense_scan).state.h
+
+    assert torch.autograd.gradgradcheck(final_state, (problem.layers[0].weight_hh,))
+
+
+@pytest.mark.parametrize("scan", FAST_SCANS)
+def test_fast_scans_refuse_second_derivatives(scan) -> None:
+    problem = make_problem(Case(batch=1, steps=3))
+
+    def final_state(inputs: Tensor) -> Tensor:
+        return Problem(**{**vars(problem), "inputs": inputs}).run(scan).state.h
+
+    with pytest.raises(RuntimeError, match=r"no second derivative.*set_scan_backend\('dense'\)"):
+        torch.autograd.gradgradcheck(final_state, (problem.inputs,))
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_backward_twice_and_under_saved_tensor_hooks(scan) -> None:
+    problem = make_problem(Case(sequence=True))
+    with torch.autograd.graph.save_on_cpu():
+        total = problem.run(scan).sequence.sum()
+    first = torch.autograd.grad(total, problem.inputs, retain_graph=True)[0]
+    second = torch.autograd.grad(total, problem.inputs)[0]
+    assert torch.equal(first, second)
+
+
+def test_state_reorder_and_detach() -> None:
+    out = make_problem(Case(layers=2)).run(dense_scan)
+    index = torch.tensor([2, 0])
+    state = out.state.reorder(index)
+    assert torch.equal(state.h, out.state.h[:, index])
+    assert torch.equal(state.increment, out.state.increment[index])
+    assert out.state.h.requires_grad
+    assert not any(part.requires_grad for part in state.detach())

@@ -1,0 +1,100 @@
+"""A run becomes a checkpoint folder of this repository, or is refused with the reason."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hf_skiprnn.commands import train
+from hf_skiprnn.hub.card import render_card
+from hf_skiprnn.hub.folder import checkpoint_problems, stage
+from scripts.paper import ship
+from scripts.paper.readme_table import shipped_folders
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    quiet = ["--use_cpu", "--disable_tqdm=true", "--report_to=none", "--eval_strategy=no", "--save_strategy=no"]
+    train.main(["--task=digits", f"--output_dir={folder}", "--max_steps=2", "--load_best_model_at_end=false", *quiet])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shipped(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cards") / "skip-lstm-digits"
+    ship.main([str(run), str(folder)])
+    return folder
+
+
+def test_the_folder_holds_a_checkpoint_and_nothing_of_training(shipped: Path) -> None:
+    assert {path.name for path in shipped.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "results.json",
+        "steps-read-test.png",
+    }
+    location = f"{shipped.parent.name}/{shipped.name}"
+    assert render_card(shipped, location) == (shipped / "README.md").read_text(encoding="utf-8")
+    model = AutoModelForImageClassification.from_pretrained(shipped)
+    assert type(model).__module__ == "hf_skiprnn.model.modeling_skip_rnn"
+    assert AutoImageProcessor.from_pretrained(shipped).size == {"height": 8, "width": 8}
+
+
+def test_results_say_where_they_come_from(shipped: Path) -> None:
+    results = json.loads((shipped / "results.json").read_text(encoding="utf-8"))
+    assert results["commit"]
+    assert results["command"]
+    assert set(results["versions"]) >= {"torch", "transformers", "hf_skiprnn", "python"}
+
+
+def test_publishing_adds_the_code(shipped: Path, tmp_path: Path) -> None:
+    folder = stage(shipped, "alice/digits", tmp_path / "digits")
+    assert checkpoint_problems(folder) == []
+    code = {path.name for path in folder.glob("*.py")}
+    assert {"modeling_skip_rnn.py", "image_processing_skip_rnn.py", "pipeline_skip_rnn.py"} <= code
+
+
+def test_shipping_again_replaces_what_was_there(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "old.txt").write_text("old")
+    ship.main([str(run), str(folder)])
+    assert not (folder / "old.txt").exists()
+
+
+def test_without_weights_the_card_says_how_to_make_them(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model_cards" / "skip-lstm-digits"
+    ship.main([str(run), str(folder), "--without_weights"])
+    kept = {"README.md", "config.json", "preprocessor_config.json", "results.json", "steps-read-test.png"}
+    assert {path.name for path in folder.iterdir()} == kept
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert "Its weights are too large to stand here" in card
+    assert f"\n    {results['command']}\n" in card
+    assert f'model="{results["training"]["output_dir"]}"' in card  # where the command puts them
+    assert shipped_folders(folder.parent) == [folder]
+
+
+def test_results_that_the_checkpoint_does_not_give_are_refused(run: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(run, tmp_path / "changed")
+    results = json.loads((changed / "results.json").read_text(encoding="utf-8"))
+    results["metrics"]["test"]["accuracy"] += 0.01
+    (changed / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"accuracy is 0\.\d+, and results\.json says 0\.\d+"):
+        ship.main([str(changed), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_unfinished_and_large_runs_are_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="it is no finished run"):
+        ship.main([str(tmp_path), str(tmp_path / "out")])
+    monkeypatch.setattr(ship, "LARGEST", 1000)
+    with pytest.raises(SystemExit, match="at most 1,000 belong here"):
+        ship.main([str(run), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

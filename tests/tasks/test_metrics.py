@@ -1,0 +1,84 @@
+"""Metrics against numbers worked out by hand or printed in the paper."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hf_skiprnn.evaluation.metrics import (
+    accuracy,
+    mean_squared_error,
+    multiply_accumulates,
+    operation_counts,
+    real_lengths,
+    update_statistics,
+)
+
+
+def config(cell_type="lstm", input_size=1, hidden_size=110, num_hidden_layers=1):
+    return SimpleNamespace(
+        cell_type=cell_type, input_size=input_size, hidden_size=hidden_size, num_hidden_layers=num_hidden_layers
+    )
+
+
+def test_multiply_accumulates_are_the_papers():
+    """Table 2: 784 steps of one pixel, 110 units."""
+    assert f"{multiply_accumulates(config('lstm'), 784):.2e}" == "3.83e+07"
+    assert f"{multiply_accumulates(config('gru'), 784):.2e}" == "2.87e+07"
+
+
+def test_multiply_accumulates_count_every_layer_and_only_updates():
+    by_hand = 4 * 8 * (3 + 8) + 2 * (4 * 8 * (8 + 8))  # layer 1 reads 3 inputs, layers 2 and 3 read 8
+    assert multiply_accumulates(config("lstm", input_size=3, hidden_size=8, num_hidden_layers=3), 1) == by_hand
+    assert multiply_accumulates(config("gru"), 19.5) == 19.5 * 3 * 110 * 111
+    assert multiply_accumulates(config("gru"), 0) == 0
+
+
+def test_operation_counts():
+    stats = update_statistics([380.0, 388.0], [784, 784])
+    assert operation_counts(config(), stats) == {"read": 384 * 4 * 110 * 111, "every_step": 784 * 4 * 110 * 111}
+    assert operation_counts(config(), {"updates": 0.0, "update_rate": 0.0}) == {"read": 0.0, "every_step": 0.0}
+
+
+def test_update_statistics_by_hand():
+    stats = update_statistics(np.array([0.0, 2.0, 4.0, 6.0, 8.0, 10.0]), np.array([10, 10, 10, 10, 10, 30]))
+    assert stats == {
+        "updates": 5.0,
+        "updates_std": pytest.approx(np.sqrt(70 / 6)),
+        "updates_p20": 2.0,
+        "updates_p50": 5.0,
+        "updates_p80": 8.0,
+        "update_rate": 30 / 80,
+    }
+    assert all(type(value) is float for value in stats.values())
+    assert update_statistics(np.zeros(2), np.zeros(2))["update_rate"] == 0.0  # rows without a real step
+
+
+def test_accuracy_and_squared_error_by_hand():
+    assert accuracy([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [1, 1, 1]) == pytest.approx(2 / 3)
+    assert mean_squared_error([[1.0], [2.0]], [1.0, 4.0]) == 2.0
+
+
+def test_real_lengths():
+    values = torch.zeros(2, 5, 3)
+    assert real_lengths({"input_values": values}).tolist() == [5, 5]
+    assert real_lengths({"input_ids": torch.zeros(2, 7, dtype=torch.long)}).tolist() == [7, 7]
+    assert real_lengths({"pixel_values": torch.zeros(2, 1, 4, 6)}).tolist() == [24, 24]
+    mask = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0]])
+    assert real_lengths({"input_values": values, "attention_mask": mask}).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: accuracy(np.zeros((3, 2)), np.zeros(2)), r"logits \[N, C\] and labels \[N\]; got \(3, 2\) and \(2,\)"),
+        (lambda: mean_squared_error(np.zeros(3), np.zeros(2)), r"one prediction per target; got \(3,\) and \(2,\)"),
+        (lambda: update_statistics(np.zeros(3), np.zeros(2)), r"got \(3,\), \(2,\)"),
+        (lambda: update_statistics([], []), r"got \(0,\), \(0,\)"),
+        (lambda: real_lengths({"labels": torch.zeros(2)}), r"needs input_values, .* got \['labels'\]"),
+    ],
+)
+def test_errors_say_what_came(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

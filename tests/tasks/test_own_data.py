@@ -1,0 +1,350 @@
+"""Own data: what is inferred, held out, standardised, and how errors name the column and the row."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as PILImage
+from sound_files import as_parquet, tone, wav
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, EvalPrediction
+
+from hf_skiprnn.commands import evaluate, train
+from hf_skiprnn.tasks import OwnData
+
+RNG = np.random.default_rng(0)
+QUICK = ["--hidden_size", "8", "--max_steps", "4", "--per_device_train_batch_size", "4", "--use_cpu"]
+QUICK += [
+    "--disable_tqdm",
+    "true",
+    "--eval_strategy",
+    "no",
+    "--save_strategy",
+    "no",
+    "--load_best_model_at_end",
+    "false",
+]
+
+
+def write(folder, rows, split="train"):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(folder)
+
+
+def series(rows, channels=2, labels=("walk", "run")):
+    """Rows of other lengths, whose second channel has a large mean."""
+    return [
+        {
+            "wave": (RNG.normal(size=(3 + i % 5, channels)) + [0, 50][:channels]).tolist(),
+            "label": labels[i % len(labels)],
+        }
+        for i in range(rows)
+    ]
+
+
+def fit(task):
+    """All that the trainer asks of a task before it starts."""
+    splits = task.load(0)
+    return splits, task.model_defaults(), task.collate([splits.train[i] for i in range(min(4, len(splits.train)))])
+
+
+# What is inferred
+
+
+def test_series_of_several_channels_and_lengths(tmp_path):
+    task = OwnData(dataset_name=write(tmp_path / "d", series(100)))
+    splits, defaults, batch = fit(task)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (81, 10, 9)
+    assert defaults["input_size"] == 2
+    assert defaults["id2label"] == {0: "run", 1: "walk"}
+    assert batch["input_values"].shape[2] == 2
+    whole = task.collate([splits.train[i] for i in range(81)])
+    steps = whole["input_values"][whole["attention_mask"] != 0]
+    assert steps.mean(dim=0).abs().max() < 1e-4
+    assert steps.std(dim=0, correction=0).numpy() == pytest.approx(np.ones(2), abs=1e-4)
+    names = splits.train["label"]
+    assert [defaults["id2label"][i] for i in whole["labels"].tolist()] == names[:]
+
+
+def test_one_channel_and_integer_labels(tmp_path):
+    rows = [{"x": list(range(1 + i % 4)), "y": 10 * (i % 3)} for i in range(60)]
+    _, defaults, batch = fit(OwnData(dataset_name=write(tmp_path / "d", rows)))
+    assert defaults["id2label"] == {0: "0", 1: "10", 2: "20"}
+    assert defaults["input_size"] == 1
+    assert batch["labels"].dtype == torch.int64
+
+
+def test_text_with_string_labels_from_csv(tmp_path):
+    lines = ["review,target", *(f"good film {i},yes" if i % 2 else f"bad film {i},no" for i in range(40))]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    task = OwnData(dataset_name=str(tmp_path), max_length=2)
+    _, defaults, batch = fit(task)
+    assert batch["input_ids"].shape == (4, 2)
+    assert defaults["vocab_size"] == len(task.processor())
+    assert set(defaults["label2id"]) == {"yes", "no"}
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_pictures(tmp_path, mode, channels):
+    pictures = [PILImage.fromarray(np.full((4, 6), i, np.uint8)).convert(mode) for i in range(40)]
+    names = ClassLabel(names=["a", "b"])
+    data = Dataset.from_dict(
+        {"picture": pictures, "kind": [0, 1] * 20}, features=Features({"picture": Image(), "kind": names})
+    )
+    DatasetDict({"train": data}).save_to_disk(str(tmp_path / "d"))
+    splits, defaults, batch = fit(OwnData(dataset_name=str(tmp_path / "d")))
+    assert batch["pixel_values"].shape == (4, channels, 4, 6)
+    assert defaults["input_size"] == channels
+    assert defaults["label2id"] == {"a": 0, "b": 1}
+    first = np.asarray(splits.train[0]["picture"].convert("L"))[0, 0] / 255
+    assert batch["pixel_values"][0] == pytest.approx(torch.full((channels, 4, 6), first))
+
+
+@pytest.mark.parametrize(("features", "channels"), [("log_mel", 32), ("values", 1)])
+def test_sounds_of_several_rates(tmp_path, features, channels):
+    sounds = [wav(tone(500, 0.1, rate), rate) for rate in (8000, 16000)] * 20
+    as_parquet({"audio": sounds, "label": [0, 1] * 20}, tmp_path / "train.parquet")
+    _, defaults, batch = fit(OwnData(dataset_name=str(tmp_path), sound_features=features))
+    assert defaults["input_size"] == channels
+    assert batch["attention_mask"].sum(dim=1).unique().tolist() == [8 if features == "log_mel" else 800]
+
+
+def test_several_labels_and_numbers(tmp_path):
+    rows = [
+        {"x": [0.5], "tags": ["a"] * (i % 2) + ["b"] * (i % 3 > 0), "value": i / 2, "pair": [i, 0.5]} for i in range(40)
+    ]
+    folder = write(tmp_path / "d", rows)
+    task = OwnData(dataset_name=folder, label_column="tags", input_column="x")
+    splits, defaults, batch = fit(task)
+    assert defaults["problem_type"] == "multi_label_classification"
+    assert batch["labels"].tolist() == [
+        [float(t in row["tags"]) for t in "ab"] for row in splits.train.select(range(4))
+    ]
+    found = task.compute_metrics(EvalPrediction(np.array([[1.0, -1], [1, 1]]), np.array([[1.0, 0], [0, 1]])))
+    assert found == {"f1": pytest.approx(2 * 2 / (3 + 2))}
+    task = OwnData(dataset_name=folder, label_column="value", input_column="x")
+    _, defaults, batch = fit(task)
+    assert (defaults["num_labels"], defaults["problem_type"]) == (1, "regression")
+    assert batch["labels"].shape == (4,)
+    found = task.compute_metrics(EvalPrediction(np.array([[1.0], [3]]), np.array([2.0, 4])))
+    assert found == {"mse": 1.0, "r2": 0.0}
+    _, defaults, batch = fit(OwnData(dataset_name=folder, label_column="pair", input_column="x"))
+    assert batch["labels"].shape == (4, 2)
+
+
+def test_recall_of_every_class_weighs_alike(tmp_path):
+    task = OwnData(dataset_name=write(tmp_path / "d", series(90, labels=("a",) * 8 + ("b",))))
+    fit(task)
+    guesses_a = EvalPrediction(np.tile([1.0, 0.0], (10, 1)), np.array([0] * 8 + [1] * 2))
+    assert task.compute_metrics(guesses_a) == {"accuracy": 0.8, "balanced_accuracy": 0.5}
+
+
+# Splits
+
+
+def test_held_out_rows_are_decided_by_the_seed_in_the_proportions_of_the_classes(tmp_path):
+    folder = write(tmp_path / "d", series(200, labels=("a",) * 9 + ("b",)))
+
+    def numbers(**options):
+        splits = OwnData(dataset_name=folder, **options).load(0)
+        return [part["row_number"][:] for part in splits], [part["label"][:].count("b") for part in splits]
+
+    rows, rare = numbers()
+    assert sorted(row for part in rows for row in part) == list(range(200))
+    assert rare == [16, 2, 2]
+    assert numbers()[0] == rows
+    assert numbers(split_seed=1)[0] != rows
+
+
+def test_given_splits_are_used_and_hidden_labels_are_not(tmp_path):
+    folder = tmp_path / "d"
+    rows = [{"x": [0.0, i], "label": i % 2} for i in range(50)]
+    write(folder, rows)
+    write(folder, rows[:6], "validation")
+    write(folder, [{**row, "label": -1} for row in rows], "test")
+    splits, *_ = fit(OwnData(dataset_name=str(folder)))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (45, 6, 5)
+    assert set(splits.test["split_name"]) == {"train"}
+
+
+def test_a_class_of_one_row_does_not_stop_the_run(tmp_path):
+    rows = [*series(30), {"wave": [[0.0, 0.0]], "label": "once"}]
+    splits, defaults, _ = fit(OwnData(dataset_name=write(tmp_path / "d", rows)))
+    assert defaults["num_labels"] == 3
+    assert sum(map(len, splits)) == 31
+
+
+def test_a_stream_holds_the_same_rows_out_in_every_epoch(tmp_path):
+    task = OwnData(dataset_name=write(tmp_path / "d", series(300)), streaming=True, eval_rows=20)
+    splits = task.load(0)
+    held = {row["row_number"] for part in splits[1:] for row in part}
+    assert len(held) == len(splits.validation) + len(splits.test) == 40
+    epochs = []
+    for epoch in (0, 1):
+        splits.train.set_epoch(epoch)
+        epochs.append([row["row_number"] for row in splits.train])
+    assert epochs[0] != epochs[1]  # shuffled anew
+    assert set(epochs[0]) == set(epochs[1])
+    assert not held & set(epochs[0])
+    assert 200 < len(epochs[0]) < 270
+    defaults = task.model_defaults()
+    assert defaults["label2id"] == {"run": 0, "walk": 1}
+    assert task.collate(list(splits.train.take(3)))["input_values"].shape[2] == 2
+
+
+# Classes of unequal size
+
+
+def test_balanced_loss_is_the_weighted_cross_entropy(tmp_path):
+    task = OwnData(dataset_name=write(tmp_path / "d", series(40, labels=("a", "a", "a", "b"))), balance_classes=True)
+    fit(task)
+    logits, labels = torch.randn(6, 2), torch.tensor([0, 0, 0, 0, 0, 1])
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    expected = (each * torch.tensor([2 / 3] * 5 + [2.0])).mean()  # 40 / (2 * 30), 40 / (2 * 10)
+    assert task.loss()({"logits": logits}, labels) == pytest.approx(expected)
+    assert task.loss()({"logits": logits}, labels, 12) == pytest.approx(expected / 2)  # of two micro-batches
+    assert OwnData(dataset_name="d").loss() is None
+
+
+# Errors
+
+GOOD = [{"x": [[0.5, 1.0]], "label": "a"}, {"x": [[1.5, 1.0]], "label": "b"}] * 20
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"x": [[0.5, 1.0], [1.0]], "label": "a"}, r"train row 40, column 'x' must hold numbers"),
+        ({"x": [[0.5, 1.0, 2.0]], "label": "a"}, r"train row 40, column 'x' must be \[T, 2\]; got \(1, 3\)"),
+        ({"x": [], "label": "a"}, r"train row 40, column 'x'.* got \(0,\)"),
+        ({"x": None, "label": "a"}, r"train row 40, column 'x' is empty \(None\)"),
+        ({"x": [[0.5, None]], "label": "a"}, r"train row 40, column 'x' holds nan at step 0, channel 1"),
+        ({"x": [[0.5, 1.0]], "label": None}, r"train row 40, column 'label' has no label"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, bad, message):
+    folder = tmp_path / "d"
+    write(folder, [*GOOD, bad])
+    write(folder, GOOD, "validation")
+    write(folder, GOOD, "test")
+    with pytest.raises(ValueError, match=message):
+        fit(OwnData(dataset_name=str(folder)))
+
+
+def test_a_class_that_training_never_saw_is_named(tmp_path):
+    folder = tmp_path / "d"
+    write(folder, GOOD)
+    write(folder, [{"x": [[0.5, 1.0]], "label": "z"}], "test")
+    task = OwnData(dataset_name=str(folder))
+    splits, *_ = fit(task)
+    with pytest.raises(ValueError, match=r"test row 0, column 'label' holds 'z', .* 2 training classes: 'a', 'b'"):
+        task.collate([splits.test[0]])
+
+
+def test_pictures_of_two_sizes_are_named(tmp_path):
+    pictures = [PILImage.new("L", (6, 4))] * 9 + [PILImage.new("L", (5, 4))]
+    data = Dataset.from_dict(
+        {"image": pictures, "label": [0, 1] * 5}, Features({"image": Image(), "label": Value("int64")})
+    )
+    DatasetDict(dict.fromkeys(("train", "validation", "test"), data)).save_to_disk(str(tmp_path))
+    task = OwnData(dataset_name=str(tmp_path))
+    splits, *_ = fit(task)
+    with pytest.raises(
+        ValueError, match=r"validation row 9, column 'image': .* takes images of 4 x 6 pixels; got 4 x 5"
+    ):
+        task.collate([splits.validation[9]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_column": "z"}, "label_column='z': no such column. There are: a, b, kind, value"),
+        ({}, "has columns a, b, kind, value: which one is the label"),
+        ({"label_column": "kind"}, r"2 columns that could be the input \(a, b\).*--input_column"),
+        (
+            {"label_column": "kind", "input_column": "value"},
+            "Column 'value' cannot be the input: .* Fitting columns: a, b",
+        ),
+        ({"label_column": "a", "input_column": "b"}, "Column 'a' holds 30 different values in 30 rows"),
+    ],
+)
+def test_columns_are_asked_for(tmp_path, options, message):
+    rows = [{"a": f"text {i}", "b": [1.0, i], "kind": i % 2, "value": float(i)} for i in range(30)]
+    task = OwnData(dataset_name=write(tmp_path / "d", rows, "train"), held_out_share=0.1, **options)
+    with pytest.raises(ValueError, match=message):
+        fit(task)
+
+
+def test_a_dictionary_is_no_label(tmp_path):
+    rows = [{"x": [1.0], "label": {"a": 1}}] * 3
+    with pytest.raises(ValueError, match="Column 'label' cannot be the label"):
+        OwnData(dataset_name=write(tmp_path / "d", rows)).load(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "Name the data"), ({"held_out_share": 0.5}, "below 0.5; got 0.5"), ({"max_length": 0}, "at least 1; got 0")],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        OwnData(**({"dataset_name": "d"} if options else {}), **options)
+
+
+# Runs
+
+
+def test_a_run_infers_all_and_the_checkpoint_repeats_the_standardisation(tmp_path):
+    folder, run = write(tmp_path / "d", series(60)), tmp_path / "run"
+    results = train.main(["--dataset_name", folder, "--output_dir", str(run), "--balance_classes", "true", *QUICK])
+    assert results["task"] == "own_data"
+    assert {"accuracy", "balanced_accuracy", "updates"} <= set(results["metrics"]["test"])
+    extractor = AutoFeatureExtractor.from_pretrained(run)
+    assert extractor.mean[1] == pytest.approx(50, abs=0.5)
+    found = evaluate.main([str(run), "--figure_rows", "2"])
+    assert found["metrics"]["accuracy"] == results["metrics"]["test"]["accuracy"]
+    assert (run / "steps-read-test.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "auto"),
+    [
+        ("words", "a good film", AutoTokenizer),
+        ("image", None, AutoImageProcessor),
+        ("wave", [1.0] * 5, AutoFeatureExtractor),
+    ],
+)
+def test_streams_of_every_kind_train(monkeypatch, tmp_path, column, cell, auto):
+    features = Features(
+        {
+            column: {"words": Value("string"), "image": Image(), "wave": List(Value("float32"))}[column],
+            "label": Value("string"),
+        }
+    )
+    cells = [PILImage.new("L", (3, 2), i) if cell is None else cell for i in range(60)]
+    Dataset.from_dict({column: cells, "label": ["a", "b"] * 30}, features=features).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    run = tmp_path / "run"
+    # 5 s for a stream left before its end, in newer versions.
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    options = ["--dataset_name", str(tmp_path), "--streaming", "true", "--input_size", "4"][
+        : 6 if column == "words" else 4
+    ]
+    train.main([*options, "--output_dir", str(run), *QUICK])
+    assert auto.from_pretrained(run) is not None
+    assert json.loads((run / "results.json").read_text())["metrics"]["test"]["updates"] > 0
+
+
+def test_very_long_sequences_train(tmp_path):
+    rows = [{"x": RNG.normal(size=20_000).round(2).tolist(), "label": i % 2} for i in range(8)]
+    folder = tmp_path / "d"
+    for split in ("train", "validation", "test"):
+        write(folder, rows[:4], split)
+    results = train.main(
+        ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "run"), *QUICK, "--max_steps", "1"]
+    )
+    assert results["metrics"]["test"]["updates"] > 100
+    task = OwnData(dataset_name=str(folder), max_length=50)
+    assert fit(task)[2]["input_values"].shape == (4, 50, 1)

@@ -1,0 +1,77 @@
+"""One of the two processes of test_two_processes.py that share weights, gradients and optimizer states (FSDP).
+
+Started by accelerate with scripts/accelerate/fsdp.yaml. accelerate takes FSDP on accelerators only, though torch shards
+over gloo as well: once it has chosen the CPU, it is told that this is one.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from test_training import new_trainer
+from test_two_processes import FSDP, Notes, gathered
+
+from hf_skiprnn.training.trainer import SkipRNNTrainer
+
+create_accelerator = SkipRNNTrainer.create_accelerator_and_postprocess
+
+
+def create_one_that_shards(self: SkipRNNTrainer) -> None:
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    create_accelerator(self)
+
+
+def trainer(folder: Path, **kwargs) -> SkipRNNTrainer:
+    return new_trainer(
+        folder,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=4,  # eleven rows: 4 + 4, then 3 and five repetitions
+        **kwargs,
+    )
+
+
+def run(folder: Path, name: str, **kwargs) -> None:
+    sharding = trainer(folder / name, **kwargs)
+    notes = Notes().watch(sharding)
+    sharding.train()
+    sharding.save_model(str(folder / name / "model"))
+    result = {
+        "type": sharding.accelerator.distributed_type.name,
+        "world_size": sharding.args.world_size,
+        "shards": [parameter.to_local().numel() for parameter in sharding.model.parameters()],
+        "metrics": sharding.evaluate(),
+        "logs": sharding.state.log_history,
+        "gradients": notes.gradients,
+        "weights": [gathered(parameter.data).tolist() for parameter in sharding.model.parameters()],
+        "budget_weight": sharding.model.config.budget_weight,
+    }
+    (folder / f"{name}-{sharding.args.process_index}.json").write_text(json.dumps(result))
+
+
+def stop_and_go_on(folder: Path) -> None:
+    """Whether a run that goes on from a checkpoint ends with the same weights, as ["whole", "resumed"]."""
+    saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
+    ends = []
+    for steps, resume in ((6, False), (4, False), (6, True)):
+        sharding = trainer(folder / ("whole" if not ends else "resumed"), max_steps=steps, **saving)
+        sharding.train(resume_from_checkpoint=resume or None)
+        ends.append([gathered(parameter.data).tolist() for parameter in sharding.model.parameters()])
+    (folder / f"ends-{sharding.args.process_index}.json").write_text(json.dumps({"whole": ends[0], "resumed": ends[2]}))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    SkipRNNTrainer.create_accelerator_and_postprocess = create_one_that_shards
+    for name, arguments in FSDP.items():
+        run(Path(sys.argv[1]), name, **arguments())
+    stop_and_go_on(Path(sys.argv[1]))
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    # Without tearing the groups down: now and then PyTorch 2.13 aborts there ("terminate called without an active
+    # exception"), once in some twenty runs on two busy cores, when all is trained and written.
+    os._exit(0)

@@ -1,0 +1,174 @@
+"""Training over two gloo processes against one: what is computed, who reads which rows; sharded weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paths import SCRIPTS
+from test_training import new_trainer, rows, summed_cross_entropy
+from transformers import TrainerCallback
+
+from hf_skiprnn import SkipRNNForSequenceClassification
+from hf_skiprnn.training.callbacks import BudgetController
+
+HERE = Path(__file__).parent
+TWO_PROCESSES = HERE / "two_processes.py"
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def streamed(shards):
+    return {"train_dataset": rows().to_iterable_dataset(num_shards=shards)}
+
+
+# What two processes train in turn: arguments of new_trainer, made anew each time.
+RUNS = {
+    "plain": dict,
+    "smoothed": lambda: {"label_smoothing_factor": 0.1},
+    "own-loss": lambda: {"trainer_kwargs": {"compute_loss_func": summed_cross_entropy}},
+    "controlled": lambda: {"trainer_kwargs": {"callbacks": [BudgetController(0.4)]}},
+    "streamed": lambda: {"trainer_kwargs": streamed(1), "max_steps": 6},
+    "streamed-controlled": lambda: {
+        "trainer_kwargs": streamed(4) | {"callbacks": [BudgetController(0.4)]},
+        "max_steps": 6,
+    },
+}
+# Every process reads a part of the stream itself: other batches, so only who reads what is compared.
+SHARDED = {
+    f"sharded-{shards}": lambda shards=shards: {
+        "trainer_kwargs": streamed(shards),
+        "max_steps": 3,
+        "accelerator_config": {"dispatch_batches": False},
+    }
+    for shards in (1, 4)
+}
+FSDP = {name: RUNS[name] for name in ("plain", "controlled")}
+FSDP_CONFIG = SCRIPTS / "accelerate" / "fsdp.yaml"
+SHARD = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FSDP_CONFIG)]
+
+
+def gathered(tensor):
+    """All of a tensor of which every process may hold a part."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+class Notes(TrainerCallback):
+    """The gradients of every step, by process, and the row numbers (in its first value) that every step read."""
+
+    def __init__(self):
+        self.gradients, self.rows = [], [[]]
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(torch.cat([gathered(p.grad).flatten() for p in model.parameters()]).tolist())
+        self.rows.append([])
+
+    def watch(self, trainer):
+        step = trainer.training_step
+
+        def noted(model, inputs, *args):
+            self.rows[-1] += inputs["input_values"][:, 0, 0].tolist()
+            return step(model, inputs, *args)
+
+        trainer.training_step = noted
+        trainer.add_callback(self)
+        return self
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two gloo processes noted, by run: [process 0, process 1]."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    command = [*LAUNCH, str(TWO_PROCESSES), str(folder)]
+    done = subprocess.run(command, timeout=900, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {
+        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+        for name in (*RUNS, *SHARDED, "streams")
+    }
+
+
+@pytest.fixture(scope="module")
+def fsdp(tmp_path_factory):
+    """The folder in which two gloo processes left what they trained with sharded weights."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    command = [*SHARD, "--num_processes", "2", "--mixed_precision", "no", str(HERE / "fsdp_processes.py"), str(folder)]
+    done = subprocess.run(command, timeout=900, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def on_one_process(folder, name):
+    """(trainer, its notes, metrics) of a run with double batches."""
+    trainer = new_trainer(folder, **({"per_device_train_batch_size": 8} | RUNS[name]()))
+    notes = Notes().watch(trainer)
+    trainer.train()
+    return trainer, notes, trainer.evaluate()
+
+
+def assert_same_training(process, trainer, notes, metrics):
+    """What a process noted is what one process alone computed: logs, metrics, lambda, gradients and weights."""
+    assert process["world_size"] == 2
+    assert process["budget_weight"] == pytest.approx(trainer.model.config.budget_weight, rel=1e-9)
+    logs = [[log for log in logs if "task_loss" in log] for logs in (trainer.state.log_history, process["logs"])]
+    assert len(logs[0]) == 3
+    for log, other in zip(*logs, strict=True):
+        for key in ("loss", "task_loss", "budget_loss", "updates", "update_rate"):
+            assert other[key] == pytest.approx(log[key], rel=1e-6), key
+    for key in ("loss", "task_loss", "budget_loss", "updates", "updates_std", "updates_p20", "update_rate"):
+        assert process["metrics"][f"eval_{key}"] == pytest.approx(metrics[f"eval_{key}"], rel=1e-6), key
+    for gradient, other in zip(notes.gradients, process["gradients"], strict=True):
+        np.testing.assert_allclose(other, gradient, rtol=1e-6, atol=1e-8)  # transformers smooths in float32
+    for parameter, values in zip(trainer.model.parameters(), process["weights"], strict=True):
+        torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), parameter.data, rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_equal_one(two_processes, tmp_path, name):
+    """Logs, gradients, weights, lambda and every metric are those of one process with double batches."""
+    theirs = two_processes[name]
+    trainer, notes, metrics = on_one_process(tmp_path, name)
+    for process in theirs:
+        assert process["rows"] == 11
+        assert_same_training(process, trainer, notes, metrics)
+    assert theirs[0]["budget_weight"] == theirs[1]["budget_weight"]
+    assert theirs[0]["weights"] == theirs[1]["weights"]  # to the bit
+    for ours_read, *both in zip(notes.rows, theirs[0]["read"], theirs[1]["read"], strict=True):
+        assert sorted(both[0] + both[1]) == sorted(ours_read)
+
+
+@pytest.mark.parametrize("name", FSDP)
+def test_two_processes_with_sharded_weights_equal_one(fsdp, tmp_path, name):
+    trainer, notes, metrics = on_one_process(tmp_path, name)
+    theirs = [json.loads((fsdp / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+    for process in theirs:
+        assert process["type"] == "FSDP"
+        assert_same_training(process, trainer, notes, metrics)
+    sizes = [parameter.numel() for parameter in trainer.model.parameters()]
+    assert [sum(shards) for shards in zip(*(process["shards"] for process in theirs), strict=True)] == sizes
+    saved = SkipRNNForSequenceClassification.from_pretrained(fsdp / name / "model")
+    assert [parameter.tolist() for parameter in saved.parameters()] == theirs[0]["weights"]
+
+
+def test_sharded_weights_resume_to_the_bit(fsdp):
+    for rank in (0, 1):
+        ends = json.loads((fsdp / f"ends-{rank}.json").read_text())
+        assert ends["whole"] == ends["resumed"]
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_streams_neither_overlap_nor_lose_rows(two_processes, name):
+    """An epoch of 24 rows, read by two processes on their own: every row once."""
+    first, second = ([row for step in process["read"] for row in step] for process in two_processes[name])
+    assert len(first) == len(second) == 12
+    assert sorted(first + second) == sorted(row["input_values"][0][0] for row in rows())
+
+
+def test_an_evaluated_stream_counts_every_row_once_or_is_refused(two_processes, tmp_path):
+    metrics = new_trainer(tmp_path).evaluate()
+    for dealt_out, read_by_each in two_processes["streams"]:
+        for key in ("loss", "updates", "updates_std", "update_rate"):
+            assert dealt_out[f"eval_{key}"] == pytest.approx(metrics[f"eval_{key}"], rel=1e-9), key
+        assert read_by_each.startswith("A stream that every process reads a part of (dispatch_batches=False)")
