@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, SkipRNNState, state_dtype
+from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
 from .event_forward_skip_rnn import update
+from .inputs_skip_rnn import check_state
+from .outputs_skip_rnn import SkipRNNState
 
 NEVER = sys.maxsize  # steps to skip where the gate will not open again
 # float32(p) >= 0.5 is p >= OPEN for the exact product p: half-way below 0.5 rounds to 0.5, whose last bit is even.
@@ -40,16 +42,16 @@ class Reader:
         self.base = model.base_model
         self.head = None if self.base is model else model.classifier
         self.generator, self.check_inputs = generator, check_inputs
-        weight = self.base.stack[0].weight_hh
+        weight = self.base.layers[0].weight_hh
         self.device, self.dtype, self.state_dtype = weight.device, weight.dtype, state_dtype(weight)
         self.cell = CELLS[self.base.cell]
-        self.layers = [detached(layer.weights()) for layer in self.base.stack]
+        self.layers = [detached(layer.weights()) for layer in self.base.layers]
         gate = self.base.gate_weights()
         self.gate = None if gate is None else detached(gate)
 
     def start(self, state: SkipRNNState | None, batch: int) -> SkipRNNState:
         """`state` or the initial one, in memory of its own, without history."""
-        state = self.base.initial_state(batch) if state is None else self.base._check_state(state, batch)
+        state = self.base.initial_state(batch) if state is None else check_state(self.base, state, batch)
         h, c, increment, steps = state.detach()
         return SkipRNNState(h.clone(), None if c is None else c.clone(), increment.clone(), steps.clone())
 
