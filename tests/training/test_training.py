@@ -1,6 +1,5 @@
 """SkipRNNTrainer against loops written out by hand, and against its own promises."""
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
