@@ -226,11 +226,11 @@ def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]]
     kinds: list[str] = []
     for name, runs in points.items():
         kind = kind_of(name)
-        style = {"color": COLOURS[kind], "marker": MARKERS[kinds.count(kind) % len(MARKERS)]}
+        marker, colour = MARKERS[kinds.count(kind) % len(MARKERS)], COLOURS[kind]
         kinds.append(kind)
-        front = zip(*pareto_front(runs), strict=True)
-        axes.step(*front, where="post", linewidth=1.2, alpha=0.7, color=style["color"])
-        axes.scatter(*zip(*runs, strict=True), s=22, label=name, zorder=3, **style)
+        axes.step(*zip(*pareto_front(runs), strict=True), where="post", linewidth=1.2, alpha=0.7, color=colour)
+        updates, values = zip(*runs, strict=True)
+        axes.scatter(updates, values, s=22, color=colour, marker=marker, label=name, zorder=3)
     axes.set_xlabel(steps, fontsize=9, color=INK)
     axes.set_ylabel(metric, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)

@@ -204,13 +204,17 @@ class SkipRNNTrainer(Trainer):
         super().log(logs, start_time)
 
     def hyperparameter_search(
-        self, hp_space: Any = None, compute_objective: Callable[[dict[str, float]], float] | None = None, **kwargs: Any
+        self,
+        hp_space: Any = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """As Trainer's. The default objective sums the metrics of `compute_metrics`, without those added here.
 
         Without `compute_metrics` it is the evaluation loss, which holds the budget.
         """
-        return super().hyperparameter_search(hp_space, compute_objective or default_objective, **kwargs)
+        return super().hyperparameter_search(hp_space, compute_objective or default_objective, *args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
