@@ -38,10 +38,9 @@ from hf_skiprnn import (
 from hf_skiprnn.evaluation.metrics import operation_counts
 from hf_skiprnn.hub.card import data_fingerprint
 from hf_skiprnn.tasks import TASKS, Task
-from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
+from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController, StoppingArguments, StopWhenSettled
 from hf_skiprnn.training.checkpoints import last_complete_checkpoint
 from hf_skiprnn.training.provenance import commit, cpu_name
-from hf_skiprnn.training.stopping import StoppingArguments, StopWhenSettled
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -1,4 +1,4 @@
-"""Where a result comes from: this checkout's commit and this machine's processor."""
+"""The provenance of a result: the commit of this checkout and the processor of this machine."""
 
 import platform
 import subprocess
@@ -8,7 +8,7 @@ import torch
 
 
 def commit() -> str:
-    """The checkout's commit, -dirty where files other than results differ from it; "unknown" where there is none."""
+    """Return the checkout's commit: with -dirty if files other than results differ from it, "unknown" without git."""
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-c", "safe.directory=*"]
     try:
@@ -21,7 +21,7 @@ def commit() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name and its vector instructions, as torch sees them."""
+    """Return the processor's name and the vector instructions that torch uses."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
