@@ -13,7 +13,6 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.import_utils import is_vision_available
 
-from hf_skiprnn.model.cells_skip_rnn import SkipRNNState
 from hf_skiprnn.model.configuration_skip_rnn import SkipRNNConfig
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
@@ -23,6 +22,7 @@ from hf_skiprnn.model.modeling_skip_rnn import (
     SkipRNNModel,
     SkipRNNPreTrainedModel,
 )
+from hf_skiprnn.model.outputs_skip_rnn import SkipRNNState
 from hf_skiprnn.model.pipeline_skip_rnn import (
     SkipRNNAudioClassificationPipeline,
     SkipRNNImageClassificationPipeline,

@@ -59,7 +59,7 @@ def load_native(target: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
     """
     stack = _stack_of(target)
     _check_sizes(stack, native_config(state_dict, prefix))
-    for index, layer in enumerate(stack.stack):
+    for index, layer in enumerate(stack.layers):
         part = {name: state_dict.get(f"{prefix}{name}_l{index}") for name in ("bias_ih", "bias_hh")}
         layer.weight_ih.copy_(state_dict[f"{prefix}weight_ih_l{index}"])
         layer.weight_hh.copy_(state_dict[f"{prefix}weight_hh_l{index}"])
@@ -96,10 +96,10 @@ def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         raise ValueError(f"gate={stack.gate!r} may skip, which nn.LSTM and nn.GRU cannot; needs gate='always'.")
     if stack.cell == "gru":
         raise ValueError("nn.GRU resets after the product; weights of gru_reset='before' mean another function there.")
-    if stack.stack[0].initial_h is not None:
+    if stack.layers[0].initial_h is not None:
         raise ValueError("A learned initial state has no place in the native layer; pass it as hx there.")
     state: dict[str, Tensor] = {}
-    for index, layer in enumerate(stack.stack):
+    for index, layer in enumerate(stack.layers):
         state[f"{prefix}weight_ih_l{index}"] = layer.weight_ih.clone()
         state[f"{prefix}weight_hh_l{index}"] = layer.weight_hh.clone()
         if layer.bias is None:
@@ -144,7 +144,7 @@ def load_tensorflow(target: nn.Module, variables: Mapping[str, np.ndarray]) -> N
     stack, clean = _stack_of(target), _clean(variables)
     _check_sizes(stack, tensorflow_config(variables))
     cell, kernels = _tensorflow_cell(clean)
-    for index, layer in enumerate(stack.stack):
+    for index, layer in enumerate(stack.layers):
         scope = f"layer_{index + 1}/" if len(kernels) > 1 else ""
         kernel, bias = _gates_in_our_order(clean, cell, scope)
         width = layer.weight_ih.shape[1]
@@ -228,8 +228,8 @@ def _stack_of(module: nn.Module) -> SkipStack:
 
 def _check_sizes(stack: SkipStack, wanted: Mapping[str, Any]) -> None:
     cell = "gru_reset_after" if wanted.get("gru_reset") == "after" else wanted["cell_type"]
-    layer = stack.stack[0]
-    got = (stack.cell, layer.weight_ih.shape[1], layer.weight_hh.shape[1], len(stack.stack))
+    layer = stack.layers[0]
+    got = (stack.cell, layer.weight_ih.shape[1], layer.weight_hh.shape[1], len(stack.layers))
     needed = (cell, wanted["input_size"], wanted["hidden_size"], wanted["num_hidden_layers"])
     if got != needed:
         raise ValueError(f"The weights need (cell, input_size, hidden_size, layers) = {needed}; the target has {got}.")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from hf_skiprnn.model.cells_skip_rnn import ScanOutput
 from hf_skiprnn.model.layers_skip_rnn import SkipStack, init_layer, init_update_gate
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
 
 
 class _SkipRecurrent(SkipStack):
@@ -63,7 +63,7 @@ class _SkipRecurrent(SkipStack):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as the authors' code does (not torch's uniform)."""
-        for layer in self.stack:
+        for layer in self.layers:
             init_layer(layer, self.forget_bias)
         if self.gate == "learned":
             init_update_gate(self.update_gate, self.update_bias)
@@ -139,10 +139,10 @@ class _SkipRecurrent(SkipStack):
             raise ValueError(
                 f"gate={self.gate!r} may skip, which {type(self).__name__[4:]} cannot; needs gate='always'."
             )
-        if self.stack[0].initial_h is not None:
+        if self.layers[0].initial_h is not None:
             raise ValueError("A learned initial state has no place in the native layer; pass it as hx instead.")
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first")
-        weight = self.stack[0].weight_ih
+        weight = self.layers[0].weight_ih
         return {name: getattr(self, name) for name in names} | {"device": weight.device, "dtype": weight.dtype}
 
     def _map_state(self, hx: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -189,7 +189,7 @@ class SkipLSTM(_SkipRecurrent):
             ValueError: `native` is bidirectional, or has projections or dropout.
         """
         layer = cls(**_native_arguments(native), proj_size=native.proj_size, **gate_options)
-        for index, mine in enumerate(layer.stack):
+        for index, mine in enumerate(layer.layers):
             mine.weight_ih.copy_(getattr(native, f"weight_ih_l{index}"))
             mine.weight_hh.copy_(getattr(native, f"weight_hh_l{index}"))
             if mine.bias is not None:
@@ -204,7 +204,7 @@ class SkipLSTM(_SkipRecurrent):
             ValueError: the gate may skip, or the initial state is learned: nn.LSTM has neither.
         """
         native = nn.LSTM(**self._arguments_for_native())
-        for index, mine in enumerate(self.stack):
+        for index, mine in enumerate(self.layers):
             getattr(native, f"weight_ih_l{index}").copy_(mine.weight_ih)
             getattr(native, f"weight_hh_l{index}").copy_(mine.weight_hh)
             if mine.bias is not None:
@@ -236,7 +236,7 @@ class SkipGRU(_SkipRecurrent):
         """
         layer = cls(**_native_arguments(native), **gate_options)
         layer._check_reset()
-        for index, mine in enumerate(layer.stack):
+        for index, mine in enumerate(layer.layers):
             mine.weight_ih.copy_(getattr(native, f"weight_ih_l{index}"))
             mine.weight_hh.copy_(getattr(native, f"weight_hh_l{index}"))
             if mine.bias is not None and mine.bias_hh_n is not None:
@@ -255,7 +255,7 @@ class SkipGRU(_SkipRecurrent):
         """
         self._check_reset()
         native = nn.GRU(**self._arguments_for_native())
-        for index, mine in enumerate(self.stack):
+        for index, mine in enumerate(self.layers):
             getattr(native, f"weight_ih_l{index}").copy_(mine.weight_ih)
             getattr(native, f"weight_hh_l{index}").copy_(mine.weight_hh)
             if mine.bias is not None:

@@ -46,7 +46,7 @@ class Exported(nn.Module):
         `states`: h of each layer, bottom first, then c of each layer; [N, H]. Returns the new ones, and how many steps
         later the gate opens: [N, 1] float64, a whole number from 1 to infinity.
         """
-        layers = [layer.weights() for layer in self.base.stack]
+        layers = [layer.weights() for layer in self.base.layers]
         h, c = list(states[: len(layers)]), list(states[len(layers) :])
         if self.base.config.vocab_size is not None:
             x = nn.functional.embedding(x, self.base.embeddings.weight)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_skiprnn.model.cells_skip_rnn import ScanOutput
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
 
 logger = logging.get_logger(__name__)
 

@@ -38,49 +38,12 @@ class GateWeights(NamedTuple):
     bias: Tensor  # [1]
 
 
-class SkipRNNState(NamedTuple):
-    """All that a Skip RNN carries from one step to the next; pass it back as `state=` to continue a sequence.
-
-    Floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that gradients cross
-    the seam between two chunks exactly. A fresh state has increment 1, so that the first real step is always an update.
-    Without a learned gate the increment is 0 after the first update.
-    """
-
-    h: Tensor  # [L, B, H]
-    c: Tensor | None  # [L, B, H]; None for a GRU
-    increment: Tensor  # [B]
-    steps_since_update: Tensor  # [B]
-
-    def detach(self) -> "SkipRNNState":
-        """The same values without history: for truncated backpropagation."""
-        h, c, increment, steps = self
-        return SkipRNNState(h.detach(), None if c is None else c.detach(), increment.detach(), steps.detach())
-
-    def reorder(self, index: Tensor) -> "SkipRNNState":
-        """Rows `index` ([N], integer) of the batch, in that order."""
-        return SkipRNNState(
-            self.h[:, index],
-            None if self.c is None else self.c[:, index],
-            self.increment[index],
-            self.steps_since_update[index],
-        )
-
-
-class ScanOutput(NamedTuple):
-    """What every scan returns."""
-
-    sequence: Tensor | None  # [B, T, H], the top layer's h after every step; None unless asked for
-    state: SkipRNNState  # after the last real step
-    num_updates: Tensor  # [B], differentiable through the straight-through gate
-    update_gates: Tensor  # [B, T], 0 or 1, likewise
-
-
 class Step(NamedTuple):
     """One layer's step with what its backward needs."""
 
     h: Tensor  # [N, H]
     c: Tensor | None  # [N, H]
-    gates: tuple[Tensor, ...]  # each [N, H], after their nonlinearities
+    activations: tuple[Tensor, ...]  # each [N, H]: the cell's gates and candidate after their nonlinearities
 
 
 class StepGradient(NamedTuple):
@@ -137,9 +100,9 @@ def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
     return torch.sigmoid(F.linear(top, gate.weight.to(top.dtype), gate.bias.to(top.dtype))).squeeze(-1)
 
 
-def gate_opens(steps: Tensor, increment: Tensor) -> Tensor:
-    """Whether a step `steps` (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
-    return ~(steps.float() * increment.float() < 0.5)
+def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
+    """Whether the k-th step (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
+    return ~(steps_since_update.float() * increment.float() < 0.5)
 
 
 class LSTMCell:
@@ -165,7 +128,7 @@ class LSTMCell:
         assert c is not None
         assert step.c is not None
         assert grad_c is not None
-        i, f, g, o = step.gates
+        i, f, g, o = step.activations
         tanh_c = step.c.tanh()
         grad_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
         grad_pre = torch.cat(
@@ -203,7 +166,7 @@ class GRUCell:
         self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
     ) -> StepGradient:
         units = h.shape[-1]
-        r, z, n = step.gates
+        r, z, n = step.activations
         grad_n = grad_h * (1 - z) * (1 - n * n)
         grad_rh = product(grad_n, w.weight_hh[2 * units :].T)
         grad_rz = torch.cat((grad_rh * h * r * (1 - r), grad_h * (h - n) * z * (1 - z)), dim=-1)
@@ -212,7 +175,7 @@ class GRUCell:
         return StepGradient(grad_pre, grad_pre, previous, None)
 
     def recurrent_operands(self, step: Step, h: Tensor) -> tuple[Tensor, ...]:
-        return h, h, step.gates[0] * h
+        return h, h, step.activations[0] * h
 
 
 class GRUResetAfterCell:
@@ -236,7 +199,7 @@ class GRUResetAfterCell:
     def backward(
         self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
     ) -> StepGradient:
-        r, z, n, m = step.gates
+        r, z, n, m = step.activations
         grad_n = grad_h * (1 - z) * (1 - n * n)
         grad_r = grad_n * m * r * (1 - r)
         grad_z = grad_h * (h - n) * z * (1 - z)

@@ -3,16 +3,17 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, state_dtype
+from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
 from .dense_scan_skip_rnn import dense_scan
 from .event_scan_skip_rnn import event_scan
+from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
 SCAN_BACKENDS = ("auto", "dense", "events", "cpu", "triton")
 HALF = (torch.float16, torch.bfloat16)
@@ -124,6 +125,7 @@ class SkipRNNLayer(nn.Module):
 class SkipStack(nn.Module):
     """Layers under one shared gate, and the scan over them. Base of SkipRNNModel and of SkipLSTM, SkipGRU."""
 
+    layers: Sequence[SkipRNNLayer]  # an nn.ModuleList, bottom layer first
     cell: str
     gate: str
     hidden_size: int
@@ -136,9 +138,10 @@ class SkipStack(nn.Module):
         self, input_size: int, num_layers: int, bias: bool, learn_initial_state: bool, **factory: Any
     ) -> None:
         widths = [input_size] + [self.hidden_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             SkipRNNLayer(self.cell, width, self.hidden_size, bias, learn_initial_state, **factory) for width in widths
         )
+        self.layers = cast("Sequence[SkipRNNLayer]", layers)
         if self.gate == "learned":
             self.update_gate = UpdateGate(self.hidden_size, **factory)
 
@@ -177,11 +180,6 @@ class SkipStack(nn.Module):
         return GateWeights(weight, bias + self._gate_shift if self._gate_shift else bias)
 
     @property
-    def stack(self) -> list[SkipRNNLayer]:
-        """The layers, bottom first."""
-        return cast("list[SkipRNNLayer]", list(self.layers))
-
-    @property
     def scan_backend(self) -> str:
         """The backend in force."""
         backend = self._scan_backend or os.environ.get("HF_SKIPRNN_BACKEND", "auto")
@@ -191,19 +189,18 @@ class SkipStack(nn.Module):
 
     def initial_state(self, batch_size: int) -> SkipRNNState:
         """The state before the first step: learned, or zero. Its increment of 1 makes the first step an update."""
-        layers = self.stack
-        weight = layers[0].weight_hh
+        weight = self.layers[0].weight_hh
         dtype = state_dtype(weight)
 
         def stack(name: str) -> Tensor:
-            parts = [getattr(layer, name) for layer in layers]
+            parts = [getattr(layer, name) for layer in self.layers]
             if parts[0] is None:  # and so are all
-                return weight.new_zeros((len(layers), batch_size, self.hidden_size), dtype=dtype)
+                return weight.new_zeros((len(self.layers), batch_size, self.hidden_size), dtype=dtype)
             return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
 
         c = stack("initial_c") if CELLS[self.cell].has_cell_state else None
-        since = weight.new_zeros(batch_size, dtype=dtype)
-        return SkipRNNState(stack("initial_h"), c, weight.new_ones(batch_size, dtype=dtype), since)
+        increment = weight.new_ones(batch_size, dtype=dtype)
+        return SkipRNNState(stack("initial_h"), c, increment, torch.zeros_like(increment))
 
     def scan(
         self,
@@ -224,15 +221,16 @@ class SkipStack(nn.Module):
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
-        stack = self.stack
-        scan = select_scan(self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in stack))
+        scan = select_scan(
+            self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in self.layers)
+        )
         is_cpu_engine, operand = scan not in (dense_scan, event_scan) and device == "cpu", None
         is_autocast = torch.is_autocast_enabled(device)
         if is_autocast and not is_cpu_engine:
             operand = torch.get_autocast_dtype(device)  # that engine chooses its own
         # Entered where it does something: in a short scan it would take a tenth of the time.
         with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
-            layers, gate = [layer.weights(operand) for layer in stack], self.gate_weights()
+            layers, gate = [layer.weights(operand) for layer in self.layers], self.gate_weights()
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
             of_tokens = select_tokens_scan(scan) if table is not None and is_cpu_engine else None
             if of_tokens is not None:

@@ -12,13 +12,12 @@ from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .auto_map_skip_rnn import name_code
-from .cells_skip_rnn import CELLS, SkipRNNState, state_dtype
-from .checkpoint_skip_rnn import refuse_broken_numbers, refuse_foreign_weights
+from .cells_skip_rnn import CELLS, state_dtype
+from .checkpoint_skip_rnn import name_code, refuse_broken_numbers, refuse_foreign_weights
 from .configuration_skip_rnn import SkipRNNConfig
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
 from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
-from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput
+from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
 from .pull_skip_rnn import Fetch, pull
 from .push_skip_rnn import Stream, StreamBatch, stream
 
@@ -175,7 +174,7 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         out = self.scan(inputs, state, mask, forced, output_sequence, generator, table)
         lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
         c = self.config
-        dtype = self.stack[0].weight_hh.dtype
+        dtype = self.layers[0].weight_hh.dtype
         return SkipRNNModelOutput(
             last_hidden_state=None if out.sequence is None else out.sequence.to(dtype),
             pooler_output=out.state.h[-1].to(dtype),
@@ -251,7 +250,7 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         return flags != 0
 
     def _check_finite(self, inputs: Tensor, mask: Tensor | None) -> None:
-        dtype = self.stack[0].weight_ih.dtype
+        dtype = self.layers[0].weight_ih.dtype
         wrong = ~inputs.to(dtype).isfinite()
         if mask is not None:
             wrong = wrong & mask.unsqueeze(-1)
@@ -273,7 +272,7 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         got = {name: tuple(part.shape) for name, part in state._asdict().items() if part is not None}
         if got != wanted:
             raise ValueError(f"state must have shapes {wanted}; got {got}. Pass the state that this model returned.")
-        dtype = state_dtype(self.stack[0].weight_hh)
+        dtype = state_dtype(self.layers[0].weight_hh)
         h, c, increment, steps = state
         return SkipRNNState(h.to(dtype), None if c is None else c.to(dtype), increment.to(dtype), steps.to(dtype))
 

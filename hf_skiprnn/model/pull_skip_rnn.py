@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import ScanOutput, SkipRNNState
 from .layers_skip_rnn import plan_gates
 from .losses_skip_rnn import budget_loss
-from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput
+from .outputs_skip_rnn import ScanOutput, SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
 from .reader_skip_rnn import NEVER, Reader
 
 Position = tuple[int, int]  # row, step

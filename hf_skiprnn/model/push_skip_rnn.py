@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import SkipRNNState
+from .outputs_skip_rnn import SkipRNNState
 from .reader_skip_rnn import NEVER, Reader, as_tensor
 from .row_update_skip_rnn import row_update
 

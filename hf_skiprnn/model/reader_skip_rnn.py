@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, SkipRNNState, state_dtype
+from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
 from .event_forward_skip_rnn import update
+from .outputs_skip_rnn import SkipRNNState
 
 NEVER = sys.maxsize  # steps to skip where the gate will not open again
 # float32(p) >= 0.5 is p >= OPEN for the exact product p: half-way below 0.5 rounds to 0.5, whose last bit is even.
@@ -40,10 +41,10 @@ class Reader:
         self.base = model.base_model
         self.head = None if self.base is model else model.classifier
         self.generator, self.check_inputs = generator, check_inputs
-        weight = self.base.stack[0].weight_hh
+        weight = self.base.layers[0].weight_hh
         self.device, self.dtype, self.state_dtype = weight.device, weight.dtype, state_dtype(weight)
         self.cell = CELLS[self.base.cell]
-        self.layers = [detached(layer.weights()) for layer in self.base.stack]
+        self.layers = [detached(layer.weights()) for layer in self.base.layers]
         gate = self.base.gate_weights()
         self.gate = None if gate is None else detached(gate)
 

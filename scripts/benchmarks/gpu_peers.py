@@ -75,7 +75,7 @@ def event_rounds(workload: Workload) -> Run | None:
     rows = torch.arange(shape.batch, device=workload.device) * shape.steps
 
     def forward(x: Tensor) -> Tensor:
-        weights, gate = [part.weights() for part in layer.stack], layer.gate_weights()
+        weights, gate = [part.weights() for part in layer.layers], layer.gate_weights()
         state = layer.initial_state(shape.batch)
         h, c = list(state.h.unbind()), [] if state.c is None else list(state.c.unbind())
         flat, at = x.flatten(0, 1), torch.zeros_like(rows)

@@ -17,9 +17,10 @@ from survival.ledger import SCALE, note
 from torch import Tensor
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
-from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights, ScanOutput
+from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
 from hf_skiprnn.model.layers_skip_rnn import SCAN_BACKENDS, select_scan
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Largest difference of values and of gradients, against the largest number of each, floor 1. float64: as in
