@@ -18,7 +18,8 @@ from torch import Tensor
 from .layers_skip_rnn import plan_gates
 from .losses_skip_rnn import budget_loss
 from .outputs_skip_rnn import ScanOutput, SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
-from .reader_skip_rnn import NEVER, Reader
+from .cells_skip_rnn import NEVER
+from .reader_skip_rnn import Reader
 
 Position = tuple[int, int]  # row, step
 Fetch = Callable[[list[Position]], Any]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .outputs_skip_rnn import SkipRNNState
-from .reader_skip_rnn import NEVER, Reader, as_tensor
+from .cells_skip_rnn import NEVER
+from .reader_skip_rnn import Reader, as_tensor
 from .row_update_skip_rnn import row_update
 
 
