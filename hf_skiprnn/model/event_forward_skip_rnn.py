@@ -165,8 +165,7 @@ def run_updates(
     flat_inputs = inputs.reshape(-1, inputs.shape[-1])
     gates = state.increment.new_zeros(time.batch * time.steps)
     h0, c0, increment, steps_since_update = state
-    c = None if c0 is None else c0.clone()
-    last = SkipRNNState(h0.clone(), c, increment.clone(), steps_since_update.clone())
+    last = state.map(Tensor.clone)
     start, rows = torch.zeros_like(time.lengths), torch.arange(time.batch, device=inputs.device)
     layers_h, layers_c = list(h0.unbind()), [] if c0 is None else list(c0.unbind())
     front = Front(rows, start, time.lengths, start, increment, steps_since_update, layers_h, layers_c)

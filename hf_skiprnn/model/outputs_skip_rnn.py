@@ -1,5 +1,6 @@
 """The outputs of scans and models, and the state that continues a sequence."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,11 +9,11 @@ from transformers.utils.generic import ModelOutput
 
 
 class SkipRNNState(NamedTuple):
-    """All that a Skip RNN carries from one step to the next; pass it back as `state=` to continue a sequence.
+    """What a Skip RNN carries from one step to the next; pass it back as `state=` to continue a sequence.
 
-    Floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that gradients cross
-    the seam between two chunks exactly. A fresh state has increment 1, so that the first real step is always an update.
-    Without a learned gate the increment is 0 after the first update.
+    All parts are floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that
+    gradients flow through it from one chunk of a sequence into the chunk before. A fresh state has increment 1, so that
+    the first real step is always an update. Without a learned gate the increment is 0 after the first update.
     """
 
     h: Tensor  # [L, B, H]
@@ -21,16 +22,16 @@ class SkipRNNState(NamedTuple):
     steps_since_update: Tensor  # [B]
 
     def detach(self) -> "SkipRNNState":
-        """The same values without history: for truncated backpropagation."""
-        return SkipRNNState(
-            self.h.detach(),
-            None if self.c is None else self.c.detach(),
-            self.increment.detach(),
-            self.steps_since_update.detach(),
-        )
+        """Return the same values without their graph, for truncated backpropagation."""
+        return self.map(Tensor.detach)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "SkipRNNState":
+        """Return `function` of every part."""
+        c = None if self.c is None else function(self.c)
+        return SkipRNNState(function(self.h), c, function(self.increment), function(self.steps_since_update))
 
     def reorder(self, index: Tensor) -> "SkipRNNState":
-        """Rows `index` ([N], integer) of the batch, in that order."""
+        """Return the rows `index` ([N], integer) of the batch, in that order."""
         return SkipRNNState(
             self.h[:, index],
             None if self.c is None else self.c[:, index],
@@ -40,12 +41,12 @@ class SkipRNNState(NamedTuple):
 
 
 class ScanOutput(NamedTuple):
-    """What every scan returns."""
+    """The result of a scan; every backend returns it."""
 
     sequence: Tensor | None  # [B, T, H], the top layer's h after every step; None unless asked for
     state: SkipRNNState  # after the last real step
     num_updates: Tensor  # [B], differentiable through the straight-through gate
-    update_gates: Tensor  # [B, T], 0 or 1, likewise
+    update_gates: Tensor  # [B, T], 0 or 1, differentiable likewise
 
 
 @dataclass

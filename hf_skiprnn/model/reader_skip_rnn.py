@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype, steps_to_skip
 from .event_forward_skip_rnn import update
+from .inputs_skip_rnn import check_state
 from .outputs_skip_rnn import SkipRNNState
 
 Weights = TypeVar("Weights", LayerWeights, GateWeights)
@@ -30,7 +31,7 @@ class Reader:
 
     def start(self, state: SkipRNNState | None, batch: int) -> SkipRNNState:
         """`state` or the initial one, in memory of its own, without history."""
-        state = self.base.initial_state(batch) if state is None else self.base._check_state(state, batch)
+        state = self.base.initial_state(batch) if state is None else check_state(self.base, state, batch)
         h, c, increment, steps = state.detach()
         return SkipRNNState(h.clone(), None if c is None else c.clone(), increment.clone(), steps.clone())
 
