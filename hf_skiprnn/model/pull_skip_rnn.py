@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cells_skip_rnn import NEVER
 from .layers_skip_rnn import plan_gates
 from .losses_skip_rnn import budget_loss
 from .outputs_skip_rnn import ScanOutput, SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
-from .cells_skip_rnn import NEVER
 from .reader_skip_rnn import Reader
 
 Position = tuple[int, int]  # row, step
@@ -176,15 +176,9 @@ class _Pull:
     def _update(self, x: Tensor, wanted: list[Position], sequence: bool) -> None:
         state = self.state
         rows = torch.tensor([row for row, _ in wanted], device=x.device)
-        h, c = list(state.h[:, rows]), [] if state.c is None else list(state.c[:, rows])
-        increment = self.reader.update(x, h, c)
-        state.h[:, rows] = torch.stack(h)
-        if state.c is not None:
-            state.c[:, rows] = torch.stack(c)
-        state.increment[rows] = increment
-        state.steps_since_update[rows] = 0
-        self.reads.append((rows, [at for _, at in wanted], h[-1] if sequence else h[-1][:0]))
-        for (row, at), d in zip(wanted, increment.float().tolist(), strict=True):
+        self.reader.update(state, rows, x)
+        self.reads.append((rows, [at for _, at in wanted], state.h[-1, rows if sequence else rows[:0]]))
+        for (row, at), d in zip(wanted, state.increment[rows].float().tolist(), strict=True):
             self.ran[row] = at + 1
             self.at[row] = self._next(row, d, 0)
 
