@@ -11,7 +11,7 @@ first k with float32(k * D) >= 0.5. `Stream` is one sequence; `StreamBatch` is s
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,30 +55,39 @@ def stream(
     return StreamBatch(reader, reader.start(state, batch_size))
 
 
-class Stream:
-    """One sequence, a step at a time; made by `model.stream()`. It can be pickled and copied, with its model."""
+class _Copies:
+    """Pickles and copies of a stream: rebuilt from its numbers, for neither keeps the memory that tensors share."""
+
+    _reader: Reader
+    _restore: Any
+    state: Any
+    step: Any
+    steps_to_skip: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"reader": self._reader, "saved": (self.state, self.step, self.steps_to_skip)}
+
+    def __setstate__(self, copied: dict[str, Any]) -> None:
+        self._reader = copied["reader"]
+        self._restore(*copied["saved"])
+
+
+class Stream(_Copies):
+    """One sequence, a step at a time; made by `model.stream()`. A pickle of it holds the model."""
 
     def __init__(self, reader: Reader, state: SkipRNNState | None) -> None:
         self._reader = reader
-        self._width = (reader.base.config.input_size,)
-        self._is_text = reader.base.config.vocab_size is not None
         start = reader.start(state, 1)
         self._restore(start, 0, reader.waits(start)[0])
 
     def _restore(self, state: SkipRNNState, step: int, wait: int) -> None:
         """Continue from a state of one row, which the stream then owns, at its next step `step`."""
         self._state, self._update = state, self._reader.row_update(state)
+        config = self._reader.base.config
+        self._width, self._is_text = (config.input_size,), config.vocab_size is not None
         self._step = step
         self._updated = step - int(state.steps_since_update)  # the step after the last update
         self._next = NEVER if wait == NEVER else step + wait  # the next step to read
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the reader and the numbers: a pickle does not keep the memory that the update's tensors share."""
-        return {"reader": self._reader, "saved": (self.state, self._step, self.steps_to_skip)}
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__init__(saved["reader"], None)  # type: ignore[misc]  # builds what was not pickled
-        self._restore(*saved["saved"])
 
     def push(self, x: Any, step: int | None = None) -> bool:
         """Take the next step; return whether the model read it.
@@ -166,7 +175,7 @@ class Stream:
         self._next = NEVER if wait == NEVER else self._step + wait
 
 
-class StreamBatch:
+class StreamBatch(_Copies):
     """Several sequences that advance together, each with its own gate; made by `model.stream(batch_size)`.
 
     New rows join at the end. Where a row leaves, those behind it move up, as in a list.
@@ -174,9 +183,9 @@ class StreamBatch:
 
     def __init__(self, reader: Reader, state: SkipRNNState) -> None:
         self._reader = reader
-        self._restore(state, torch.zeros(len(state.increment), dtype=torch.long), reader.waits(state))
+        self._restore(state, torch.zeros(len(state.increment), dtype=torch.long), torch.tensor(reader.waits(state)))
 
-    def _restore(self, state: SkipRNNState, step: Tensor, waits: Iterable[int]) -> None:
+    def _restore(self, state: SkipRNNState, step: Tensor, waits: Tensor) -> None:
         self._state = state
         # Counters are on the CPU, so that a push that reads nothing does not wait for a GPU.
         self._step = step
@@ -223,7 +232,7 @@ class StreamBatch:
         rows = due.to(reader.device)
         reader.update(state, rows, reader.inputs(x[rows], len(due), f"x of the rows {due.tolist()}"))
         self._updated[due] = self._step[due] + 1
-        waits = [reader.steps_to_skip(d, 0) for d in state.increment[rows].float().tolist()]
+        waits = torch.tensor([reader.steps_to_skip(d, 0) for d in state.increment[rows].float().tolist()])
         self._next[due] = next_reads(self._step[due] + 1, waits)
 
     def skip(self, steps: int) -> None:
@@ -247,9 +256,12 @@ class StreamBatch:
         first, new = len(self), StreamBatch(self._reader, self._reader.start(state, as_count(rows, "rows")))
         for name in ("_step", "_updated", "_next"):
             setattr(self, name, torch.cat((getattr(self, name), getattr(new, name))))
-        pairs = zip(self._state, new._state, strict=True)  # [L, B, H] and [B]
+        old, started = self._state, new._state
         self._state = SkipRNNState(
-            *(None if old is None else torch.cat((old, part), min(old.dim() - 1, 1)) for old, part in pairs)
+            torch.cat((old.h, started.h), 1),
+            None if old.c is None or started.c is None else torch.cat((old.c, started.c), 1),
+            torch.cat((old.increment, started.increment)),
+            torch.cat((old.steps_since_update, started.steps_since_update)),
         )
         return range(first, first + rows)
 
@@ -297,14 +309,12 @@ class StreamBatch:
         Raises:
             ValueError: names, shapes or values that no such streams have. The streams stay as they were.
         """
-        state, step, wait = unpack(saved, self._reader)
-        self._restore(state, step, wait.tolist())
+        self._restore(*unpack(saved, self._reader))
 
 
-def next_reads(steps: Tensor, waits: Iterable[int]) -> Tensor:
-    """Return the next step that each row reads, [N], from its step [N] and the number of steps that it skips."""
-    pairs = zip(steps.tolist(), waits, strict=True)
-    return torch.tensor([NEVER if wait == NEVER else step + wait for step, wait in pairs], dtype=torch.long)
+def next_reads(steps: Tensor, waits: Tensor) -> Tensor:
+    """Return the next step that each row reads, [N] int64, from its step and the number of steps that it skips."""
+    return torch.where(waits == NEVER, NEVER, steps + waits).long()
 
 
 def pack(state: SkipRNNState, step: Tensor, wait: Tensor) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ def cpu_name() -> str:
 
 def check_equality(with_onnx: bool) -> None:
     """Refuse to time what is not right."""
-    tests = ["tests/test_streaming.py", *(["tests/test_export.py"] if with_onnx else [])]
+    tests = ["tests/inference/test_streaming.py", *(["tests/inference/test_export.py"] if with_onnx else [])]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
