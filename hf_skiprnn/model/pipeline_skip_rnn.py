@@ -193,7 +193,7 @@ def register_pipelines() -> None:
 def _by_model(default: type[Pipeline], own: type[Pipeline]) -> type[Pipeline]:
     """Return a class that builds `own` around a Skip RNN, and `default` around any other model."""
 
-    class ByModel(default):  # type: ignore[misc,valid-type]  # a class that is only known at run time
+    class ByModel(default):  # type: ignore[valid-type]  # a class that is only known at run time
         def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:
             model = kwargs["model"] if "model" in kwargs else args[0]
             return (own if model.config.model_type == "skip_rnn" else default)(*args, **kwargs)
