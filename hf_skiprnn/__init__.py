@@ -1,5 +1,7 @@
 """Skip RNN for Hugging Face transformers: a sequence model that decides which steps to read."""
 
+import sys
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -12,6 +14,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top level may ask for torchvision
 from transformers.utils.import_utils import is_vision_available
 
+from hf_skiprnn._moved_modules import MovedModules
 from hf_skiprnn.model.configuration_skip_rnn import SkipRNNConfig
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
@@ -49,6 +52,8 @@ __all__ = [
     "SkipRNNState",
     "SkipRNNTextClassificationPipeline",
 ]
+
+sys.meta_path.append(MovedModules())  # last: it is asked for names that nobody else finds
 
 AutoConfig.register("skip_rnn", SkipRNNConfig, exist_ok=True)
 AutoModel.register(SkipRNNConfig, SkipRNNModel, exist_ok=True)

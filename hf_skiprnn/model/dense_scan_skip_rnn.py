@@ -18,7 +18,7 @@ forced_gates  [B, T] bool: these gates are taken instead of computed ones. With 
 sequence      also return the top layer's h at every step, [B, T, H]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,17 @@ from torch import Tensor
 
 from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, gate_opens, increment_of, product
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
+
+Scan = Callable[..., ScanOutput]  # of the signature above
+
+
+class Engine(NamedTuple):
+    """A backend: its scan, and what its callers must know about it."""
+
+    name: str  # "dense" | "events" | "cpu" | "triton"
+    scan: Scan
+    scan_tokens: Scan | None = None  # scan_tokens(ids [B, T], table [V, I], ...) embeds only the tokens that are read
+    follows_autocast: bool = True  # multiplies in the precision of its weights, which autocast lowers
 
 
 class StraightThrough(torch.autograd.Function):
@@ -96,6 +107,9 @@ def dense_scan(
     if sequence:
         held = torch.stack(outputs, 1) if outputs else state.h.new_zeros(batch, 0, state.h.shape[-1])
     return ScanOutput(held, carry.end(learned=gate is not None), update_gates.sum(1), update_gates)
+
+
+DENSE = Engine("dense", dense_scan)
 
 
 class Carry(NamedTuple):

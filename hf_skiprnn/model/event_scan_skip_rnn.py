@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, Step, StepGradient, increment_of, product
+from .dense_scan_skip_rnn import Engine
 from .event_forward_skip_rnn import Events, Recorder, Timeline, run_updates
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
@@ -377,3 +378,6 @@ def event_scan(
     tensors = (inputs, *state, *(gate or ()), *(part for w in layers for part in w))
     held, h, c, increment, steps_since_update, num_updates, gates = SkipScan.apply(plan, *tensors)
     return ScanOutput(held, SkipRNNState(h, c, increment, steps_since_update), num_updates, gates)
+
+
+EVENTS = Engine("events", event_scan)
