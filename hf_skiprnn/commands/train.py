@@ -17,7 +17,7 @@ from hf_skiprnn.tasks import Splits, Task
 from hf_skiprnn.training.callbacks import BudgetController
 from hf_skiprnn.training.checkpoints import last_complete_checkpoint
 from hf_skiprnn.training.provenance import commit
-from hf_skiprnn.training.stopping import StopWhenSettled
+from hf_skiprnn.training.callbacks import StopWhenSettled
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 from .classes import start_classifier
