@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_skiprnn.commands.train import rows_of
+from hf_skiprnn.commands.recipe_files import rows_of
 
 FILES = {name: Path(__file__).with_name(f"{name}_rows.yaml") for name in ("paper", "tuned")}
 
