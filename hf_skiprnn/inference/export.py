@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.cells_skip_rnn import CELLS, LARGEST_COUNT, NEVER, OPEN
 from hf_skiprnn.model.event_forward_skip_rnn import update
-from hf_skiprnn.model.reader_skip_rnn import LARGEST_COUNT, NEVER, OPEN
 
 OPSET = 20
 
@@ -54,7 +53,7 @@ class Exported(nn.Module):
         if increment is None:
             stride = self.base.stride if self.base.gate == "strided" else 1
             return h + c, h[0].new_full((h[0].shape[0], 1), stride, dtype=torch.float64)
-        # Exact, see reader_skip_rnn.steps_to_skip: a quotient of tensors, for a number's becomes a product with 1 / D.
+        # Exact, see cells_skip_rnn.steps_to_skip: a quotient of tensors, for a number's becomes a product with 1 / D.
         exact = increment.double().unsqueeze(1)
         steps = torch.ceil(torch.full_like(exact, OPEN) / exact)
         return h + c, torch.where(steps.isnan(), 1.0, steps)

@@ -15,6 +15,8 @@ eq. 5 never bites below the threshold 0.5. The comparison with 0.5 is made in fl
 Shapes: B rows, T steps, I inputs, H units, G gates of the cell (4 or 3), L layers, N any number of rows.
 """
 
+import math
+import sys
 from typing import NamedTuple, Protocol
 
 import torch
@@ -103,6 +105,39 @@ def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
 def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
     """Whether the k-th step (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
     return ~(steps_since_update.float() * increment.float() < 0.5)
+
+
+def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:
+    """Return the first n in 1 .. remaining for which `gate_opens(k + n, D)`, else remaining + 1: [N] int64.
+
+    The closed form ceil(0.5 / D) - k may be off by one, since the gate is defined by a rounded product. So it is
+    corrected against that product. A NaN updates at once. `steps_to_skip` is the same for numbers.
+    """
+    d, k, limit = increment.float(), steps_since_update.float(), remaining.float() + 1
+    n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
+    n = torch.where(d.isnan(), torch.ones_like(n), n).clamp(min=1).minimum(limit)
+    n = torch.where(gate_opens(k + n, d), n, n + 1)
+    n = torch.where((n > 1) & gate_opens(k + n - 1, d), n - 1, n)
+    return n.minimum(limit).long()
+
+
+NEVER = sys.maxsize  # steps to skip where the gate will not open again
+# float32(p) >= 0.5 for exactly the numbers p >= OPEN: 0.5 - 2^-26 lies half-way between 0.5 and the float32 number
+# below it, and is rounded to 0.5.
+OPEN = 0.5 - 2.0**-26
+LARGEST_COUNT = 2**24  # a float32 counter of steps does not get beyond this number
+
+
+def steps_to_skip(increment: float, steps_since_update: float) -> int:
+    """Return how many of the next steps stay closed, `NEVER` if all; `increment` is a float32 number.
+
+    A Python float holds the product of two float32 numbers exactly, so that nothing needs to be corrected here.
+    """
+    if increment * LARGEST_COUNT < OPEN:
+        return NEVER
+    if math.isnan(increment):
+        return 0
+    return max(math.ceil(OPEN / increment) - int(steps_since_update), 1) - 1
 
 
 class LSTMCell:

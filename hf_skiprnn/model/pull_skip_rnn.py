@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cells_skip_rnn import NEVER
 from .layers_skip_rnn import plan_gates
 from .losses_skip_rnn import budget_loss
 from .outputs_skip_rnn import ScanOutput, SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
-from .reader_skip_rnn import NEVER, Reader
+from .reader_skip_rnn import Reader
 
 Position = tuple[int, int]  # row, step
 Fetch = Callable[[list[Position]], Any]

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cells_skip_rnn import NEVER
 from .outputs_skip_rnn import SkipRNNState
-from .reader_skip_rnn import NEVER, Reader, as_tensor
+from .reader_skip_rnn import Reader, as_tensor
 from .row_update_skip_rnn import row_update
 
 
@@ -101,7 +102,7 @@ class Stream:
 
     @property
     def steps_to_skip(self) -> int:
-        """So many of the next steps will not be read. `reader_skip_rnn.NEVER`: all of them."""
+        """So many of the next steps will not be read. `cells_skip_rnn.NEVER`: all of them."""
         return NEVER if self._next == NEVER else self._next - self._step
 
     @property
@@ -275,7 +276,7 @@ class StreamBatch:
 
     @property
     def steps_to_skip(self) -> Tensor:
-        """[batch_size]: so many of a row's next steps will not be read. `reader_skip_rnn.NEVER`: all of them."""
+        """[batch_size]: so many of a row's next steps will not be read. `cells_skip_rnn.NEVER`: all of them."""
         return torch.where(self._next == NEVER, NEVER, self._next - self._step)
 
     @property

@@ -1,7 +1,5 @@
 """What pull and push inference share: the time to the next update, inputs checked and embedded, rows updated."""
 
-import math
-import sys
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,28 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
+from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype, steps_to_skip
 from .event_forward_skip_rnn import update
 from .inputs_skip_rnn import check_state
 from .outputs_skip_rnn import SkipRNNState
-
-NEVER = sys.maxsize  # steps to skip where the gate will not open again
-# float32(p) >= 0.5 is p >= OPEN for the exact product p: half-way below 0.5 rounds to 0.5, whose last bit is even.
-OPEN = 0.5 - 2.0**-26
-LARGEST_COUNT = 2**24  # a float32 counter stays there
-
-
-def steps_to_skip(increment: float, steps: float) -> int:
-    """Steps that stay closed, `steps` after an update that emitted `increment`; both float32 values. NaN: none.
-
-    Agrees with cells_skip_rnn.gate_opens: the product of two float32 numbers is exact in a Python float.
-    """
-    if increment * LARGEST_COUNT < OPEN:
-        return NEVER
-    if increment != increment:
-        return 0
-    return max(math.ceil(OPEN / increment) - int(steps), 1) - 1
-
 
 Weights = TypeVar("Weights", LayerWeights, GateWeights)
 

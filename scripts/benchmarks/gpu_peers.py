@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS
-from hf_skiprnn.model.event_forward_skip_rnn import steps_to_update, update
+from hf_skiprnn.model.cells_skip_rnn import CELLS, steps_to_update
+from hf_skiprnn.model.event_forward_skip_rnn import update
 from scripts.benchmarks.peers import (
     Run,
     Workload,

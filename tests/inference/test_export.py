@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
 from hf_skiprnn.inference.export import OneUpdate, UpdateLoop, compare, quantize, save_onnx, session
-from hf_skiprnn.model.reader_skip_rnn import NEVER
+from hf_skiprnn.model.cells_skip_rnn import NEVER
 
 pytestmark = [
     # torch's exporter, on its own account.

@@ -17,9 +17,8 @@ from hf_skiprnn import (
     SkipRNNForSequenceClassification,
     SkipRNNModel,
 )
-from hf_skiprnn.model.cells_skip_rnn import gate_opens
+from hf_skiprnn.model.cells_skip_rnn import LARGEST_COUNT, NEVER, gate_opens, steps_to_skip
 from hf_skiprnn.model.pull_skip_rnn import EndOfSequence, Position
-from hf_skiprnn.model.reader_skip_rnn import LARGEST_COUNT, NEVER, steps_to_skip
 
 STEPS = 40
 VARIANTS = [
