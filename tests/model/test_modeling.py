@@ -162,9 +162,9 @@ def test_bfloat16_trains_without_nan_and_gates_stay_float32(mode: str, cell: str
         model = model.to(torch.bfloat16)
         assert model.skip_rnn.update_gate.weight.dtype == torch.float32
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    x, labels = torch.rand(8, 15, 2), torch.arange(8) % 3
+    x, labels = torch.rand(12, 20, 2), torch.arange(12) % 3
     losses = []
-    for _ in range(4):
+    for _ in range(8):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
             out = model(x, labels=labels)
         assert out.num_updates.dtype == out.state.increment.dtype == out.state.h.dtype == torch.float32

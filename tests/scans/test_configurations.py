@@ -12,7 +12,15 @@ from typing import Any
 import hypothesis.strategies as st
 import torch
 from hypothesis import HealthCheck, given, settings
-from scan_cases import Case, Problem, assert_close, assert_same_gradients, assert_same_values, gradients, make_problem
+from scan_problems import (
+    Case,
+    Problem,
+    assert_close,
+    assert_same_gradients,
+    assert_same_values,
+    gradients,
+    make_problem,
+)
 from survival.ledger import SCALE, note
 from tolerances import EXACT, TIE, TOLERANCES
 from torch import Tensor
@@ -90,7 +98,7 @@ def assert_parts_at_ties_only(problem: Problem, gates: Tensor, want: Tensor) -> 
         assert distance < TIE, f"row {row} parts at step {step}, where |k D - 0.5| is {distance:.1e}"
 
 
-@settings(SETTINGS, max_examples=80 * SCALE)
+@settings(SETTINGS, max_examples=60 * SCALE)
 @given(cases(), st.integers(0, 2**16), st.sampled_from(list(TOLERANCES)), st.sampled_from(BACKENDS), st.booleans())
 def test_every_backend_is_the_definition(
     case: Case, seed: int, dtype: torch.dtype, backend: str, training: bool
@@ -160,7 +168,7 @@ def run(model: Any, backend: str, batch: dict[str, Tensor]) -> tuple[Any, dict[s
     return out, grads
 
 
-@settings(SETTINGS, max_examples=50 * SCALE)
+@settings(SETTINGS, max_examples=40 * SCALE)
 @given(configs(), st.integers(1, 4), st.integers(1, 30), st.booleans(), st.booleans(), st.sampled_from(BACKENDS))
 def test_the_model_is_the_definition_in_every_mode(
     config: SkipRNNConfig, rows: int, steps: int, masked: bool, per_frame: bool, backend: str

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scan_cases import NEEDS_NATIVE, Case, Problem, make_problem
+from scan_cases import NEEDS_NATIVE
+from scan_problems import Case, Problem, make_problem
 
 from hf_skiprnn.kernels.cpu.operators import cpu_scan
 

@@ -14,7 +14,7 @@ def test_the_triton_scan_passes_the_tests_of_all_scans() -> None:
     """In a process of its own: Triton decides at import whether it interprets."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "triton"]
     done = subprocess.run(
-        [*command, Path(__file__).with_name("test_scans.py")],
+        [*command, *(Path(__file__).with_name(name) for name in ("test_scans.py", "test_gate.py"))],
         check=False,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
