@@ -23,6 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LARGEST_COUNT = 2**24  # float32 counts no further: a gate that is closed after so many steps never opens
+NEVER = sys.maxsize  # steps to skip where the gate never opens again
+OPEN = 0.5 - 2.0**-26  # half-way between 0.5 and the float32 below it; rounds to 0.5, whose last bit is even
+
 
 class LayerWeights(NamedTuple):
     """One layer's weights, gates stacked in torch's order: i f g o (LSTM), r z n (GRU)."""
@@ -110,32 +114,26 @@ def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
 def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:
     """Return the first n in 1 .. remaining for which `gate_opens(k + n, D)`, else remaining + 1: [N] int64.
 
-    The closed form ceil(0.5 / D) - k may be off by one, since the gate is defined by a rounded product. So it is
-    corrected against that product. A NaN updates at once. `steps_to_skip` is the same for numbers.
+    The first open step is k = ceil(0.5 / D): N_skip of section 3.1. The quotient is rounded, so the result is corrected
+    by one against the product that defines the gate. A NaN updates at once. remaining: at most LARGEST_COUNT.
     """
-    d, k, limit = increment.float(), steps_since_update.float(), remaining.float() + 1
+    d, k = increment.float(), steps_since_update.long()
     n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
-    n = torch.where(d.isnan(), torch.ones_like(n), n).clamp(min=1).minimum(limit)
+    n = torch.where(d.isnan(), 1.0, n).clamp(1, LARGEST_COUNT).long()
     n = torch.where(gate_opens(k + n, d), n, n + 1)
     n = torch.where((n > 1) & gate_opens(k + n - 1, d), n - 1, n)
-    return n.minimum(limit).long()
-
-
-NEVER = sys.maxsize  # steps to skip where the gate will not open again
-# float32(p) >= 0.5 for exactly the numbers p >= OPEN: 0.5 - 2^-26 lies half-way between 0.5 and the float32 number
-# below it, and is rounded to 0.5.
-OPEN = 0.5 - 2.0**-26
-LARGEST_COUNT = 2**24  # a float32 counter of steps does not get beyond this number
+    return n.minimum(remaining + 1)
 
 
 def steps_to_skip(increment: float, steps_since_update: float) -> int:
-    """Return how many of the next steps stay closed, `NEVER` if all; `increment` is a float32 number.
+    """Return how many steps stay closed before the next update, or NEVER: `steps_to_update` - 1 for one row.
 
-    A Python float holds the product of two float32 numbers exactly, so that nothing needs to be corrected here.
+    For streams, where a tensor operation would cost more than the step. Both arguments are float32 values, so their
+    product is exact in a Python float, and its float32 rounding is at least 0.5 where it is at least OPEN.
     """
     if increment * LARGEST_COUNT < OPEN:
         return NEVER
-    if math.isnan(increment):
+    if increment != increment:  # NaN
         return 0
     return max(math.ceil(OPEN / increment) - int(steps_since_update), 1) - 1
 
