@@ -26,7 +26,7 @@ SKIPPED_BLOCK = 1 << 14  # skipped steps that are computed at once; bounds the m
 
 
 class Plan(NamedTuple):
-    """The arguments of the scan that are no tensors."""
+    """The arguments of the scan that are not tensors."""
 
     cell: Cell
     time: Timeline

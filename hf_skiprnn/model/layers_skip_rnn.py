@@ -73,7 +73,7 @@ def plan_gates(
 
 
 class UpdateGate(nn.Linear):
-    """W_p, b_p of eq. 4. In float32 where the model is in half precision: gates are decided in float32."""
+    """The update gate's linear layer (eq. 4). It stays in float32 in half-precision models, since gates need it."""
 
     def __init__(self, hidden_size: int, **factory: Any) -> None:
         super().__init__(hidden_size, 1, **factory)
@@ -117,7 +117,7 @@ class SkipRNNLayer(nn.Module):
 
 
 class SkipStack(nn.Module):
-    """Layers under one shared gate, and the scan over them. Base of SkipRNNModel and of SkipLSTM, SkipGRU."""
+    """A stack of layers under one shared gate, and the scan over it: the base of SkipRNNModel, SkipLSTM and SkipGRU."""
 
     layers: Sequence[SkipRNNLayer]  # an nn.ModuleList, bottom layer first
     cell: str
@@ -150,7 +150,7 @@ class SkipStack(nn.Module):
         self._scan_backend = backend
 
     def set_gate_shift(self, shift: float) -> None:
-        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more. No weight changes.
+        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more; weights stay as they are.
 
         D = sigmoid(W_p s + b_p + shift), so that one trained model serves several budgets. Limits: the first real step
         is always read. The share of steps read changes in jumps, since intervals are whole numbers of steps, and hardly
