@@ -150,7 +150,7 @@ class SkipStack(nn.Module):
         self._scan_backend = backend
 
     def set_gate_shift(self, shift: float) -> None:
-        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more; weights stay as they are.
+        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more.
 
         D = sigmoid(W_p s + b_p + shift), so that one trained model serves several budgets. Limits: the first real step
         is always read. The share of steps read changes in jumps, since intervals are whole numbers of steps, and hardly
