@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from tolerances import EXACT, Tolerance
 from torch import Tensor
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights
+from hf_skiprnn.model.dense_scan_skip_rnn import Scan, dense_scan
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 
@@ -185,3 +187,27 @@ def assert_close(name: str, got: Tensor | None, want: Tensor | None, tolerance: 
     got, want = got.detach().double(), want.detach().double()
     error = (got - want).abs().max() / max(1.0, float(want.abs().max()))
     assert error <= tolerance, f"{name}: differs by {float(error):.2e}, allowed {tolerance:.0e}"
+
+
+def everything(problem: Problem, scan: Scan) -> list[Tensor]:
+    """Every value and every gradient, for comparisons to the bit."""
+    out = problem.run(scan)
+    values = [out.sequence, *out.state, out.num_updates, out.update_gates]
+    return [*(part.detach() for part in values if part is not None), *gradients(problem, out).values()]
+
+
+def assert_same_gradients(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    assert got.keys() == want.keys()
+    for name, grad in want.items():
+        assert_close(f"gradient of {name}", got[name], grad, tolerance)
+
+
+def assert_is_the_definition(problem: Problem, scan: Scan, tolerance: Tolerance = EXACT) -> None:
+    """Values, gates and every gradient are those of the dense scan; in inference, too."""
+    want, got = problem.run(dense_scan), problem.run(scan)
+    assert_same_values(got, want, tolerance.values)
+    if problem.case.steps:
+        assert got.update_gates.requires_grad == got.num_updates.requires_grad == want.num_updates.requires_grad
+    assert_same_gradients(gradients(problem, got), gradients(problem, want), tolerance.gradients)
+    with torch.inference_mode():
+        assert_same_values(problem.run(scan), want, tolerance.values)
