@@ -1,4 +1,4 @@
-"""SkipRNNConfig: what a Skip RNN is made of."""
+"""SkipRNNConfig: the architecture, the budget and the regularisation of a Skip RNN."""
 
 import difflib
 import math
@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Far beyond any use: a config from a stranger shall not make layers or label names until memory ends.
+# Bounds far beyond any use. Without them, a config from a stranger could ask for more memory than there is.
 LARGEST = {
     "input_size": 2**24,
     "hidden_size": 2**16,
@@ -22,7 +22,7 @@ LARGEST = {
     "stride": 2**31 - 1,
 }
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-# What transformers takes beside the fields of its config, or puts into saved ones.
+# Names that transformers takes as arguments of a config, or writes into saved ones, and that are no fields of it.
 BESIDE_FIELDS = (
     *("num_labels", "name_or_path", "_name_or_path", "_commit_hash", "model_type", "torch_dtype", "auto_map"),
     *("custom_pipelines", "output_attentions", "attn_implementation", "_attn_implementation_autoset"),
@@ -54,12 +54,12 @@ class SkipRNNConfig(PreTrainedConfig):
         update_bias: initial value of b_p; at 1 every step is an update at the start of training.
         forget_bias: initial value of an LSTM's forget gate bias.
         input_noise: standard deviation of the Gaussian noise added to input_values and pixel_values in training;
-            0 switches it off. Few rows are soon known by heart, and what a gate then reads does not carry over.
+            0 switches it off. With few rows, noise keeps the model from memorising them.
         embedding_dropout: probability of zeroing an element of an embedding.
         classifier_dropout: probability of zeroing an element of the state that a classifier reads.
 
     Raises:
-        StrictDataclassError: for a value of the wrong type, out of its range, or in contradiction to another one.
+        StrictDataclassError: a value has the wrong type, is out of its range, or contradicts another one.
     """
 
     model_type = "skip_rnn"
@@ -114,20 +114,20 @@ class SkipRNNConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        """A field that nobody knows is a slip of the pen; or another transformers' own, and then it is left out."""
+        """Raise ValueError for an unknown field, or leave it out where another version of transformers wrote it."""
         own = [field.name for field in fields(self)]
         is_foreign = self.transformers_version not in (None, __version__)
         for name in [name for name in kwargs if name not in BESIDE_FIELDS]:
             near = difflib.get_close_matches(name, own, n=1)
             text = f"SkipRNNConfig has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
             if near or not is_foreign:
-                raise ValueError(f"{text} Leave it out; scripts/train.py --task digits --help lists the fields.")
+                raise ValueError(f"{text} Leave it out; help(SkipRNNConfig) lists the fields.")
             version = self.transformers_version
-            logger.warning("%s It is left out: transformers %s wrote it; this is %s.", text, version, __version__)
+            logger.warning("%s It is left out: transformers %s wrote it; here runs %s.", text, version, __version__)
             kwargs.pop(name)
 
     def validate_sizes(self) -> None:
-        """Sizes are at least one, and of this world."""
+        """Check that sizes are at least 1 and within their bounds."""
         for name in ("input_size", "hidden_size", "num_hidden_layers", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -140,13 +140,13 @@ class SkipRNNConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self) -> None:
-        """Probabilities lie in [0, 1)."""
+        """Check that probabilities are in [0, 1)."""
         for name in ("skip_probability", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}.")
 
     def validate_finite(self) -> None:
-        """Weights and biases of the loss and the initialisation are finite numbers."""
+        """Check that the weight of the budget, initial biases and the noise are finite."""
         for name in ("budget_weight", "update_bias", "forget_bias"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
@@ -158,7 +158,7 @@ class SkipRNNConfig(PreTrainedConfig):
             )
 
     def validate_budget(self) -> None:
-        """A target goes with a budget that has one."""
+        """Check that budget_target is given for the budgets that have a target, and only for those."""
         if self.budget_loss == "cost" and self.budget_target is not None:
             raise ValueError(
                 f"budget_loss='cost' has no target; got budget_target={self.budget_target}. "
@@ -172,7 +172,7 @@ class SkipRNNConfig(PreTrainedConfig):
             raise ValueError(f"budget_target is a share of a row's real steps, in [0, 1]; got {self.budget_target}.")
 
     def validate_tokens(self) -> None:
-        """Token settings need tokens, and input noise numbers."""
+        """Check that settings of tokens have a vocabulary, and that input noise has none."""
         if self.vocab_size is None:
             if self.pad_token_id is not None:
                 raise ValueError(
@@ -188,16 +188,16 @@ class SkipRNNConfig(PreTrainedConfig):
             raise ValueError(f"pad_token_id must be in [0, vocab_size = {self.vocab_size}); got {self.pad_token_id}.")
 
     def validate_problem_type(self) -> None:
-        """transformers' own fields are not checked where a config adds to them."""
+        """Check problem_type, which transformers does not check in configs with fields of their own."""
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}.")
 
     def validate_cell(self) -> None:
-        """gru_reset belongs to a GRU."""
+        """Check that gru_reset is set for a GRU only."""
         if self.cell_type == "lstm" and self.gru_reset != "before":
             raise ValueError(f"gru_reset={self.gru_reset!r} needs cell_type='gru'; got cell_type='lstm'.")
 
     @property
     def cell(self) -> str:
-        """Name of the cell in `cells_skip_rnn.CELLS`."""
+        """The name of the cell in `cells_skip_rnn.CELLS`."""
         return "gru_reset_after" if (self.cell_type, self.gru_reset) == ("gru", "after") else self.cell_type
