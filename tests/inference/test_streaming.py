@@ -4,11 +4,9 @@ import copy
 import pickle
 from pathlib import Path
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 from safetensors.torch import load_file, save_file
 from skipping_models import STEPS, VARIANTS, answering, build, draw, forward
 
