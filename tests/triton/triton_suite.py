@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton_room_cases
 from triton_cases import CHECKS, GPU_CHECKS, INTERPRETED
-
-from hf_skiprnn.kernels.triton import tuning as triton_tuning
-
-CHECKS = CHECKS | triton_room_cases.CHECKS
 
 
 def run_check(name: str) -> bool:
@@ -109,7 +104,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-    os.environ[triton_tuning.VARIABLE] = "0"
     if INTERPRETED:
         import triton_interpreter  # noqa: F401 - speeds the interpreter up
     elif not torch.cuda.is_available():
