@@ -6,6 +6,7 @@ The state is (h, c, increment, steps_since_update).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,6 +98,34 @@ def scan_output(results: Sequence[Tensor], has_c: bool, sequence: bool, learned:
         update_gates = update_gates.detach()
     last = SkipRNNState(h, c if has_c else None, increment, steps_since_update)
     return ScanOutput(held if sequence else None, last, num_updates, update_gates)
+
+
+def unpack_saved(
+    ctx: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor | None], Tensor | None, list[Tensor]]:
+    """Inputs, weights, gate, state, mask and records, as they were saved for the backward pass, in this order."""
+    inputs, *rest = ctx.saved_tensors
+    weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
+    gate, rest = rest[: ctx.num_gate], rest[ctx.num_gate :]
+    return inputs, weights, gate, rest[:4], rest[4], rest[5:]
+
+
+def cotangents(grads: Sequence[Tensor | None], has_c: bool, sequence: bool) -> list[Tensor | None]:
+    """Those of an operator's first seven results; None for an empty one."""
+    of_sequence, of_h, of_c, *others = grads[:7]
+    return [of_sequence if sequence else None, of_h, of_c if has_c else None, *others]
+
+
+def split_gradients(
+    gradients: Sequence[Tensor], state: Sequence[Tensor | None], num_gate: int, grad_inputs: bool
+) -> tuple[Any, ...]:
+    """Gradients of inputs, weights, gate, h, c, increment, steps_since_update from a backward operator's results.
+
+    These are the gradients of inputs, state, gate and weights; where there is no tensor, an empty one.
+    """
+    of_state = [None if part is None else grad for part, grad in zip(state, gradients[1:5], strict=True)]
+    of_gate, of_weights = gradients[5 : 5 + num_gate], gradients[5 + num_gate :]
+    return gradients[0] if grad_inputs else None, of_weights, of_gate, *of_state
 
 
 def no_second_derivative(backend: str) -> RuntimeError:

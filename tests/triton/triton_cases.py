@@ -4,14 +4,10 @@ The small ones run interpreted on a CPU as well.
 """
 
 import itertools
-import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from scan_problems import Case, Problem, assert_close, assert_same_values, gradients, make_problem

@@ -47,14 +47,9 @@ class BackwardPass:
     """One backward pass; `gradients` runs it.
 
     Args:
-        inputs: [B, T, I], and so the arguments of `forward_pass.forward`.
-        weights: four a layer.
-        gate: weight and bias, or nothing.
-        state: the initial one.
-        mask: [B, T] or None.
+        inputs: [B, T, I]; weights, gate, state, mask and cell are as in `forward_pass.forward`, too.
         records: gates [B, T], and the records of `empty_results`.
         grads: cotangents of held, h, c, increment, steps_since_update, num_updates, update_gates; None is zero.
-        cell: its name.
         grad_inputs: whether the inputs' gradient is wanted.
     """
 
@@ -187,25 +182,11 @@ class BackwardPass:
         )
         block_layers, block_units = triton.next_power_of_2(layers), triton.next_power_of_2(units)
         if learned or sequence:
-            segments[(batch,)](
-                part.old,
-                part.new,
-                weights,
-                self.steps,
-                self.grad_sequence,
-                sums,
-                batch,
-                self.num_steps,
-                part.steps,
-                part.first,
-                H=units,
-                LAYERS=layers,
-                BLOCK_LAYERS=block_layers,
-                BLOCK_UNITS=block_units,
-                STATE=LANGUAGE[self.dtype],
-                num_warps=1 if block_layers * block_units <= 256 else 4,
-                **FUSED,
-            )
+            sizes = (batch, self.num_steps, part.steps, part.first)
+            form = (units, layers, block_layers, block_units, LANGUAGE[self.dtype])
+            tensors = (part.old, part.new, weights, self.steps, self.grad_sequence, sums)
+            warps = 1 if block_layers * block_units <= 256 else 4
+            segments[(batch,)](*tensors, *sizes, *form, num_warps=warps, **FUSED)
         return sums
 
     def _add_gradients(self, part: Slice, gradients: Gradients) -> None:

@@ -15,8 +15,6 @@ from .kernels_common import Form, Scratch, States, Weights
 from .kernels_forward import Results, Rows, resident_forward, streamed_forward
 from .tiling import INLINE_INPUTS, LANGUAGE, Tiling, multiprocessors, precision, tiling
 
-GROUPS_ROWS = True  # rows with like numbers of updates side by side; False, as they came: the benchmark compares
-
 
 def stacked(weights: Sequence[Tensor], index: int, *shape: int) -> Tensor:
     """Weight `index` of every layer: [L, ...]; zero where a layer has none."""
@@ -59,7 +57,7 @@ def partial_sums(cut: Tiling, blocks: int, sums: int, like: Tensor) -> Tensor | 
 
 def by_length(updates: Tensor) -> Tensor:
     """Rows [B] by a bound on their updates, most first: a block of rows ends with its slowest."""
-    return updates.argsort(descending=True) if GROUPS_ROWS else torch.arange(len(updates), device=updates.device)
+    return updates.argsort(descending=True)
 
 
 def row_order(time: Timeline, forced: Tensor | None) -> Tensor:

@@ -19,12 +19,12 @@ from .kernels_common import (
     gru_backward,
     lstm_backward,
     meet,
-    part_of,
     product,
     row_block,
     share,
+    sum_place,
+    tile_of,
     transposed_tile,
-    turn,
 )
 from .tiling import RESIDENT, STREAMED, tuned
 
@@ -103,7 +103,7 @@ def store_gradient(pointer, value, ok):
 def resident_cell(tiles, chunk, gradients, gh, gc, into_gate, n, units, ok, B, C, F):
     """Back through an update of all units: the previous h's and c's cotangents."""
     N = B.to(tl.int64) * C
-    tile = n[:, None] * F.H + units[None, :]
+    tile = tile_of(n, units, F)
     a = load_activations(chunk, 0, tile, ok, N, F)
     out = gradients.inputs + n[:, None] * (F.GATES * F.H) + units[None, :]
     if F.CELL == "lstm":
@@ -150,7 +150,7 @@ def resident_backward(
     """A chunk of a block of rows, one layer, the recurrent weights on chip, the cotangents in registers."""
     rows, ok = row_block(chunk.order, B, F)
     units, carry_ok = columns(0, F.H, ok, F)
-    carried = rows[:, None] * F.H + units[None, :]
+    carried = tile_of(rows, units, F)
     gh = tl.load(carry + carried, mask=carry_ok, other=0.0)
     gc = gh
     if F.CELL == "lstm":
@@ -167,7 +167,7 @@ def resident_backward(
     alive = ok
     while tl.max(alive.to(tl.int32), 0) > 0:
         run = rows * (C + 1) + index
-        run_tile, run_ok = run[:, None] * F.H + units[None, :], alive[:, None] & carry_ok
+        run_tile, run_ok = tile_of(run, units, F), alive[:, None] & carry_ok
         if weights.gate is not None:
             of_q, of_d = through_sums(runs.by_h, gh, run_tile, copy, run_ok)
             if F.CELL == "lstm":
@@ -179,7 +179,7 @@ def resident_backward(
         # The update behind which the run begins.
         moves = alive & (index > 0)
         n = rows * C + index - 1
-        tile, tile_ok = n[:, None] * F.H + units[None, :], moves[:, None] & carry_ok
+        tile, tile_ok = tile_of(n, units, F), moves[:, None] & carry_ok
         grad_u = tl.zeros_like(q)
         if weights.gate is not None:
             of_state = of_change(chunk.h, chunk.new_h, gh, tile, tile_ok)
@@ -202,18 +202,23 @@ def resident_backward(
 
 
 @triton.jit
-def streamed_sums(chunk, weights, runs, carry, rows, index, alive, moves, B, C, F):
+def output_cotangent(runs, rows, index, units, ok, C, F):
+    """Of the top layer's tile, from the outputs of a run: [R, N]."""
+    return tl.load(runs.output_sum + tile_of(rows * (C + 1) + index, units, F), mask=ok, other=0.0)
+
+
+@triton.jit
+def streamed_sums(chunk, runs, carry, rows, index, alive, moves, B, C, F):
     """What this program's units say to the gate: of g_q, of g_D, and <g, S(s, x) - s>; [R] each."""
     of_q = tl.zeros([F.BLOCK_ROWS], F.STATE)
     of_d, of_state = of_q, of_q
     copy = F.LAYERS * B.to(tl.int64) * (C + 1) * F.H  # from by_h of g_q to that of g_D
     for layer in range(F.LAYERS):
         row = layer * B + rows
-        run, n = row * (C + 1) + index, row * C + index - 1
         for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
             units, ok = columns(first, F.H, alive, F)
-            tile, tile_ok = n[:, None] * F.H + units[None, :], ok & moves[:, None]
-            run_tile, carried = run[:, None] * F.H + units[None, :], carry + row[:, None] * F.H + units[None, :]
+            run_tile, tile = tile_of(row * (C + 1) + index, units, F), tile_of(row * C + index - 1, units, F)
+            tile_ok, carried = ok & moves[:, None], carry + tile_of(row, units, F)
             g = tl.load(carried, mask=ok, other=0.0)
             more_q, more_d = through_sums(runs.by_h, g, run_tile, copy, ok)
             of_q, of_d = of_q + more_q, of_d + more_d
@@ -230,123 +235,113 @@ def streamed_sums(chunk, weights, runs, carry, rows, index, alive, moves, B, C, 
 
 
 @triton.jit
-def output_cotangent(runs, rows, index, units, ok, C, F):
-    """Of the top layer's tile, from the outputs of a run: [R, N]."""
-    run = rows * (C + 1) + index
-    return tl.load(runs.output_sum + run[:, None] * F.H + units[None, :], mask=ok, other=0.0)
+def streamed_cell(chunk, weights, runs, gradients, carry, above, grad_z, layer, rows, index, alive, moves, B, C, F):
+    """Back through an update of this program's units of a layer, as far as no other unit is needed."""
+    row = layer * B + rows
+    n = row * C + index - 1
+    for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+        units, ok = columns(first, F.H, alive, F)
+        tile, tile_ok, carried = tile_of(n, units, F), ok & moves[:, None], carry + tile_of(row, units, F)
+        gh = tl.load(carried, mask=ok, other=0.0)
+        into_gate = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+        if layer == F.LAYERS - 1:
+            if runs.output_sum is not None:
+                gh += output_cotangent(runs, rows, index, units, ok, C, F)
+                tl.store(carried, gh, mask=ok)
+            if weights.gate is not None:
+                w_p = tl.load(weights.gate + units, mask=units < F.H, other=0.0).to(F.STATE)
+                into_gate += grad_z[:, None] * w_p[None, :]
+        elif weights.upper is not None:
+            gh += tl.load(above + tile_of(rows, units, F), mask=tile_ok, other=0.0)
+        a = load_activations(chunk, layer, tile, tile_ok, B.to(tl.int64) * C, F)
+        out = gradients.inputs + n[:, None] * (F.GATES * F.H) + units[None, :]
+        if F.CELL == "lstm":
+            carried += F.LAYERS * B * F.H
+            gc = tl.load(carried, mask=tile_ok, other=0.0) + into_gate
+            c_new = tl.load(chunk.new_c + tile, mask=tile_ok, other=0.0)
+            d, gc = lstm_backward(gh, gc, a, c_new, tl.load(chunk.c + tile, mask=tile_ok, other=0.0))
+            tl.store(carried, gc, mask=tile_ok)
+            for g in tl.static_range(4):
+                store_gradient(out + g * F.H, d[g], tile_ok)
+        else:
+            grad = gh + into_gate
+            d1, d2 = gru_backward(grad, a[1], a[2], tl.load(chunk.h + tile, mask=tile_ok, other=0.0))
+            if F.CELL == "gru_reset_after":  # else r waits for the product with W_hn
+                store_gradient(out, d2 * a[3] * a[0] * (1 - a[0]), tile_ok)
+                store_gradient(gradients.recurrent + tile, d2 * a[0], tile_ok)
+            tl.store(carried, grad * a[1], mask=tile_ok)
+            store_gradient(out + F.H, d1, tile_ok)
+            store_gradient(out + 2 * F.H, d2, tile_ok)
 
 
 @triton.jit
-def streamed_cell(chunk, weights, runs, gradients, carry, scratch, grad_z, layer, rows, index, first, alive, moves, B, C, F):
-    """Back through an update of one tile of a layer, as far as no other unit is needed."""
-    units, ok = columns(first, F.H, alive, F)
-    tile_ok = ok & moves[:, None]
+def streamed_reset(chunk, weights, gradients, carry, layer, rows, index, moves, B, C, F):
+    """Back through the reset gate of "gru": it entered the product with W_hn."""
     row = layer * B + rows
     n = row * C + index - 1
-    tile, carried = n[:, None] * F.H + units[None, :], carry + row[:, None] * F.H + units[None, :]
-    gh = tl.load(carried, mask=ok, other=0.0)
-    into_gate = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
-    if layer == F.LAYERS - 1:
-        if runs.output_sum is not None:
-            gh += output_cotangent(runs, rows, index, units, ok, C, F)
-            tl.store(carried, gh, mask=ok)
-        if weights.gate is not None:
-            w_p = tl.load(weights.gate + units, mask=units < F.H, other=0.0).to(F.STATE)
-            into_gate += grad_z[:, None] * w_p[None, :]
-    elif weights.upper is not None:
-        gh += tl.load(scratch + rows[:, None] * F.H + units[None, :], mask=tile_ok, other=0.0)
-    a = load_activations(chunk, layer, tile, tile_ok, B.to(tl.int64) * C, F)
-    out = gradients.inputs + n[:, None] * (F.GATES * F.H) + units[None, :]
-    if F.CELL == "lstm":
-        carried += F.LAYERS * B * F.H
-        gc = tl.load(carried, mask=tile_ok, other=0.0) + into_gate
-        c_new = tl.load(chunk.new_c + tile, mask=tile_ok, other=0.0)
-        d, gc = lstm_backward(gh, gc, a, c_new, tl.load(chunk.c + tile, mask=tile_ok, other=0.0))
-        tl.store(carried, gc, mask=tile_ok)
-        for g in tl.static_range(4):
-            store_gradient(out + g * F.H, d[g], tile_ok)
-    else:
-        grad = gh + into_gate
-        d1, d2 = gru_backward(grad, a[1], a[2], tl.load(chunk.h + tile, mask=tile_ok, other=0.0))
-        if F.CELL == "gru_reset_after":  # else r waits for the product with W_hn
-            store_gradient(out, d2 * a[3] * a[0] * (1 - a[0]), tile_ok)
-            store_gradient(gradients.recurrent + tile, d2 * a[0], tile_ok)
-        tl.store(carried, grad * a[1], mask=tile_ok)
-        store_gradient(out + F.H, d1, tile_ok)
-        store_gradient(out + 2 * F.H, d2, tile_ok)
+    d, matrix = gradients.inputs + n * (F.GATES * F.H), weights.recurrent + (layer * F.GATES + 2) * F.H * F.H
+    for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+        units, ok = columns(first, F.H, moves, F)
+        tile, carried = tile_of(n, units, F), carry + tile_of(row, units, F)
+        of_reset = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+        of_reset = add_transposed(of_reset, d + 2 * F.H, moves, matrix, units, F.H, F)
+        r = load_activations(chunk, layer, tile, ok, B.to(tl.int64) * C, F)[0]
+        tl.store(carried, tl.load(carried, mask=ok, other=0.0) + of_reset * r, mask=ok)
+        h_old = tl.load(chunk.h + tile, mask=ok, other=0.0)
+        store_gradient(d[:, None] + units[None, :], of_reset * h_old * r * (1 - r), ok)
 
 
 @triton.jit
-def streamed_reset(chunk, weights, gradients, carry, layer, rows, index, first, moves, B, C, F):
-    """Back through the reset gate of "gru", one tile: it entered the product with W_hn."""
-    units, ok = columns(first, F.H, moves, F)
+def streamed_products(weights, gradients, carry, above, layer, rows, index, moves, B, C, F):
+    """The cotangents of the previous h, and of the layer's input from below, which all units' cotangents enter."""
     row = layer * B + rows
     n = row * C + index - 1
-    d = gradients.inputs + n * (F.GATES * F.H)
-    tile, carried = n[:, None] * F.H + units[None, :], carry + row[:, None] * F.H + units[None, :]
-    matrix = weights.recurrent + (layer * F.GATES + 2) * F.H * F.H
-    of_reset = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
-    of_reset = add_transposed(of_reset, d + 2 * F.H, moves, matrix, units, F.H, F)
-    r = load_activations(chunk, layer, tile, ok, B.to(tl.int64) * C, F)[0]
-    tl.store(carried, tl.load(carried, mask=ok, other=0.0) + of_reset * r, mask=ok)
-    h_old = tl.load(chunk.h + tile, mask=ok, other=0.0)
-    store_gradient(d[:, None] + units[None, :], of_reset * h_old * r * (1 - r), ok)
-
-
-@triton.jit
-def streamed_products(weights, gradients, carry, scratch, layer, rows, index, first, moves, B, C, F):
-    """The cotangent of one tile of the previous h, and of the layer's input from below, by all units' cotangents."""
-    units, ok = columns(first, F.H, moves, F)
-    row = layer * B + rows
-    n = row * C + index - 1
-    d, carried = gradients.inputs + n * (F.GATES * F.H), carry + row[:, None] * F.H + units[None, :]
-    matrix = weights.recurrent + layer * F.GATES * F.H * F.H
-    gh = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
-    if F.CELL == "lstm":
-        gh = add_transposed(gh, d, moves, matrix, units, 4 * F.H, F)
-    else:
-        gh += tl.load(carried, mask=ok, other=0.0)
-        gh = add_transposed(gh, d, moves, matrix, units, 2 * F.H, F)
-        if F.CELL == "gru_reset_after":
-            source = gradients.recurrent + n * F.H
-            gh = add_transposed(gh, source, moves, matrix + 2 * F.H * F.H, units, F.H, F)
-    tl.store(carried, gh, mask=ok)
-    if weights.upper is not None:
-        if layer > 0:
-            of_input = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
-            matrix = weights.upper + (layer - 1) * F.GATES * F.H * F.H
-            of_input = add_transposed(of_input, d, moves, matrix, units, F.GATES * F.H, F)
-            tl.store(scratch + rows[:, None] * F.H + units[None, :], of_input, mask=ok)
+    d, matrix = gradients.inputs + n * (F.GATES * F.H), weights.recurrent + layer * F.GATES * F.H * F.H
+    for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+        units, ok = columns(first, F.H, moves, F)
+        carried = carry + tile_of(row, units, F)
+        gh = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+        if F.CELL == "lstm":
+            gh = add_transposed(gh, d, moves, matrix, units, 4 * F.H, F)
+        else:
+            gh += tl.load(carried, mask=ok, other=0.0)
+            gh = add_transposed(gh, d, moves, matrix, units, 2 * F.H, F)
+            if F.CELL == "gru_reset_after":
+                of_n = gradients.recurrent + n * F.H
+                gh = add_transposed(gh, of_n, moves, matrix + 2 * F.H * F.H, units, F.H, F)
+        tl.store(carried, gh, mask=ok)
+        if weights.upper is not None:
+            if layer > 0:
+                of_input = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+                upper = weights.upper + (layer - 1) * F.GATES * F.H * F.H
+                of_input = add_transposed(of_input, d, moves, upper, units, F.GATES * F.H, F)
+                tl.store(above + tile_of(rows, units, F), of_input, mask=ok)
 
 
 @tuned(STREAMED, resets=["arrived"], restores=["carry", "clock"])
 @triton.jit(do_not_specialize=["B", "T", "C", "first_step"])
-def streamed_backward(
-    chunk, weights, steps, runs, gradients, carry, clock, scratch, arrived, B, T, C, first_step, F
-):  # as resident_backward
+def streamed_backward(chunk, weights, steps, runs, gradients, carry, clock, scratch, arrived, B, T, C, first_step, F):
     """A chunk of a block of rows, any stack; SPLIT programs share the units of a row block."""
     rows, ok = row_block(chunk.order, B, F)
     writes = (rows * 0 + tl.program_id(1)) == 0  # the first of the programs that share a row
     arrived += tl.program_id(0)
     visits = 0
-    mine, all_units = tl.program_id(1) * F.BLOCK_UNITS, F.SPLIT * F.BLOCK_UNITS
     q, d = tl.load(clock + rows, mask=ok, other=0.0), tl.load(clock + B + rows, mask=ok, other=0.0)
     index = tl.load(chunk.previous + rows * (C + 1) + C, mask=ok, other=0)
     alive = ok
-    round = 0
+    turn = 0
     while tl.max(alive.to(tl.int32), 0) > 0:
         moves = alive & (index > 0)
         grad_u, grad_z = tl.zeros_like(q), tl.zeros_like(q)
         if weights.gate is not None:
-            sums = streamed_sums(chunk, weights, runs, carry, rows, index, alive, moves, B, C, F)
-            parts = turn(scratch.partial, round, 3, F)
-            totals = ()
+            sums = streamed_sums(chunk, runs, carry, rows, index, alive, moves, B, C, F)
             for g in tl.static_range(3):
-                share(sums[g], part_of(parts, g, F), F)
+                share(sums[g], scratch.partial, sum_place(turn, g, 3, F), F)
             visits += 1
             meet(arrived, visits, F)
+            totals = ()
             for g in tl.static_range(3):
-                totals = totals + (gather(sums[g], part_of(parts, g, F), F),)
+                totals = totals + (gather(sums[g], scratch.partial, sum_place(turn, g, 3, F), F),)
             q, d = through_run(runs, rows * (C + 1) + index, alive, q, d, totals[0], totals[1])
             step = rows * T + first_step + index - 1
             grad_u, grad_z = through_gate(steps, step, moves, q, d, totals[2])
@@ -354,22 +349,19 @@ def streamed_backward(
         q, d = tl.where(moves, grad_u, q), tl.where(moves, grad_u, d)
         for down in range(F.LAYERS):
             layer = F.LAYERS - 1 - down
-            for first in range(mine, F.H, all_units):
-                streamed_cell(
-                    chunk, weights, runs, gradients, carry, scratch.units, grad_z, layer, rows, index, first, alive, moves, B, C, F
-                )
+            streamed_cell(
+                chunk, weights, runs, gradients, carry, scratch.units, grad_z, layer, rows, index, alive, moves, B, C, F
+            )
             visits += 1
             meet(arrived, visits, F)
             if F.CELL == "gru":
-                for first in range(mine, F.H, all_units):
-                    streamed_reset(chunk, weights, gradients, carry, layer, rows, index, first, moves, B, C, F)
+                streamed_reset(chunk, weights, gradients, carry, layer, rows, index, moves, B, C, F)
                 visits += 1
                 meet(arrived, visits, F)
-            for first in range(mine, F.H, all_units):
-                streamed_products(weights, gradients, carry, scratch.units, layer, rows, index, first, moves, B, C, F)
+            streamed_products(weights, gradients, carry, scratch.units, layer, rows, index, moves, B, C, F)
             tl.debug_barrier()  # the units that a program reads next, it wrote itself
         alive = moves
         index = tl.load(chunk.previous + rows * (C + 1) + index - 1, mask=moves, other=0)
-        round += 1
+        turn += 1
     tl.store(clock + rows, q, mask=ok & writes)
     tl.store(clock + B + rows, d, mask=ok & writes)

@@ -64,7 +64,7 @@ class Scratch(NamedTuple):
 
 @triton.jit
 def tanh(x):
-    """tanh(x), to the rounding of 1. The hardware's own is coarser; libdevice's is absent when interpreted."""
+    """The hyperbolic tangent, to the rounding of 1; the hardware's is coarser, and libdevice's is not interpreted."""
     return 2 * tl.sigmoid(2 * x) - 1
 
 
@@ -103,6 +103,12 @@ def columns(start, H, ok, F):
     """Units of a tile from `start` on, [N], and the tile's mask for the rows `ok` [R]: [R, N]."""
     units = start + tl.arange(0, F.BLOCK_UNITS)
     return units, ok[:, None] & (units < H)[None, :]
+
+
+@triton.jit
+def tile_of(rows, units, F):
+    """Places of a tile in a tensor [., H]: [R, N]."""
+    return rows[:, None] * F.H + units[None, :]
 
 
 @triton.jit
@@ -169,21 +175,26 @@ def add_transposed(tile, source, ok, matrix, units, K, F):
 
 
 @triton.jit
-def input_product(inputs, weights, flat, ok, units, GATE, I, F):
-    """W_ih x + b of one gate in the lowest layer, at the steps `flat` [R]: [R, N]; computed here or beforehand."""
-    unit_ok = units < F.H
-    row = GATE * F.H + units
-    if weights.input is None:
-        place = flat[:, None] * (F.GATES * F.H) + row[None, :]
-        out = tl.load(inputs + place, mask=ok[:, None] & unit_ok[None, :], other=0.0).to(F.STATE)
-    else:
-        out = tl.load(weights.bias + row, mask=unit_ok, other=0.0).to(F.STATE)[None, :]
-        out += tl.zeros((flat.shape[0], units.shape[0]), F.STATE)
-        for i in range(I):
-            x = tl.load(inputs + flat * I + i, mask=ok, other=0.0).to(F.STATE)
-            w = tl.load(weights.input + row.to(tl.int64) * I + i, mask=unit_ok, other=0.0).to(F.STATE)
-            out += x[:, None] * w[None, :]
-    return out
+def lowest_inputs(inputs, weights, flat, ok, units, FIRST, N: tl.constexpr, I, F):
+    """W_ih x + b of N gates from FIRST on, in the lowest layer at the steps `flat` [R]: a tuple of N tiles [R, N].
+
+    Computed here, or beforehand where weights.input is None.
+    """
+    tiles = ()
+    for g in tl.static_range(N):
+        row, unit_ok = units + (FIRST + g) * F.H, units < F.H
+        if weights.input is None:
+            place = flat[:, None] * (F.GATES * F.H) + row[None, :]
+            tile = tl.load(inputs + place, mask=ok[:, None] & unit_ok[None, :], other=0.0).to(F.STATE)
+        else:
+            tile = tl.load(weights.bias + row, mask=unit_ok, other=0.0).to(F.STATE)[None, :]
+            tile += tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+            for i in range(I):
+                x = tl.load(inputs + flat * I + i, mask=ok, other=0.0).to(F.STATE)
+                w = tl.load(weights.input + row.to(tl.int64) * I + i, mask=unit_ok, other=0.0).to(F.STATE)
+                tile += x[:, None] * w[None, :]
+        tiles = tiles + (tile,)
+    return tiles
 
 
 @triton.jit
@@ -239,33 +250,24 @@ def meet(arrived, visits, F):
 
 
 @triton.jit
-def turn(partial, round, N, F):
-    """Where a row block's N sums of this round stand; two rounds alternate, as others may still read the last one's."""
-    if F.SPLIT > 1:
-        partial += (tl.program_id(0) * 2 + round % 2) * N * F.SPLIT * F.BLOCK_ROWS
-    return partial
+def sum_place(turn, index, N, F):
+    """Offset of a row block's sum `index` of N in this turn; two turns alternate, as others may still read."""
+    return ((tl.program_id(0) * 2 + turn % 2) * N + index) * F.SPLIT * F.BLOCK_ROWS
 
 
 @triton.jit
-def part_of(partial, index, F):
-    """Where the parts of a round's sum with that index stand."""
-    if F.SPLIT > 1:
-        partial += index * F.SPLIT * F.BLOCK_ROWS
-    return partial
-
-
-@triton.jit
-def share(mine, partial, F):
+def share(mine, partial, place, F):
     """Leave this program's part [R] of a sum over units; after `meet`, `gather` adds the parts up."""
     if F.SPLIT > 1:
-        tl.store(partial + tl.program_id(1) * F.BLOCK_ROWS + tl.arange(0, F.BLOCK_ROWS), mine)
+        tl.store(partial + place + tl.program_id(1) * F.BLOCK_ROWS + tl.arange(0, F.BLOCK_ROWS), mine)
 
 
 @triton.jit
-def gather(mine, partial, F):
+def gather(mine, partial, place, F):
     """The sum of all parts, in one order in every program: [R]."""
     if F.SPLIT > 1:
         mine = tl.zeros_like(mine)
+        parts = partial + place + tl.arange(0, F.BLOCK_ROWS)
         for index in range(F.SPLIT):
-            mine += tl.load(partial + index * F.BLOCK_ROWS + tl.arange(0, F.BLOCK_ROWS), cache_modifier=".cg")
+            mine += tl.load(parts + index * F.BLOCK_ROWS, cache_modifier=".cg")
     return mine

@@ -19,7 +19,7 @@ from .kernels_common import (
     columns,
     gather,
     gru_step,
-    input_product,
+    lowest_inputs,
     lstm_step,
     meet,
     product,
@@ -27,7 +27,8 @@ from .kernels_common import (
     row_block,
     share,
     steps_to_update,
-    turn,
+    sum_place,
+    tile_of,
     weight_tile,
     zeros,
 )
@@ -128,15 +129,6 @@ def store_state(states, place, h, c, ok):
 
 
 @triton.jit
-def lowest_inputs(inputs, weights, flat, alive, units, FIRST, N: tl.constexpr, I, F):
-    """W_ih x + b of N gates from FIRST on, in the lowest layer: a tuple of N tiles."""
-    tiles = ()
-    for g in tl.static_range(N):
-        tiles = tiles + (input_product(inputs, weights, flat, alive, units, FIRST + g, I, F),)
-    return tiles
-
-
-@triton.jit
 def resident_step(tiles, inputs, weights, flat, alive, units, h, c, I, F):
     """h and c after an update of all units, the recurrent weights at hand in `tiles`."""
     x = lowest_inputs(inputs, weights, flat, alive, units, 0, F.GATES, I, F)
@@ -214,38 +206,53 @@ def layer_inputs(source, weights, layer, below, flat, alive, units, FIRST, N: tl
 
 
 @triton.jit
-def streamed_reset(source, weights, scratch, layer, below, held, rows, flat, alive, I, F):
-    """r * h of "gru" for this program's units, into scratch: all units of it enter the product with W_hn."""
+def streamed_reset(source, weights, reset, states, layer, below, before, rows, flat, alive, I, F):
+    """r * h of "gru" for this program's units, into `reset`: all units of it enter the product with W_hn."""
     matrix = weights.recurrent + layer * F.GATES * F.H * F.H
     for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
         units, tile_ok = columns(first, F.H, alive, F)
         r = layer_inputs(source, weights, layer, below, flat, alive, units, 0, 1, I, F)
-        r = add_products(r, held, alive, matrix, units, 1, F)
-        h = tl.load(held[:, None] + units[None, :], mask=tile_ok, other=0.0)
-        tl.store(scratch + rows[:, None] * F.H + units[None, :], tl.sigmoid(r[0]) * h, mask=tile_ok)
+        r = add_products(r, states.h + before, alive, matrix, units, 1, F)
+        h = tl.load(states.h + before[:, None] + units[None, :], mask=tile_ok, other=0.0)
+        tl.store(reset + tile_of(rows, units, F), tl.sigmoid(r[0]) * h, mask=tile_ok)
 
 
 @triton.jit
-def streamed_step(source, weights, scratch, states, layer, below, before, rows, flat, alive, units, tile_ok, I, F):
+def streamed_step(source, weights, reset, states, layer, below, before, rows, flat, alive, units, ok, I, F):
     """h and c after an update of one tile of a layer's units; `before`: where the layer's states stand."""
     matrix = weights.recurrent + layer * F.GATES * F.H * F.H
     a = layer_inputs(source, weights, layer, below, flat, alive, units, 0, F.GATES, I, F)
     held = before[:, None] + units[None, :]
     if F.CELL == "lstm":
         a = add_products(a, states.h + before, alive, matrix, units, 4, F)
-        h, c = lstm_step(a, tl.load(states.c + held, mask=tile_ok, other=0.0))
+        h, c = lstm_step(a, tl.load(states.c + held, mask=ok, other=0.0))
     else:
         if F.CELL == "gru":
             z = add_products((a[1],), states.h + before, alive, matrix + F.H * F.H, units, 1, F)
-            n = add_products((a[2],), scratch + rows * F.H, alive, matrix + 2 * F.H * F.H, units, 1, F)
+            n = add_products((a[2],), reset + rows * F.H, alive, matrix + 2 * F.H * F.H, units, 1, F)
             a = (a[0], z[0], n[0])
         else:
             m = zeros(1, F)[0] + reset_bias(weights, layer, units, F)
             p = add_products((a[0], a[1], m), states.h + before, alive, matrix, units, 3, F)
             a = (p[0], p[1], a[2] + tl.sigmoid(p[0]) * p[2])
-        h = gru_step(a, tl.load(states.h + held, mask=tile_ok, other=0.0))
+        h = gru_step(a, tl.load(states.h + held, mask=ok, other=0.0))
         c = h
     return h, c
+
+
+@triton.jit
+def streamed_layer(source, weights, reset, states, layer, below, before, after, rows, flat, alive, I, F):
+    """Update this program's units of a layer; its part of the top layer's W_p top: [R]."""
+    gate_sum = tl.zeros([F.BLOCK_ROWS], F.STATE)
+    for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+        units, ok = columns(first, F.H, alive, F)
+        h, c = streamed_step(source, weights, reset, states, layer, below, before, rows, flat, alive, units, ok, I, F)
+        store_state(states, after[:, None] + units[None, :], h, c, ok)
+        if weights.gate is not None:
+            if layer == F.LAYERS - 1:
+                w_p = tl.load(weights.gate + units, mask=units < F.H, other=0.0).to(F.STATE)[None, :]
+                gate_sum += tl.sum(tl.where(ok, c * w_p, 0.0), 1)
+    return gate_sum
 
 
 @tuned(STREAMED, resets=["arrived"])
@@ -267,30 +274,20 @@ def streamed_forward(source, weights, states, results, scratch, arrived, B, T, I
             row = (layer * B + rows) * S
             before, after = (row + slot_of(event - 1, S)) * F.H, (row + slot_of(event, S)) * F.H
             below = states.h + ((layer * B - B + rows) * S + slot_of(event, S)) * F.H
+            reset = scratch.units
             if F.CELL == "gru":
-                streamed_reset(
-                    source, weights, scratch.units, layer, below, states.h + before, rows, flat, alive, I, F
-                )
+                streamed_reset(source, weights, reset, states, layer, below, before, rows, flat, alive, I, F)
                 visits += 1
                 meet(arrived, visits, F)
-            for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
-                units, tile_ok = columns(first, F.H, alive, F)
-                h, c = streamed_step(
-                    source, weights, scratch.units, states, layer, below, before, rows, flat, alive, units, tile_ok, I, F
-                )
-                store_state(states, after[:, None] + units[None, :], h, c, tile_ok)
-                if weights.gate is not None:
-                    if layer == F.LAYERS - 1:
-                        w_p = tl.load(weights.gate + units, mask=units < F.H, other=0.0).to(F.STATE)[None, :]
-                        gate_sum += tl.sum(tl.where(tile_ok, c * w_p, 0.0), 1)
-            if weights.gate is not None:
-                if layer == F.LAYERS - 1:
-                    share(gate_sum, turn(scratch.partial, event, 1, F), F)
+            gate_sum = streamed_layer(
+                source, weights, reset, states, layer, below, before, after, rows, flat, alive, I, F
+            )
+            share(gate_sum, scratch.partial, sum_place(event, 0, 1, F), F)
             visits += 1
             meet(arrived, visits, F)
         increment = tl.zeros_like(clock[0])
         if weights.gate is not None:
-            gate_sum = gather(gate_sum, turn(scratch.partial, event, 1, F), F)
+            gate_sum = gather(gate_sum, scratch.partial, sum_place(event, 0, 1, F), F)
             increment = tl.sigmoid(gate_sum + tl.load(weights.gate_bias).to(F.STATE))
         clock = advance(source, weights, results, rows, flat, event, increment, length, clock, writes, T)
     finish(results, rows, ok & writes, length, clock)

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_skiprnn.kernels.operands import no_second_derivative, scan_output
+from hf_skiprnn.kernels.operands import (
+    cotangents,
+    no_second_derivative,
+    scan_output,
+    split_gradients,
+    unpack_saved,
+)
 from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights, ScanOutput, SkipRNNState
 
 from .buffers import check, empty_results
@@ -124,17 +130,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    x, *rest = ctx.saved_tensors
-    weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
-    gate, rest = rest[: ctx.num_gate], rest[ctx.num_gate :]
-    state, mask, records = rest[:4], rest[4], rest[5:]
-    of_sequence, of_h, of_c, *others = grads[:7]
-    cotangents = [of_sequence if ctx.sequence else None, of_h, of_c if state[1] is not None else None, *others]
-    needed = bool(ctx.needs_input_grad[0])
-    results = torch.ops.hf_skiprnn.triton_backward(x, weights, gate, *state, mask, records, cotangents, ctx.cell, needed)
-    of_gate, of_weights = results[5 : 5 + len(gate)], results[5 + len(gate) :]
-    of_state = [None if part is None else result for part, result in zip(state, results[1:5], strict=True)]
-    return results[0] if needed else None, of_weights, of_gate, *of_state, None, None, None, None, None
+    x, weights, gate, state, mask, records = unpack_saved(ctx)
+    of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), bool(ctx.needs_input_grad[0])
+    operator = torch.ops.hf_skiprnn.triton_backward
+    results = operator(x, weights, gate, *state, mask, records, of_results, ctx.cell, needed)
+    return *split_gradients(results, state, len(gate), needed), None, None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:

@@ -38,12 +38,10 @@ STREAMED = [triton.Config({}, num_warps=warps, num_stages=stages) for warps, sta
 def tuned(
     configs: list[triton.Config], resets: Sequence[str] = (), restores: Sequence[str] = ()
 ) -> Callable[[Any], Any]:
-    """The decorator of a kernel that is timed with each of `configs`, once for every Form; Triton keeps the fastest.
+    """Return a decorator: a kernel is timed with each of `configs`, once for every Form, and Triton keeps the fastest.
 
-    Args:
-        configs: the candidates. Interpreted, the first alone.
-        resets: arguments that are zeroed before every run.
-        restores: arguments that the kernel reads and writes, and that are put back after every trial.
+    Before every trial the arguments `resets` are zeroed; `restores`, which the kernel reads and writes, are put back.
+    Interpreted, the first config alone serves.
     """
     decorator: Callable[[Any], Any] = triton.autotune(
         configs[:1] if INTERPRETED else configs,
