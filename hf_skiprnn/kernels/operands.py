@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS, ScanOutput, SkipRNNState
+from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 
 def check_operands(

@@ -18,8 +18,9 @@ from hf_skiprnn.kernels.triton import tiling as triton_tiling
 from hf_skiprnn.kernels.triton.kernels_backward import resident_backward, streamed_backward
 from hf_skiprnn.kernels.triton.kernels_forward import resident_forward, streamed_forward
 from hf_skiprnn.kernels.triton.operators import triton_scan
-from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, gate_opens
+from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, gate_opens
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 INTERPRETED = triton_tiling.INTERPRETED
 KERNELS = (resident_forward, streamed_forward, resident_backward, streamed_backward)

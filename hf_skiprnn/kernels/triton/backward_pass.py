@@ -162,7 +162,7 @@ class BackwardPass:
             x_product = product(below, w.weight_ih.to(self.dtype) if inline else w.weight_ih, w.bias)
             h, c = old_h[index], None if old_c is None else old_c[index]
             step = self.cell.step(w, x_product, self.cell.recurrent_product(w, h), h, c)
-            for activation, kept in zip(step.gates, activations[index], strict=False):  # a GRU may have three
+            for activation, kept in zip(step.activations, activations[index], strict=False):  # a GRU may have three
                 kept.copy_(activation)
             new_h[index] = below = step.h
             if new_c is not None:

@@ -76,10 +76,7 @@ def gate_opens(steps_since_update, increment):
 
 @triton.jit
 def steps_to_update(increment, steps_since_update, remaining):
-    """The first n in 1 .. remaining at which the gate opens, else remaining + 1.
-
-    As `event_forward_skip_rnn.steps_to_update`.
-    """
+    """The first n in 1 .. remaining at which the gate opens, else remaining + 1: `cells_skip_rnn.steps_to_update`."""
     d, k, limit = increment.to(tl.float32), steps_since_update.to(tl.float32), remaining.to(tl.float32) + 1
     n = tl.where(d > 0, tl.ceil(0.5 / d), float("inf")) - k
     n = tl.where(d != d, 1.0, n)

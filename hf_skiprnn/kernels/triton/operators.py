@@ -25,7 +25,8 @@ from hf_skiprnn.kernels.operands import (
     split_gradients,
     unpack_saved,
 )
-from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights, ScanOutput, SkipRNNState
+from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 from .buffers import check, empty_results
 
