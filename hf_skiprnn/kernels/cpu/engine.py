@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_skiprnn.kernels.operands import check_operands
 from hf_skiprnn.model.cells_skip_rnn import CELLS
 
 ABI = 3  # csrc/call.h
@@ -223,56 +224,13 @@ def check(
     forced: Optional,
     cell: str,
 ) -> None:
-    """Everything the native code relies on but the ids' range."""
-
-    def expect(name: str, tensor: Tensor, *shape: int, dtype: torch.dtype = inputs.dtype) -> None:
-        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
-            raise ValueError(
-                f"{name} must be {dtype} of shape {shape} on the CPU; "
-                f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
-            )
-
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}.")
+    """Check everything that the native code relies on but the ids' range."""
     if inputs.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"The native CPU scan computes in float32 or float64; got {inputs.dtype}.")
     for name, part in (("inputs", inputs), ("ids", ids)):
         if part is not None and not part.is_cpu:
             raise ValueError(f"{name} must be on the CPU; got {part.device}. Use another backend there.")
-    if inputs.dim() != (3 if ids is None else 2) or inputs.shape[-1] < 1:
-        raise ValueError(f"inputs must be [B, T, I] with I >= 1; got {tuple(inputs.shape)}.")
-    if not weights or len(weights) % 4 or weights[1].dim() != 2 or weights[1].shape[1] < 1:
-        raise ValueError(f"Four weights a layer, H >= 1, are needed; got {[tuple(w.shape) for w in weights]}.")
-    if ids is not None and (ids.dim() != 2 or ids.dtype != torch.int64):
-        raise ValueError(f"ids must be int64 [B, T]; got {ids.dtype} of shape {tuple(ids.shape)}.")
-    (batch, steps), units, layers = (inputs if ids is None else ids).shape[:2], weights[1].shape[1], len(weights) // 4
-    gates = CELLS[cell].num_gates
-    for i in range(layers):
-        input_weight, recurrent_weight, bias, bias_hh_n = weights[4 * i : 4 * i + 4]
-        expect(f"layer {i}: weight_ih", input_weight, gates * units, units if i else inputs.shape[-1])
-        expect(f"layer {i}: weight_hh", recurrent_weight, gates * units, units)
-        if bias.numel():
-            expect(f"layer {i}: bias", bias, gates * units)
-        if bias_hh_n.numel():
-            expect(f"layer {i}: bias_hh_n", bias_hh_n, units)
-            if cell != "gru_reset_after":
-                raise ValueError(f"layer {i}: bias_hh_n is only for 'gru_reset_after'; the cell is {cell!r}.")
-    if gate:
-        expect("the gate's weight", gate[0], 1, units)
-        expect("the gate's bias", gate[1], 1)
-    h, c, increment, since = state
-    if h is None or increment is None or since is None or (c is not None) != CELLS[cell].has_cell_state:
-        raise ValueError(
-            f"The state of a {cell!r} has h{', c' * CELLS[cell].has_cell_state}, increment, steps_since_update."
-        )
-    expect("state.h", h, layers, batch, units)
-    if c is not None:
-        expect("state.c", c, layers, batch, units)
-    expect("state.increment", increment, batch)
-    expect("state.steps_since_update", since, batch)
-    for name, part in (("mask", mask), ("forced_gates", forced)):
-        if part is not None:
-            expect(name, part, batch, steps, dtype=torch.bool)
+    check_operands(inputs, weights, gate, state, mask, forced, cell, kept=inputs.dtype, ids=ids)
 
 
 def forward(
