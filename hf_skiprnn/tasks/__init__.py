@@ -1,4 +1,4 @@
-"""The tasks by name."""
+"""The tasks: data sets with what is to be predicted, by name in TASKS."""
 
 from .adding import Adding
 from .base import Batch, GeneratedTask, ImageTask, Splits, Task
