@@ -70,8 +70,9 @@ class SkipRNNTrainer(Trainer):
             )
         super().__init__(model, args, *rest, **kwargs)
         self.args.logging_nan_inf_filter = False  # training_step stops instead
-        # A method would be lost in a subclass that overrides it; so whatever stands there is wrapped.
-        self.compute_loss = functools.partial(self._with_budget, self.compute_loss)  # type: ignore[method-assign] # above
+        # Wrapped, not overridden: a subclass that overrides compute_loss would lose what an override here does.
+        wrapped = functools.partial(self._with_budget, self.compute_loss)
+        self.compute_loss = wrapped  # type: ignore[method-assign] # so also for callers within Trainer
         self._loss_holds_budget: bool | None = None  # known from the first training batch on
         self._is_warned: set[str] = set()
         self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step
@@ -271,6 +272,8 @@ class SkipRNNTrainer(Trainer):
                 "A stream that every process reads a part of (dispatch_batches=False) does not say which rows at its "
                 "end are repetitions. Evaluate on a dataset of known length, or do not set dispatch_batches."
             )
+        if has_length(dataloader) and len(dataloader) == 0:
+            raise ValueError(f"There are no rows to evaluate on ({description}): the data set is empty.")
         self._evaluated = EvaluatedRows()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._evaluated.metrics(self.accelerator, self.args.device)
