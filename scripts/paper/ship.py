@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> Any:
             raise SystemExit(f"{settings.run} was not shipped: {' '.join(problems)}")
         shutil.rmtree(settings.folder, ignore_errors=True)
         shutil.copytree(made, settings.folder)
-    write_card(settings.folder, location)  # there: measured times stand beside it
+    write_card(settings.folder, location, license_id="apache-2.0")  # there: measured times stand beside it
     for file in checkpoint_files(settings.folder):
         print(f"{file.size:>12,}  {file.path}")
 

@@ -74,7 +74,7 @@ class HubClient:
     """
 
     def __init__(self, server: HubServer, home: Path, patch: Any) -> None:
-        from hf_skiprnn.hub.upload import upload as hub
+        from hf_skiprnn.hub import upload as hub
 
         self.server, self._home, self._patch, self._caches = server, home, patch, 0
         for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
