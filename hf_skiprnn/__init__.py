@@ -1,5 +1,7 @@
 """Skip RNN for Hugging Face transformers: a sequence model that decides which steps to read."""
 
+import sys
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -10,10 +12,9 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top level may ask for torchvision
-from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.import_utils import is_vision_available
 
-from hf_skiprnn.model.cells_skip_rnn import SkipRNNState
+from hf_skiprnn._moved_modules import MovedModules
 from hf_skiprnn.model.configuration_skip_rnn import SkipRNNConfig
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
@@ -23,11 +24,13 @@ from hf_skiprnn.model.modeling_skip_rnn import (
     SkipRNNModel,
     SkipRNNPreTrainedModel,
 )
+from hf_skiprnn.model.outputs_skip_rnn import SkipRNNState
 from hf_skiprnn.model.pipeline_skip_rnn import (
     SkipRNNAudioClassificationPipeline,
     SkipRNNImageClassificationPipeline,
     SkipRNNSequenceClassificationPipeline,
     SkipRNNTextClassificationPipeline,
+    register_pipelines,
 )
 from hf_skiprnn.recurrent import SkipGRU, SkipLSTM
 
@@ -50,6 +53,8 @@ __all__ = [
     "SkipRNNTextClassificationPipeline",
 ]
 
+sys.meta_path.append(MovedModules())  # last: it is asked for names that nobody else finds
+
 AutoConfig.register("skip_rnn", SkipRNNConfig, exist_ok=True)
 AutoModel.register(SkipRNNConfig, SkipRNNModel, exist_ok=True)
 for _auto in (AutoModelForSequenceClassification, AutoModelForImageClassification, AutoModelForAudioClassification):
@@ -64,10 +69,7 @@ if is_vision_available():  # AutoImageProcessor needs Pillow
     AutoImageProcessor.register(SkipRNNConfig, image_processor_classes=_backends, exist_ok=True)
     SkipRNNImageProcessor.register_for_auto_class()
 
-if "sequence-classification" not in PIPELINE_REGISTRY.get_supported_tasks():
-    PIPELINE_REGISTRY.register_pipeline(
-        "sequence-classification", SkipRNNSequenceClassificationPipeline, AutoModelForSequenceClassification
-    )
+register_pipelines()
 
 # The code travels with every checkpoint, also with one that is loaded and saved again.
 SkipRNNConfig.register_for_auto_class()

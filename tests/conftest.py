@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+TESTS = Path(__file__).resolve().parent
 CACHES = tempfile.mkdtemp(prefix="hf_skiprnn-tests-")
 
 # huggingface_hub, datasets and torch read these at their first import; child processes inherit them. A developer's own
@@ -23,6 +24,8 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
+    # Child processes find this checkout and the tests' modules where this process does: see pytest's pythonpath.
+    "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, *filter(Path.is_dir, TESTS.iterdir())))),
 }
 
 import hypothesis

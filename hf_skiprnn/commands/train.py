@@ -14,10 +14,9 @@ from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForS
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.hub.card import data_fingerprint
 from hf_skiprnn.tasks import Splits, Task
-from hf_skiprnn.training.callbacks import BudgetController
+from hf_skiprnn.training.callbacks import BudgetController, StopWhenSettled
 from hf_skiprnn.training.checkpoints import last_complete_checkpoint
 from hf_skiprnn.training.provenance import commit
-from hf_skiprnn.training.stopping import StopWhenSettled
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 from .classes import start_classifier

@@ -10,8 +10,7 @@ from transformers import TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig
 from hf_skiprnn.tasks import TASKS, Task
-from hf_skiprnn.training.callbacks import BudgetArguments
-from hf_skiprnn.training.stopping import StoppingArguments
+from hf_skiprnn.training.callbacks import BudgetArguments, StoppingArguments
 
 from .option_parser import OptionParser, model_arguments
 from .recipe_files import RECIPES, as_options, did_you_mean, read_recipe

@@ -15,11 +15,17 @@ eq. 5 never bites below the threshold 0.5. The comparison with 0.5 is made in fl
 Shapes: B rows, T steps, I inputs, H units, G gates of the cell (4 or 3), L layers, N any number of rows.
 """
 
+import math
+import sys
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LARGEST_COUNT = 2**24  # float32 counts no further: a gate that is closed after so many steps never opens
+NEVER = sys.maxsize  # steps to skip where the gate never opens again
+OPEN = 0.5 - 2.0**-26  # half-way between 0.5 and the float32 below it; rounds to 0.5, whose last bit is even
 
 
 class LayerWeights(NamedTuple):
@@ -38,49 +44,12 @@ class GateWeights(NamedTuple):
     bias: Tensor  # [1]
 
 
-class SkipRNNState(NamedTuple):
-    """All that a Skip RNN carries from one step to the next; pass it back as `state=` to continue a sequence.
-
-    Floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that gradients cross
-    the seam between two chunks exactly. A fresh state has increment 1, so that the first real step is always an update.
-    Without a learned gate the increment is 0 after the first update.
-    """
-
-    h: Tensor  # [L, B, H]
-    c: Tensor | None  # [L, B, H]; None for a GRU
-    increment: Tensor  # [B]
-    steps_since_update: Tensor  # [B]
-
-    def detach(self) -> "SkipRNNState":
-        """The same values without history: for truncated backpropagation."""
-        h, c, increment, steps = self
-        return SkipRNNState(h.detach(), None if c is None else c.detach(), increment.detach(), steps.detach())
-
-    def reorder(self, index: Tensor) -> "SkipRNNState":
-        """Rows `index` ([N], integer) of the batch, in that order."""
-        return SkipRNNState(
-            self.h[:, index],
-            None if self.c is None else self.c[:, index],
-            self.increment[index],
-            self.steps_since_update[index],
-        )
-
-
-class ScanOutput(NamedTuple):
-    """What every scan returns."""
-
-    sequence: Tensor | None  # [B, T, H], the top layer's h after every step; None unless asked for
-    state: SkipRNNState  # after the last real step
-    num_updates: Tensor  # [B], differentiable through the straight-through gate
-    update_gates: Tensor  # [B, T], 0 or 1, likewise
-
-
 class Step(NamedTuple):
     """One layer's step with what its backward needs."""
 
     h: Tensor  # [N, H]
     c: Tensor | None  # [N, H]
-    gates: tuple[Tensor, ...]  # each [N, H], after their nonlinearities
+    activations: tuple[Tensor, ...]  # each [N, H]: the cell's gates and candidate after their nonlinearities
 
 
 class StepGradient(NamedTuple):
@@ -137,9 +106,36 @@ def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
     return torch.sigmoid(F.linear(top, gate.weight.to(top.dtype), gate.bias.to(top.dtype))).squeeze(-1)
 
 
-def gate_opens(steps: Tensor, increment: Tensor) -> Tensor:
-    """Whether a step `steps` (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
-    return ~(steps.float() * increment.float() < 0.5)
+def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
+    """Whether the k-th step (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
+    return ~(steps_since_update.float() * increment.float() < 0.5)
+
+
+def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:
+    """Return the first n in 1 .. remaining for which `gate_opens(k + n, D)`, else remaining + 1: [N] int64.
+
+    The first open step is k = ceil(0.5 / D): N_skip of section 3.1. The quotient is rounded, so the result is corrected
+    by one against the product that defines the gate. A NaN updates at once. remaining: at most LARGEST_COUNT.
+    """
+    d, k = increment.float(), steps_since_update.long()
+    n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
+    n = torch.where(d.isnan(), 1.0, n).clamp(1, LARGEST_COUNT).long()
+    n = torch.where(gate_opens(k + n, d), n, n + 1)
+    n = torch.where((n > 1) & gate_opens(k + n - 1, d), n - 1, n)
+    return n.minimum(remaining + 1)
+
+
+def steps_to_skip(increment: float, steps_since_update: float) -> int:
+    """Return how many steps stay closed before the next update, or NEVER: `steps_to_update` - 1 for one row.
+
+    For streams, where a tensor operation would cost more than the step. Both arguments are float32 values, so their
+    product is exact in a Python float, and its float32 rounding is at least 0.5 where it is at least OPEN.
+    """
+    if increment * LARGEST_COUNT < OPEN:
+        return NEVER
+    if increment != increment:  # NaN
+        return 0
+    return max(math.ceil(OPEN / increment) - int(steps_since_update), 1) - 1
 
 
 class LSTMCell:
@@ -165,7 +161,7 @@ class LSTMCell:
         assert c is not None
         assert step.c is not None
         assert grad_c is not None
-        i, f, g, o = step.gates
+        i, f, g, o = step.activations
         tanh_c = step.c.tanh()
         grad_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
         grad_pre = torch.cat(
@@ -203,7 +199,7 @@ class GRUCell:
         self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
     ) -> StepGradient:
         units = h.shape[-1]
-        r, z, n = step.gates
+        r, z, n = step.activations
         grad_n = grad_h * (1 - z) * (1 - n * n)
         grad_rh = product(grad_n, w.weight_hh[2 * units :].T)
         grad_rz = torch.cat((grad_rh * h * r * (1 - r), grad_h * (h - n) * z * (1 - z)), dim=-1)
@@ -212,7 +208,7 @@ class GRUCell:
         return StepGradient(grad_pre, grad_pre, previous, None)
 
     def recurrent_operands(self, step: Step, h: Tensor) -> tuple[Tensor, ...]:
-        return h, h, step.gates[0] * h
+        return h, h, step.activations[0] * h
 
 
 class GRUResetAfterCell:
@@ -236,7 +232,7 @@ class GRUResetAfterCell:
     def backward(
         self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
     ) -> StepGradient:
-        r, z, n, m = step.gates
+        r, z, n, m = step.activations
         grad_n = grad_h * (1 - z) * (1 - n * n)
         grad_r = grad_n * m * r * (1 - r)
         grad_z = grad_h * (h - n) * z * (1 - z)

@@ -1,18 +1,43 @@
-"""What a checkpoint must hold: weights that are its config's, all of them, and numbers.
+"""Checkpoints: refuse weights that do not fit their config, and name the code that travels beside a saved config.
 
 transformers fills in what a file lacks with random numbers, and warns. That is right for a new head on a trained model,
-and for a gate that is to be learned now; a file of anything else is damaged or another model's, and is refused before
-memory is taken for it.
+and for a gate that is to be learned now. A file that lacks anything else is damaged or another model's: it is refused
+before memory is taken for it.
+
+transformers' own auto_map names only the class that is saved. A classifier serves three Auto classes and four
+pipelines, and they must be found also where this package is not installed.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+if TYPE_CHECKING:
+    # transformers copies every file that a relative import names, wherever the import stands: so the pipelines travel
+    # with a checkpoint, and are loaded only when they are used.
+    from .pipeline_skip_rnn import SkipRNNTextClassificationPipeline  # noqa: F401 - named for transformers' copying
+
 NEW = re.compile(r"^(classifier|update_gate)\.")  # may be new: a head, and the gate of a model that had none
 HEAD = re.compile(r"^classifier\.")
+CONFIG = "configuration_skip_rnn.SkipRNNConfig"
+MODELING = "modeling_skip_rnn"
+AUTO_CLASSES = {
+    "SkipRNNModel": (),
+    "SkipRNNForSequenceClassification": (
+        "AutoModelForSequenceClassification",
+        "AutoModelForImageClassification",
+        "AutoModelForAudioClassification",
+    ),
+    "SkipRNNForFrameClassification": ("AutoModelForTokenClassification",),
+}
+PIPELINES = {
+    "text-classification": ("SkipRNNTextClassificationPipeline", "AutoModelForSequenceClassification"),
+    "audio-classification": ("SkipRNNAudioClassificationPipeline", "AutoModelForAudioClassification"),
+    "image-classification": ("SkipRNNImageClassificationPipeline", "AutoModelForImageClassification"),
+    "sequence-classification": ("SkipRNNSequenceClassificationPipeline", "AutoModelForSequenceClassification"),
+}
 
 
 def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_sizes: bool) -> None:
@@ -57,6 +82,24 @@ def refuse_broken_numbers(source: Any, model: nn.Module) -> None:
             f"The weights from {source} hold NaN or infinite numbers in {_some(broken)}. The file is damaged, or "
             "training diverged: get the checkpoint again, or take an earlier one."
         )
+
+
+def name_code(config: Any, model_class: str) -> None:
+    """Set auto_map and custom_pipelines of a SkipRNNConfig to what a checkpoint of `model_class` can be loaded as.
+
+    Everything is named relative to the checkpoint, never in another repository. A class that is not of this package is
+    left alone.
+    """
+    if model_class not in AUTO_CLASSES:
+        return
+    base = {"AutoConfig": CONFIG, "AutoModel": f"{MODELING}.SkipRNNModel"}
+    config.auto_map = base | dict.fromkeys(AUTO_CLASSES[model_class], f"{MODELING}.{model_class}")
+    tasks = PIPELINES if model_class == "SkipRNNForSequenceClassification" else {}
+    config.custom_pipelines = {
+        task: {"impl": f"pipeline_skip_rnn.{name}", "pt": [auto]}
+        for task, (name, auto) in tasks.items()
+        if (task == "text-classification") == (config.vocab_size is not None)
+    }
 
 
 def _bare(names: Iterable[str]) -> Iterator[str]:

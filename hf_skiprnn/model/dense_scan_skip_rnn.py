@@ -18,23 +18,25 @@ forced_gates  [B, T] bool: these gates are taken instead of computed ones. With 
 sequence      also return the top layer's h at every step, [B, T, H]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import (
-    CELLS,
-    Cell,
-    GateWeights,
-    LayerWeights,
-    ScanOutput,
-    SkipRNNState,
-    gate_opens,
-    increment_of,
-    product,
-)
+from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, gate_opens, increment_of, product
+from .outputs_skip_rnn import ScanOutput, SkipRNNState
+
+Scan = Callable[..., ScanOutput]  # of the signature above
+
+
+class Engine(NamedTuple):
+    """A backend: its scan, and what its callers must know about it."""
+
+    name: str  # "dense" | "events" | "cpu" | "triton"
+    scan: Scan
+    scan_tokens: Scan | None = None  # scan_tokens(ids [B, T], table [V, I], ...) embeds only the tokens that are read
+    follows_autocast: bool = True  # multiplies in the precision of its weights, which autocast lowers
 
 
 class StraightThrough(torch.autograd.Function):
@@ -107,6 +109,9 @@ def dense_scan(
     return ScanOutput(held, carry.end(learned=gate is not None), update_gates.sum(1), update_gates)
 
 
+DENSE = Engine("dense", dense_scan)
+
+
 class Carry(NamedTuple):
     """The state inside the definition's loop, with the accumulator of eq. 5 as a variable of its own."""
 
@@ -114,7 +119,7 @@ class Carry(NamedTuple):
     c: tuple[Tensor, ...]  # likewise; empty for a GRU
     increment: Tensor  # [B]
     accumulator: Tensor  # [B], q; its value is k * increment
-    steps: Tensor  # [B], k, without gradient
+    steps_since_update: Tensor  # [B], k, without gradient
 
     @classmethod
     def start(cls, state: SkipRNNState) -> "Carry":
@@ -125,11 +130,12 @@ class Carry(NamedTuple):
 
     def end(self, learned: bool) -> SkipRNNState:
         """The inverse of `start`."""
-        steps, increment = self.steps, self.increment.detach()
+        steps_since_update, increment = self.steps_since_update, self.increment.detach()
         if learned:
             unscaled = (self.accumulator - self.accumulator.detach()) / increment.where(increment != 0, torch.inf)
-            steps = steps + unscaled.where(~unscaled.isnan(), 0)
-        return SkipRNNState(torch.stack(self.h), torch.stack(self.c) if self.c else None, self.increment, steps)
+            steps_since_update = steps_since_update + unscaled.where(~unscaled.isnan(), 0)
+        c = torch.stack(self.c) if self.c else None
+        return SkipRNNState(torch.stack(self.h), c, self.increment, steps_since_update)
 
 
 def _dense_step(
@@ -142,13 +148,13 @@ def _dense_step(
     carry: Carry,
 ) -> tuple[Carry, Tensor]:
     """One step of the definition: what is carried on, and u [B]."""
-    steps = carry.steps + 1  # k
+    steps_since_update = carry.steps_since_update + 1  # k
     update_prob = carry.accumulator + carry.increment
     opened = real
     if forced is not None:
         opened = opened & forced
     elif gate is not None:
-        opened = opened & gate_opens(steps, carry.increment)
+        opened = opened & gate_opens(steps_since_update, carry.increment)
     u = opened.to(update_prob.dtype)
     if gate is not None:
         u = StraightThrough.apply(update_prob, opened) * real
@@ -169,5 +175,5 @@ def _dense_step(
         tuple(c),
         Blend.apply(u, increment, carry.increment),
         torch.where(real, Blend.apply(u, torch.zeros_like(u), update_prob), carry.accumulator),
-        torch.where(real, steps.where(~opened, 0), carry.steps),
+        torch.where(real, steps_since_update.where(~opened, 0), carry.steps_since_update),
     ), u

@@ -11,28 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import (
-    Cell,
-    GateWeights,
-    LayerWeights,
-    SkipRNNState,
-    gate_opens,
-    increment_of,
-    product,
-)
-
-
-def steps_to_update(increment: Tensor, steps: Tensor, remaining: Tensor) -> Tensor:
-    """The first n in 1 .. remaining for which `gate_opens(steps + n, increment)`, else remaining + 1: [N] int64.
-
-    Closed form ceil(0.5 / D), corrected by one against the product that defines the gate. A NaN updates at once.
-    """
-    d, k, limit = increment.float(), steps.float(), remaining.float() + 1
-    n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
-    n = torch.where(d.isnan(), torch.ones_like(n), n).clamp(min=1).minimum(limit)
-    n = torch.where(gate_opens(k + n, d), n, n + 1)
-    n = torch.where((n > 1) & gate_opens(k + n - 1, d), n - 1, n)
-    return n.minimum(limit).long()
+from .cells_skip_rnn import Cell, GateWeights, LayerWeights, increment_of, product, steps_to_update
+from .outputs_skip_rnn import SkipRNNState
 
 
 def update(
@@ -82,7 +62,7 @@ class Timeline:
             return self.planned[front.rows, front.ran]
         if not learned:
             return front.ran
-        return front.ran + steps_to_update(front.increment, front.steps, front.length - front.ran) - 1
+        return front.ran + steps_to_update(front.increment, front.steps_since_update, front.length - front.ran) - 1
 
 
 class Events(NamedTuple):
@@ -94,7 +74,7 @@ class Events(NamedTuple):
     rows: Tensor  # [E]
     flat: Tensor  # [N], position of the update in [B * T]
     previous: Tensor  # [N], the event that the update replaced
-    steps: Tensor  # [N], k of the update
+    steps_since_update: Tensor  # [N], k of the update
     offsets: tuple[int, ...]  # first event of every round, and E
 
     def holders(self, batch: int, steps: int) -> Tensor:
@@ -110,7 +90,7 @@ class Recorder:
 
     rounds: list[tuple[Any, ...]] = field(default_factory=list)
     flat: list[Tensor] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)
+    steps_since_update: list[Tensor] = field(default_factory=list)
 
     def add(self, front: "Front") -> None:
         self.rounds.append((tuple(front.h), tuple(front.c), front.increment, front.rows))
@@ -133,7 +113,7 @@ class Recorder:
             all_rows,
             torch.cat([empty, *self.flat]),
             torch.cat([empty, *previous]),
-            torch.cat([increments[0][:0], *self.steps]),
+            torch.cat([increments[0][:0], *self.steps_since_update]),
             tuple(offsets),
         )
 
@@ -147,7 +127,7 @@ class Front:
     length: Tensor  # [A], real steps
     ran: Tensor  # [A], real steps up to and with the last update
     increment: Tensor  # [A]
-    steps: Tensor  # [A], steps since the last update when `ran` was reached
+    steps_since_update: Tensor  # [A], when `ran` was reached
     h: list[Tensor]  # a layer [A, H]
     c: list[Tensor]
 
@@ -159,7 +139,7 @@ class Front:
             self.length[index],
             self.ran[index],
             self.increment[index],
-            self.steps[index],
+            self.steps_since_update[index],
             [part[index] for part in self.h],
             [part[index] for part in self.c],
         )
@@ -168,7 +148,7 @@ class Front:
         """One update of every row from its input [A, I]."""
         increment = update(x, self.h, self.c, layers, gate, cell)
         self.increment = torch.zeros_like(self.increment) if increment is None else increment
-        self.steps = torch.zeros_like(self.steps)
+        self.steps_since_update = torch.zeros_like(self.increment)
         self.ran = self.at + 1
 
 
@@ -184,11 +164,11 @@ def run_updates(
     """Advance every row through its updates: the last state, and the gates [B, T]. Events go to the recorder."""
     flat_inputs = inputs.reshape(-1, inputs.shape[-1])
     gates = state.increment.new_zeros(time.batch * time.steps)
-    h0, c0, increment, since = state
-    last = SkipRNNState(h0.clone(), None if c0 is None else c0.clone(), increment.clone(), since.clone())
+    h0, c0, increment, steps_since_update = state
+    last = state.map(Tensor.clone)
     start, rows = torch.zeros_like(time.lengths), torch.arange(time.batch, device=inputs.device)
-    h, c = list(h0.unbind()), [] if c0 is None else list(c0.unbind())
-    front = Front(rows, start, time.lengths, start, increment, since, h, c)
+    layers_h, layers_c = list(h0.unbind()), [] if c0 is None else list(c0.unbind())
+    front = Front(rows, start, time.lengths, start, increment, steps_since_update, layers_h, layers_c)
     if recorder:
         recorder.add(front)
     while len(front.rows):
@@ -202,7 +182,7 @@ def run_updates(
         flat = time.flat_position(front.rows, front.at)
         if recorder:
             recorder.flat.append(flat)
-            recorder.steps.append(front.steps + (front.at + 1 - front.ran))
+            recorder.steps_since_update.append(front.steps_since_update + (front.at + 1 - front.ran))
         front.advance(flat_inputs.index_select(0, flat), layers, gate, cell)
         gates[flat] = 1
         if recorder:
@@ -216,43 +196,4 @@ def _settle(done: Front, last: SkipRNNState) -> None:
     if last.c is not None:
         last.c[:, done.rows] = torch.stack(done.c)
     last.increment[done.rows] = done.increment
-    last.steps_since_update[done.rows] = done.steps + (done.length - done.ran)
-
-
-class HeldSteps:
-    """Which steps each round's events hold: the skipped ones, and for per-step cotangents all of them."""
-
-    def __init__(self, events: Events, time: Timeline, gates: Tensor, initial_steps: Tensor):
-        real = torch.ones_like(gates, dtype=torch.bool) if time.mask is None else time.mask
-        self.event = events.holders(time.batch, time.steps).view(-1)  # [B * T]
-        self.order = self.event.argsort(stable=True)
-        self.rank = torch.empty_like(self.order)
-        self.rank[self.order] = torch.arange(len(self.order), device=self.order.device)
-        self.counts = torch.bincount(self.event, minlength=len(events.rows))  # [E]
-        self.bounds = self._bounds(self.counts, events.offsets)
-
-        is_skipped = (real & (gates == 0)).view(-1)
-        self.skipped = self.order[is_skipped[self.order]]
-        skipped_counts = torch.bincount(self.event[self.skipped], minlength=len(events.rows))
-        self.skipped_bounds = self._bounds(skipped_counts, events.offsets)
-        round_of = torch.repeat_interleave(
-            torch.arange(len(events.offsets) - 1, device=gates.device),
-            torch.tensor(events.offsets, device=gates.device).diff(),
-        )
-        longest = torch.zeros(len(events.offsets) - 1, dtype=torch.long, device=gates.device)
-        self.longest: list[int] = longest.scatter_reduce(0, round_of, skipped_counts, "amax").tolist()
-
-        real_index = real.cumsum(1).view(-1)
-        since = (
-            real_index[self.skipped]
-            - torch.cat((torch.zeros_like(time.lengths), real_index[events.flat]))[self.event[self.skipped]]
-        )
-        self.slot = since - 1  # place within the segment
-        before = torch.zeros_like(events.increments)
-        before[: time.batch] = initial_steps
-        self.steps = since + before[self.event[self.skipped]]  # k
-
-    @staticmethod
-    def _bounds(counts: Tensor, offsets: Sequence[int]) -> list[int]:
-        ends = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        return ends[torch.tensor(offsets, device=counts.device)].tolist()
+    last.steps_since_update[done.rows] = done.steps_since_update + (done.length - done.ran)

@@ -16,19 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import (
-    CELLS,
-    Cell,
-    GateWeights,
-    LayerWeights,
-    ScanOutput,
-    SkipRNNState,
-    Step,
-    StepGradient,
-    increment_of,
-    product,
-)
-from .event_forward_skip_rnn import Events, HeldSteps, Recorder, Timeline, run_updates
+from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, Step, StepGradient, increment_of, product
+from .dense_scan_skip_rnn import Engine
+from .event_forward_skip_rnn import Events, Recorder, Timeline, run_updates
+from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
 SKIPPED_BLOCK = 1 << 14  # skipped steps whose candidate states are computed at once: bounds the backward's memory
 
@@ -75,6 +66,45 @@ class Cotangents:
         self.increment[rows], self.accumulator[rows] = other.increment, other.accumulator
 
 
+class HeldSteps:
+    """Which steps each round's events hold: the skipped ones, and for per-step cotangents all of them."""
+
+    def __init__(self, events: Events, time: Timeline, gates: Tensor, steps_since_update: Tensor):
+        real = torch.ones_like(gates, dtype=torch.bool) if time.mask is None else time.mask
+        self.event = events.holders(time.batch, time.steps).view(-1)  # [B * T]
+        self.order = self.event.argsort(stable=True)
+        self.rank = torch.empty_like(self.order)
+        self.rank[self.order] = torch.arange(len(self.order), device=self.order.device)
+        self.counts = torch.bincount(self.event, minlength=len(events.rows))  # [E]
+        self.bounds = self._bounds(self.counts, events.offsets)
+
+        is_skipped = (real & (gates == 0)).view(-1)
+        self.skipped = self.order[is_skipped[self.order]]
+        skipped_counts = torch.bincount(self.event[self.skipped], minlength=len(events.rows))
+        self.skipped_bounds = self._bounds(skipped_counts, events.offsets)
+        round_of = torch.repeat_interleave(
+            torch.arange(len(events.offsets) - 1, device=gates.device),
+            torch.tensor(events.offsets, device=gates.device).diff(),
+        )
+        longest = torch.zeros(len(events.offsets) - 1, dtype=torch.long, device=gates.device)
+        self.longest: list[int] = longest.scatter_reduce(0, round_of, skipped_counts, "amax").tolist()
+
+        real_index = real.cumsum(1).view(-1)
+        waited = (
+            real_index[self.skipped]
+            - torch.cat((torch.zeros_like(time.lengths), real_index[events.flat]))[self.event[self.skipped]]
+        )
+        self.slot = waited - 1  # place within the segment
+        before = torch.zeros_like(events.increments)
+        before[: time.batch] = steps_since_update
+        self.steps_since_update = waited + before[self.event[self.skipped]]  # k
+
+    @staticmethod
+    def _bounds(counts: Tensor, offsets: Sequence[int]) -> list[int]:
+        ends = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        return ends[torch.tensor(offsets, device=counts.device)].tolist()
+
+
 class Reverse:
     """One backward pass: the carried cotangents, and buffers for what becomes weight gradients."""
 
@@ -82,26 +112,26 @@ class Reverse:
         self.plan, self.events = plan, events
         self.inputs, state, self.gate, self.layers = plan.unpack(tensors)
         self.flat_inputs = self.inputs.reshape(-1, self.inputs.shape[-1])
-        grad_sequence, grad_h, grad_c, grad_increment, grad_steps, grad_num, grad_gates = grads
+        grad_sequence, grad_h, grad_c, grad_increment, grad_steps_since_update, grad_num, grad_gates = grads
         self.grad_gate = (grad_gates + grad_num.unsqueeze(1)).reshape(-1)  # r of every step
         self.grad_sequence = None if grad_sequence is None else grad_sequence.flatten(0, 1)
         self.carry = Cotangents(
             list(grad_h.clone().unbind()),
             [] if state.c is None else list(grad_c.clone().unbind()),
             grad_increment.clone(),
-            self._across_seam(events, grad_steps),
+            self._across_seam(events, grad_steps_since_update),
         )
         self.held = HeldSteps(events, plan.time, gates, state.steps_since_update)
         self._recompute_updates()
         for index in reversed(range(len(events.offsets) - 1)):
             self._round(index)
 
-    def _across_seam(self, events: Events, grad_steps: Tensor) -> Tensor:
+    def _across_seam(self, events: Events, grad_steps_since_update: Tensor) -> Tensor:
         """Cotangent of the accumulator from that of steps_since_update, which carries it scaled by the increment."""
-        event = torch.arange(len(events.rows), device=grad_steps.device)
+        event = torch.arange(len(events.rows), device=grad_steps_since_update.device)
         last = torch.zeros_like(self.plan.time.lengths).scatter_reduce(0, events.rows, event, "amax")
         increment = events.increments[last]
-        return (grad_steps / increment).where((increment != 0) & self.plan.learned, 0)
+        return (grad_steps_since_update / increment).where((increment != 0) & self.plan.learned, 0)
 
     def _recompute_updates(self) -> None:
         """All updates' gates at once: the states are known, so nothing here is sequential."""
@@ -151,7 +181,7 @@ class Reverse:
             ]
             constant, slope = (torch.cat(part) for part in zip(*terms, strict=True))
             place = (self.held.slot[start:end], self.held.event[skipped] - first)
-            update_prob = self.held.steps[start:end] * self.events.increments[self.held.event[skipped]]
+            update_prob = self.held.steps_since_update[start:end] * self.events.increments[self.held.event[skipped]]
             values = (constant, slope, update_prob, torch.ones_like(slope))
             self._recur(self.held.longest[index], last - first, place, values, carry)
         if total is not None:
@@ -226,7 +256,7 @@ class Reverse:
                 into_top = torch.outer(grad_z, self.gate.weight.to(grad_z.dtype).squeeze(0))
                 grad_h, grad_c = (grad_h + into_top, None) if grad_c is None else (grad_h, grad_c + into_top)
             step = self.updates[index]
-            step = Step(step.h[now], None if step.c is None else step.c[now], tuple(g[now] for g in step.gates))
+            step = Step(step.h[now], None if step.c is None else step.c[now], tuple(g[now] for g in step.activations))
             gradient = self.plan.cell.backward(w, step, h, c, grad_h, grad_c)
             self.gradients_at[index].append(gradient)
             carry.h[index] = gradient.h
@@ -238,7 +268,7 @@ class Reverse:
     def _gate_at_update(self, first: int, last: int, now: slice, carry: Cotangents) -> Tensor:
         """g_u at an update [A]."""
         events, previous = self.events, self.events.previous[now]
-        update_prob = events.steps[now] * events.increments[previous]
+        update_prob = events.steps_since_update[now] * events.increments[previous]
         grad_u = self.grad_gate[events.flat[now]] - carry.accumulator * update_prob
         grad_u = grad_u + carry.increment * (events.increments[first:last] - events.increments[previous])
         for states, grads in ((events.h, carry.h), (events.c, carry.c)):
@@ -261,15 +291,15 @@ class Reverse:
                 grad_x[self.events.flat] = product(inputs, w.weight_ih.T).to(grad_x.dtype)
         gate: list[Tensor] = []
         if self.gate is not None:
-            grad_z = torch.cat([self.events.steps[:0], *self.grad_z[::-1]])
+            grad_z = torch.cat([self.events.steps_since_update[:0], *self.grad_z[::-1]])
             top = (self.events.c or self.events.h)[-1][self.plan.time.batch :]
             gate = [
                 (grad_z @ top).unsqueeze(0).to(self.gate.weight.dtype),
                 grad_z.sum(0, keepdim=True).to(self.gate.bias.dtype),
             ]
         carry = self.carry
-        steps = carry.accumulator * self.events.increments[: self.plan.time.batch]
-        state = [torch.stack(carry.h), torch.stack(carry.c) if carry.c else None, carry.increment, steps]
+        steps_since_update = carry.accumulator * self.events.increments[: self.plan.time.batch]
+        state = [torch.stack(carry.h), torch.stack(carry.c) if carry.c else None, carry.increment, steps_since_update]
         return grad_x.view_as(self.inputs), *state, *gate, *weights
 
     def _weight_gradients(self, index: int, w: LayerWeights, inputs: Tensor, recurrent: Tensor) -> list[Tensor | None]:
@@ -324,8 +354,8 @@ class SkipScan(torch.autograd.Function):
         count = 5 + 2 * plan.learned + 4 * plan.num_layers
         tensors, saved = saved[:count], saved[count:]
         h, c = saved[: plan.num_layers], saved[plan.num_layers : -6]
-        increments, rows, flat, previous, steps, gates = saved[-6:]
-        events = Events(tuple(h), tuple(c), increments, rows, flat, previous, steps, ctx.offsets)
+        increments, rows, flat, previous, steps_since_update, gates = saved[-6:]
+        events = Events(tuple(h), tuple(c), increments, rows, flat, previous, steps_since_update, ctx.offsets)
         return None, *Reverse(plan, tensors, events, gates, grads).gradients()
 
 
@@ -346,5 +376,8 @@ def event_scan(
     time = Timeline(inputs.shape[0], inputs.shape[1], mask, forced_gates, inputs.device)
     plan = Plan(CELLS[cell], time, len(layers), gate is not None, sequence)
     tensors = (inputs, *state, *(gate or ()), *(part for w in layers for part in w))
-    held, h, c, increment, steps, num_updates, gates = SkipScan.apply(plan, *tensors)
-    return ScanOutput(held, SkipRNNState(h, c, increment, steps), num_updates, gates)
+    held, h, c, increment, steps_since_update, num_updates, gates = SkipScan.apply(plan, *tensors)
+    return ScanOutput(held, SkipRNNState(h, c, increment, steps_since_update), num_updates, gates)
+
+
+EVENTS = Engine("events", event_scan)

@@ -3,51 +3,46 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, state_dtype
-from .dense_scan_skip_rnn import dense_scan
-from .event_scan_skip_rnn import event_scan
+from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
+from .dense_scan_skip_rnn import DENSE, Engine
+from .event_scan_skip_rnn import EVENTS
+from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
 SCAN_BACKENDS = ("auto", "dense", "events", "cpu", "triton")
 HALF = (torch.float16, torch.bfloat16)
-Scan = Callable[..., ScanOutput]
+PLAIN = {engine.name: engine for engine in (DENSE, EVENTS)}
 
 
-def select_scan(backend: str, inputs: Tensor, weights: int) -> Scan:
-    """The scan of that name for these inputs; "auto" takes the fastest one that runs here.
+def select_engine(backend: str, inputs: Tensor, num_weights: int) -> Engine:
+    """Return the engine of that name, or with "auto" the fastest one for these inputs here.
+
+    Args:
+        backend: one of SCAN_BACKENDS.
+        inputs: [B, T, I], or token ids [B, T].
+        num_weights: how many numbers the layers' matrices hold.
 
     Raises:
         RuntimeError: a named engine cannot run here; the message says why and what to do.
     """
-    if backend == "dense":
-        return dense_scan
-    if backend == "events":
-        return event_scan
-    try:
-        from hf_skiprnn.kernels import select
-    except ImportError as error:  # a checkpoint's own copy of this code, where the package is not installed
+    if backend in PLAIN:
+        return PLAIN[backend]
+    try:  # checkpoints hold a copy of this file, which also runs where the package is not installed
+        from hf_skiprnn.kernels import choose_engine
+    except ImportError as error:
         if backend == "auto":
-            return event_scan
+            return EVENTS
         raise RuntimeError(
             f"Scan backend {backend!r} needs the hf_skiprnn package: pip install hf_skiprnn. "
             "Or use 'events', which runs anywhere."
         ) from error
-    return select(backend, inputs, weights) or event_scan
-
-
-def select_tokens_scan(scan: Scan) -> Scan | None:
-    """The form of a scan that takes tokens and their table; None where there is none."""
-    try:  # copies of this file run where the package is not installed
-        from hf_skiprnn.kernels import of_tokens
-    except ImportError:
-        return None
-    return of_tokens(scan)
+    return choose_engine(backend, inputs, num_weights)
 
 
 def plan_gates(
@@ -124,6 +119,7 @@ class SkipRNNLayer(nn.Module):
 class SkipStack(nn.Module):
     """Layers under one shared gate, and the scan over them. Base of SkipRNNModel and of SkipLSTM, SkipGRU."""
 
+    layers: Sequence[SkipRNNLayer]  # an nn.ModuleList, bottom layer first
     cell: str
     gate: str
     hidden_size: int
@@ -136,9 +132,10 @@ class SkipStack(nn.Module):
         self, input_size: int, num_layers: int, bias: bool, learn_initial_state: bool, **factory: Any
     ) -> None:
         widths = [input_size] + [self.hidden_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             SkipRNNLayer(self.cell, width, self.hidden_size, bias, learn_initial_state, **factory) for width in widths
         )
+        self.layers = cast("Sequence[SkipRNNLayer]", layers)
         if self.gate == "learned":
             self.update_gate = UpdateGate(self.hidden_size, **factory)
 
@@ -177,11 +174,6 @@ class SkipStack(nn.Module):
         return GateWeights(weight, bias + self._gate_shift if self._gate_shift else bias)
 
     @property
-    def stack(self) -> list[SkipRNNLayer]:
-        """The layers, bottom first."""
-        return cast("list[SkipRNNLayer]", list(self.layers))
-
-    @property
     def scan_backend(self) -> str:
         """The backend in force."""
         backend = self._scan_backend or os.environ.get("HF_SKIPRNN_BACKEND", "auto")
@@ -191,19 +183,18 @@ class SkipStack(nn.Module):
 
     def initial_state(self, batch_size: int) -> SkipRNNState:
         """The state before the first step: learned, or zero. Its increment of 1 makes the first step an update."""
-        layers = self.stack
-        weight = layers[0].weight_hh
+        weight = self.layers[0].weight_hh
         dtype = state_dtype(weight)
 
         def stack(name: str) -> Tensor:
-            parts = [getattr(layer, name) for layer in layers]
+            parts = [getattr(layer, name) for layer in self.layers]
             if parts[0] is None:  # and so are all
-                return weight.new_zeros((len(layers), batch_size, self.hidden_size), dtype=dtype)
+                return weight.new_zeros((len(self.layers), batch_size, self.hidden_size), dtype=dtype)
             return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
 
         c = stack("initial_c") if CELLS[self.cell].has_cell_state else None
-        since = weight.new_zeros(batch_size, dtype=dtype)
-        return SkipRNNState(stack("initial_h"), c, weight.new_ones(batch_size, dtype=dtype), since)
+        increment = weight.new_ones(batch_size, dtype=dtype)
+        return SkipRNNState(stack("initial_h"), c, increment, torch.zeros_like(increment))
 
     def scan(
         self,
@@ -220,26 +211,23 @@ class SkipStack(nn.Module):
         With a table [V, input_size], inputs are tokens [B, T] of it, in inference: the native engine looks up only
         those that are read.
         """
-        device = inputs.device.type
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
-        stack = self.stack
-        scan = select_scan(self.scan_backend, inputs, sum(w.weight_ih.numel() + w.weight_hh.numel() for w in stack))
-        is_cpu_engine, operand = scan not in (dense_scan, event_scan) and device == "cpu", None
+        num_weights = sum(layer.weight_ih.numel() + layer.weight_hh.numel() for layer in self.layers)
+        engine = select_engine(self.scan_backend, inputs, num_weights)
+        device = inputs.device.type
         is_autocast = torch.is_autocast_enabled(device)
-        if is_autocast and not is_cpu_engine:
-            operand = torch.get_autocast_dtype(device)  # that engine chooses its own
-        # Entered where it does something: in a short scan it would take a tenth of the time.
+        dtype = torch.get_autocast_dtype(device) if is_autocast and engine.follows_autocast else None
+        # Entering autocast takes time: as much as a tenth of a short scan.
         with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
-            layers, gate = [layer.weights(operand) for layer in stack], self.gate_weights()
+            layers, gate = [layer.weights(dtype) for layer in self.layers], self.gate_weights()
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
-            of_tokens = select_tokens_scan(scan) if table is not None and is_cpu_engine else None
-            if of_tokens is not None:
-                return of_tokens(inputs, table, layers, gate, state, **options)
+            if table is not None and engine.scan_tokens is not None:
+                return engine.scan_tokens(inputs, table, layers, gate, state, **options)
             if table is not None:
                 inputs = nn.functional.embedding(inputs, table)
-            return scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)
+            return engine.scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)
 
 
 @torch.no_grad()

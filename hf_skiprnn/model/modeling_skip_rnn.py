@@ -1,6 +1,5 @@
-"""Skip RNN models: SkipRNNModel and its heads, as transformers expects them."""
+"""The transformers models: SkipRNNModel, and classifiers of sequences and of steps on top of it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -9,39 +8,28 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .auto_map_skip_rnn import name_code
-from .cells_skip_rnn import CELLS, SkipRNNState, state_dtype
-from .checkpoint_skip_rnn import refuse_broken_numbers, refuse_foreign_weights
+from .checkpoint_skip_rnn import name_code, refuse_broken_numbers, refuse_foreign_weights
 from .configuration_skip_rnn import SkipRNNConfig
+from .inputs_skip_rnn import check_finite, check_flags, check_state, check_tokens, select_input, warn_of_padding
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
 from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
-from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput
+from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
 from .pull_skip_rnn import Fetch, pull
 from .push_skip_rnn import Stream, StreamBatch, stream
 
-logger = logging.get_logger(__name__)
-
-# What each input must be: shape, rank, type.
-INPUTS = {
-    "input_values": ("[B, T, input_size]", 3, "floating point"),
-    "input_ids": ("[B, T]", 2, "integers (int32 or int64)"),
-    "pixel_values": ("[B, C, H, W], C = input_size", 4, "floating point"),
-}
-
 
 class SkipRNNPreTrainedModel(PreTrainedModel):
-    """Weights, their initialisation, and what all Skip RNN models share."""
+    """The base of all Skip RNN models: loading, saving, initial weights, and the choice of backend and budget."""
 
     config: SkipRNNConfig
     base_model_prefix = "skip_rnn"
     main_input_name = "input_values"
-    # The budget is a mean over rows: Trainer shall divide by the accumulation steps, not rescale by item counts.
+    # The loss is a mean over rows, so a Trainer must divide it by the accumulation steps and not by a count of items.
     accepts_loss_kwargs = False
     _no_split_modules = ["SkipRNNModel"]  # noqa: RUF012 - transformers' own form
-    _keep_in_fp32_modules_strict = ["update_gate"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["update_gate"]  # noqa: RUF012 - likewise
 
     def __init__(self, config: SkipRNNConfig) -> None:
         super().__init__(config)
@@ -64,19 +52,19 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As PreTrainedModel, from safetensors files only; nothing that a file holds is run as code.
+        """Load a model as PreTrainedModel.from_pretrained does, but only from safetensors files: they hold no code.
 
         Raises:
-            ValueError: the weights are not those that the config describes, or not finite; the message says which.
-            OSError: there is no such file, or it is cut off or of another kind.
+            ValueError: weights do not fit the config, or are not finite; the message names them.
+            OSError: there is no weights file, or it is cut off or of another kind.
         """
         kwargs.setdefault("use_safetensors", True)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
             raise OSError(
-                f"The weights of {pretrained_model_name_or_path} are no whole safetensors file ({error}): cut off, or "
-                "of another kind. Get the checkpoint again, or save it again with save_pretrained."
+                f"The weights of {pretrained_model_name_or_path} are no whole safetensors file ({error}): they are "
+                "cut off, or of another kind. Get the checkpoint again, or save it again with save_pretrained."
             ) from error
 
     @staticmethod
@@ -88,7 +76,7 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
         return info
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As PreTrainedModel; the config names every Auto class and pipeline that the code beside it has."""
+        """Save a model as PreTrainedModel.save_pretrained does, with its code and its Auto classes and pipelines."""
         name_code(self.config, type(self).__name__)
         super().save_pretrained(*args, **kwargs)
 
@@ -97,15 +85,15 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
         SkipStack.set_scan_backend(cast(SkipStack, self.base_model), backend)
 
     def set_gate_shift(self, shift: float) -> None:
-        """Move a trained model's operating point: more updates, or fewer; see SkipStack.set_gate_shift."""
+        """Make a trained model read more or fewer steps; see SkipStack.set_gate_shift."""
         SkipStack.set_gate_shift(cast(SkipStack, self.base_model), shift)
 
     def pull(self, fetch: Fetch, length: int | Sequence[int] | None = None, **options: Any) -> Any:
-        """Run sequences that stand elsewhere, and fetch only the steps that the model reads; see pull_skip_rnn.pull."""
+        """Run sequences of which only the steps that the model reads are fetched; see pull_skip_rnn.pull."""
         return pull(self, fetch, length, **options)
 
     def stream(self, batch_size: int | None = None, **options: Any) -> Stream | StreamBatch:
-        """Take steps as they come, and say how many of the next ones are not needed; see streaming_skip_rnn.stream."""
+        """Run a sequence whose steps arrive one by one; see push_skip_rnn.stream."""
         return stream(self, batch_size, **options)
 
 
@@ -122,15 +110,15 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         self._build_stack(config.input_size, config.num_hidden_layers, True, config.learn_initial_state)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]
-        """The token embeddings [vocab_size, input_size]; None without vocab_size, as accelerate's FSDP expects."""
+    def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]  # transformers always has one
+        """Return the token embeddings [vocab_size, input_size], or None without vocab_size, as accelerate expects."""
         return None if self.config.vocab_size is None else self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""
         self.embeddings = cast(nn.Embedding, value)
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers has no types here
     def forward(
         self,
         input_values: Tensor | None = None,
@@ -148,34 +136,37 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
 
         Args:
             input_values: [B, T, input_size] floating point, cast to the weights' precision.
-            attention_mask: [B, T], 1 at real steps, any pattern. Masked steps do not exist.
+            attention_mask: [B, T], 1 at real steps and 0 at masked ones, in any pattern. The result is the same as if
+                masked steps were cut out.
             input_ids: [B, T] integers, instead of input_values where the config has vocab_size.
             pixel_values: [B, C, H, W] floating point with C = input_size, instead of input_values: T = H*W, row by row.
             state: SkipRNNState to continue from; default: the initial state.
-            forced_gates: [B, T], replay these gates instead of computing them.
+            forced_gates: [B, T], gates to take instead of computed ones.
             generator: draws the gates of gate="random"; default: torch's global one.
-            output_sequence: return last_hidden_state; without it no state but the last leaves the scan.
+            output_sequence: return last_hidden_state; False saves its memory.
             output_update_gates: return update_gates.
-            check_inputs: raise if a real step's input is NaN or infinite. Otherwise a NaN updates and shows in the
-                output.
+            check_inputs: raise if a real step's input is NaN or infinite. Otherwise such a step is read, and the output
+                shows it.
 
         Raises:
             ValueError: inputs, mask, gates or state of a wrong shape, type or value; the message says which.
         """
-        inputs = self._embed(input_values, input_ids, pixel_values, attention_mask is not None)
+        inputs = select_input(self.config, input_values, input_ids, pixel_values)
+        if input_ids is not None:
+            inputs = self._embed(inputs, attention_mask is not None)
         batch, steps = inputs.shape[:2]
-        mask = self._as_flags("attention_mask", attention_mask, batch, steps)
+        mask = check_flags("attention_mask", attention_mask, batch, steps)
         if check_inputs and inputs.is_floating_point():
-            self._check_finite(inputs, mask)
+            check_finite(inputs, mask, self.layers[0].weight_ih.dtype)
         if self.training and self.config.input_noise:
             inputs = inputs + self.config.input_noise * torch.randn_like(inputs)
-        forced = self._as_flags("forced_gates", forced_gates, batch, steps)
-        state = self.initial_state(batch) if state is None else self._check_state(state, batch)
+        forced = check_flags("forced_gates", forced_gates, batch, steps)
+        state = self.initial_state(batch) if state is None else check_state(self, state, batch)
         table = None if inputs.is_floating_point() else self.embeddings.weight
         out = self.scan(inputs, state, mask, forced, output_sequence, generator, table)
         lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
         c = self.config
-        dtype = self.stack[0].weight_hh.dtype
+        dtype = self.layers[0].weight_hh.dtype
         return SkipRNNModelOutput(
             last_hidden_state=None if out.sequence is None else out.sequence.to(dtype),
             pooler_output=out.state.h[-1].to(dtype),
@@ -185,101 +176,18 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
             budget_loss=budget_loss(out.num_updates, lengths, c.budget_weight, c.budget_loss, c.budget_target),
         )
 
-    def _embed(
-        self, input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None, has_mask: bool
-    ) -> Tensor:
-        """[B, T, input_size] from whichever input came; in inference tokens [B, T] stay what they are."""
-        given = {"input_values": input_values, "input_ids": input_ids, "pixel_values": pixel_values}
-        present = {name: value for name, value in given.items() if value is not None}
-        if len(present) != 1:
-            names = " and ".join(present) or "none"
-            raise ValueError(f"Give exactly one of input_values, input_ids and pixel_values; got {names}.")
-        ((name, inputs),) = present.items()
-        if (name == "input_ids") != (self.config.vocab_size is not None):
-            wanted = "input_values or pixel_values" if self.config.vocab_size is None else "input_ids"
-            raise ValueError(f"config.vocab_size={self.config.vocab_size}, so the model takes {wanted}; got {name}.")
-        legend, rank, kind = INPUTS[name]
-        if inputs.dim() != rank:
-            raise ValueError(f"{name} must be {legend}; got {tuple(inputs.shape)}.")
-        is_right = (
-            inputs.is_floating_point() if kind == "floating point" else inputs.dtype in (torch.int32, torch.int64)
-        )
-        if not is_right:
-            raise ValueError(f"{name} must be {kind}; got {inputs.dtype}.")
-        shape = tuple(inputs.shape)
-        if name == "pixel_values":
-            inputs = inputs.flatten(2).transpose(1, 2)
-        if 0 in inputs.shape[:2]:
-            raise ValueError(f"{name} must have at least one row and one step; got {shape}.")
-        if name == "input_ids":
-            return self._look_up(inputs, has_mask)
-        if inputs.shape[-1] != self.config.input_size:
-            raise ValueError(f"{name} must be {legend} with {self.config.input_size} inputs a step; got {shape}.")
-        return inputs
-
-    def _look_up(self, input_ids: Tensor, has_mask: bool) -> Tensor:
-        vocab = self.embeddings.num_embeddings
-        if not torch.compiler.is_compiling() and bool(((input_ids < 0) | (input_ids >= vocab)).any()):
-            low, high = int(input_ids.min()), int(input_ids.max())
-            raise ValueError(f"input_ids must be in [0, vocab_size = {vocab}); got values from {low} to {high}.")
+    def _embed(self, input_ids: Tensor, has_mask: bool) -> Tensor:
+        """Return the embeddings [B, T, input_size] of tokens [B, T]; in inference the tokens, for `SkipStack.scan`."""
+        check_tokens(input_ids, self.embeddings.num_embeddings)
         if not has_mask:
-            self._warn_of_padding(input_ids)
+            warn_of_padding(input_ids, self.config.pad_token_id)
         if not torch.is_grad_enabled() and not self.training:
             return input_ids.long()
         return self.embedding_dropout(self.embeddings(input_ids))
 
-    def _warn_of_padding(self, input_ids: Tensor) -> None:
-        """transformers' own warning asks for the config of a model that generates."""
-        pad = self.config.pad_token_id
-        if pad is not None and not torch.compiler.is_compiling() and bool((input_ids[:, [0, -1]] == pad).any()):
-            logger.warning_once(
-                f"input_ids begin or end with pad_token_id = {pad}, and there is no attention_mask: padding is read "
-                "like any token. Pass the tokenizer's attention_mask."
-            )
-
-    def _as_flags(self, name: str, flags: Tensor | None, batch: int, steps: int) -> Tensor | None:
-        """[B, T] bool of a mask or gates."""
-        if flags is None:
-            return None
-        if flags.shape != (batch, steps):
-            hint = " Flatten the image's mask row by row." if flags.dim() > 2 else ""
-            raise ValueError(f"{name} must be [B, T] = {(batch, steps)}; got {tuple(flags.shape)}.{hint}")
-        if flags.dtype == torch.bool:
-            return flags
-        if not torch.compiler.is_compiling() and bool(((flags != 0) & (flags != 1)).any()):
-            raise ValueError(f"{name} must hold 0 and 1; got values from {flags.min().item()} to {flags.max().item()}.")
-        return flags != 0
-
-    def _check_finite(self, inputs: Tensor, mask: Tensor | None) -> None:
-        dtype = self.stack[0].weight_ih.dtype
-        wrong = ~inputs.to(dtype).isfinite()
-        if mask is not None:
-            wrong = wrong & mask.unsqueeze(-1)
-        if bool(wrong.any()):
-            row, step, column = wrong.nonzero()[0].tolist()
-            value = inputs[row, step, column].item()
-            shown = f"{value}" if not math.isfinite(value) else f"inf ({value:g} in {str(dtype).split('.')[1]})"
-            raise ValueError(
-                f"Input holds {shown} at row {row}, step {step}, column {column} "
-                f"({int(wrong.sum())} such values in all). Clean the data, or mask the step with attention_mask."
-            )
-
-    def _check_state(self, state: SkipRNNState, batch: int) -> SkipRNNState:
-        """The state, in the scan's precision."""
-        shape = (len(self.layers), batch, self.hidden_size)
-        wanted = {"h": shape, "increment": (batch,), "steps_since_update": (batch,)}
-        if CELLS[self.cell].has_cell_state:
-            wanted["c"] = shape
-        got = {name: tuple(part.shape) for name, part in state._asdict().items() if part is not None}
-        if got != wanted:
-            raise ValueError(f"state must have shapes {wanted}; got {got}. Pass the state that this model returned.")
-        dtype = state_dtype(self.stack[0].weight_hh)
-        h, c, increment, steps = state
-        return SkipRNNState(h.to(dtype), None if c is None else c.to(dtype), increment.to(dtype), steps.to(dtype))
-
 
 class SkipRNNClassifier(SkipRNNPreTrainedModel):
-    """What both heads share: dropout and a linear layer on the top layer's h."""
+    """The base of both classifiers: dropout and a linear layer on the top layer's h."""
 
     per_frame: ClassVar[bool]
 
@@ -291,7 +199,7 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers has no types here
     def forward(
         self,
         input_values: Tensor | None = None,
@@ -311,12 +219,12 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
             input_values: [B, T, input_size]; this and the following: see SkipRNNModel.forward.
             attention_mask: [B, T].
             labels: for sequences [B] classes, [B] or [B, num_labels] numbers, or [B, num_labels] of 0 and 1; for frames
-                [B, T] classes or [B, T, num_labels] of 0 and 1. A label of -100 is ignored, but where it is a number.
+                [B, T] classes or [B, T, num_labels] of 0 and 1. A label of -100 is ignored, except in regression.
             input_ids: [B, T].
             pixel_values: [B, C, H, W].
-            state: to continue from.
-            forced_gates: [B, T].
-            generator: draws random gates.
+            state: SkipRNNState to continue from.
+            forced_gates: [B, T], gates to take.
+            generator: draws the gates of gate="random".
             output_update_gates: return update_gates.
             check_inputs: raise if a real step's input is NaN or infinite.
 
@@ -353,7 +261,7 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
 
 
 class SkipRNNForSequenceClassification(SkipRNNClassifier):
-    """One label, several labels or numbers for a sequence, from the state after its last real step."""
+    """A classifier (or regression) of whole sequences, from the state after the last real step."""
 
     per_frame = False
 
@@ -364,7 +272,7 @@ class SkipRNNForSequenceClassification(SkipRNNClassifier):
 
 
 class SkipRNNForFrameClassification(SkipRNNClassifier):
-    """One or several labels at every step, from the state that holds there."""
+    """A classifier of every step (frame), from the state at that step."""
 
     per_frame = True
 

@@ -1,11 +1,52 @@
-"""What the models return."""
+"""The outputs of scans and models, and the state that continues a sequence."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from .cells_skip_rnn import SkipRNNState
+
+class SkipRNNState(NamedTuple):
+    """What a Skip RNN carries from one step to the next; pass it back as `state=` to continue a sequence.
+
+    All parts are floating point, at least float32. `steps_since_update` holds whole numbers; it is a float so that
+    gradients flow through it from one chunk of a sequence into the chunk before. A fresh state has increment 1, so that
+    the first real step is always an update. Without a learned gate the increment is 0 after the first update.
+    """
+
+    h: Tensor  # [L, B, H]
+    c: Tensor | None  # [L, B, H]; None for a GRU
+    increment: Tensor  # [B]
+    steps_since_update: Tensor  # [B]
+
+    def detach(self) -> "SkipRNNState":
+        """Return the same values without their graph, for truncated backpropagation."""
+        return self.map(Tensor.detach)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "SkipRNNState":
+        """Return `function` of every part."""
+        c = None if self.c is None else function(self.c)
+        return SkipRNNState(function(self.h), c, function(self.increment), function(self.steps_since_update))
+
+    def reorder(self, index: Tensor) -> "SkipRNNState":
+        """Return the rows `index` ([N], integer) of the batch, in that order."""
+        return SkipRNNState(
+            self.h[:, index],
+            None if self.c is None else self.c[:, index],
+            self.increment[index],
+            self.steps_since_update[index],
+        )
+
+
+class ScanOutput(NamedTuple):
+    """The result of a scan; every backend returns it."""
+
+    sequence: Tensor | None  # [B, T, H], the top layer's h after every step; None unless asked for
+    state: SkipRNNState  # after the last real step
+    num_updates: Tensor  # [B], differentiable through the straight-through gate
+    update_gates: Tensor  # [B, T], 0 or 1, differentiable likewise
 
 
 @dataclass

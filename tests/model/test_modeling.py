@@ -28,7 +28,7 @@ from hf_skiprnn import (
     SkipRNNModel,
     SkipRNNState,
 )
-from hf_skiprnn.model.modeling_skip_rnn import logger
+from hf_skiprnn.model.inputs_skip_rnn import logger
 
 # "auto" is the native engine where there is one.
 BACKENDS = ["dense", "events", "auto"]

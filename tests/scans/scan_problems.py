@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState
+from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 
 @dataclass(frozen=True)

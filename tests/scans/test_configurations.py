@@ -17,9 +17,10 @@ from survival.ledger import SCALE, note
 from torch import Tensor
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
-from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights, ScanOutput
+from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
-from hf_skiprnn.model.layers_skip_rnn import SCAN_BACKENDS, select_scan
+from hf_skiprnn.model.layers_skip_rnn import SCAN_BACKENDS, select_engine
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Largest difference of values and of gradients, against the largest number of each, floor 1. float64: as in
@@ -36,7 +37,7 @@ TIE = 1e-4  # |k D - 0.5| in float64 at which float32 states of that drift may d
 
 def runs_here(name: str) -> bool:
     try:
-        select_scan(name, torch.zeros(1, 8, 1, device=DEVICE), 100)
+        select_engine(name, torch.zeros(1, 8, 1, device=DEVICE), 100)
     except RuntimeError:
         return False
     return True
@@ -105,7 +106,7 @@ def test_every_backend_is_the_definition(
 ) -> None:
     low, exact = rounded(on_device(make_problem(case, seed)), dtype)
     values, grads = TOLERANCES[dtype]
-    scan: Callable[..., ScanOutput] = select_scan(backend, low.inputs, 100)
+    scan: Callable[..., ScanOutput] = select_engine(backend, low.inputs, 100).scan
     want = exact.run(dense_scan)
     gates = want.update_gates.detach() > 0.5
     with contextlib.nullcontext() if training else torch.inference_mode():

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
+from hf_skiprnn.kernels.cpu import engine as cpu_engine
 from hf_skiprnn.kernels.cpu.operators import cpu_scan, cpu_scan_tokens
-from hf_skiprnn.kernels.cpu.operators import engine as cpu_engine
-from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, gate_opens
+from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, gate_opens
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 pytestmark = pytest.mark.skipif(
     cpu_engine.unavailable_reason() is not None, reason=str(cpu_engine.unavailable_reason())

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-KILLS = Path(__file__).parent / "survival" / "kills.py"
+KILLS = Path(__file__).parents[1] / "survival" / "kills.py"
 PLACES = ("start", "step", "save", "evaluate", "finish", "between")
 
 

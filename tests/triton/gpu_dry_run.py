@@ -82,20 +82,20 @@ def main(folder: Path) -> None:
 
     from hf_skiprnn.kernels.triton.operators import triton_scan
     from hf_skiprnn.model import layers_skip_rnn
-    from hf_skiprnn.model.event_scan_skip_rnn import event_scan
-    from scripts.benchmarks import cpu as benchmark
+    from hf_skiprnn.model.dense_scan_skip_rnn import Engine
+    from hf_skiprnn.model.event_scan_skip_rnn import EVENTS
     from scripts.benchmarks import gpu as benchmark_gpu
     from scripts.benchmarks import gpu_targets as benchmark_gpu_targets
-    from scripts.benchmarks.cpu import Shape
+    from scripts.benchmarks.workload import Shape
     from scripts.gpu import check as gpu
     from scripts.gpu import train_mnist as gpu_training
 
     play_torch_cuda()
 
-    def select_scan(backend: str, inputs: torch.Tensor, weights: int) -> Any:
-        return event_scan if backend == "events" else triton_scan
+    def select_engine(backend: str, inputs: torch.Tensor, num_weights: int) -> Engine:
+        return EVENTS if backend == "events" else Engine("triton", triton_scan)
 
-    layers_skip_rnn.select_scan = select_scan
+    layers_skip_rnn.select_engine = select_engine
     tiny, stack = Shape(2, 4, 1, 3), Shape(1, 3, 17, 3, 2, True)
     benchmark_gpu.PARTS = {
         name: part._replace(shapes=[tiny], rates=(0.5,), precisions=("tf32",), cells=("lstm",))
@@ -115,7 +115,7 @@ def main(folder: Path) -> None:
     gpu_training.BATCH, gpu_training.HELD_OUT = 2, 2
     mains = {
         "tests/triton_suite.py": lambda: sys.exit(triton_suite.main()),
-        "scripts/benchmark.py": benchmark.main,
+        "scripts/benchmark.py": lambda: benchmark_gpu.main(sys.argv[2:]),
         "scripts/gpu_training.py": gpu_training.main,
     }
 
@@ -137,7 +137,7 @@ def main(folder: Path) -> None:
     with OnTheCPU():
         status = call(gpu.main, str(data))
         print("again")
-        call(benchmark.main, "--device", "cuda", "--resume")
+        call(lambda: benchmark_gpu.main(sys.argv[1:]), "--resume")
     print(f"exit status {status}")
 
 

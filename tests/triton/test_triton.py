@@ -12,7 +12,7 @@ import torch
 from scan_problems import Case, Problem, make_problem
 
 from hf_skiprnn import SkipLSTM
-from hf_skiprnn.kernels import select
+from hf_skiprnn.kernels import choose_engine
 from hf_skiprnn.kernels.triton import operators as triton_scan
 from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights
 
@@ -146,7 +146,7 @@ def test_a_choice_has_neither_rows_nor_steps_in_it() -> None:
 
 def test_the_engine_says_why_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"needs inputs on a CUDA GPU; they are on cpu\. Use 'events'"):
-        select("triton", torch.zeros(1, 1, 1), 1)
+        choose_engine("triton", torch.zeros(1, 1, 1), 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "There is no CUDA GPU here" in str(triton_scan.unavailable_reason())
     monkeypatch.setattr(triton_scan, "find_spec", lambda name: None)

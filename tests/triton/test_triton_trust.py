@@ -11,9 +11,10 @@ pytest.importorskip("triton", reason="Triton exists for Linux on x86-64 and aarc
 
 from hf_skiprnn.kernels.triton import trust as triton_trust
 from hf_skiprnn.kernels.triton import tuning as triton_tuning
-from hf_skiprnn.model.cells_skip_rnn import CELLS, ScanOutput
+from hf_skiprnn.model.cells_skip_rnn import CELLS
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
 from hf_skiprnn.model.event_scan_skip_rnn import event_scan
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
 
 
 class Engine:

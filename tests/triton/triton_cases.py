@@ -24,8 +24,9 @@ from hf_skiprnn.kernels.triton import room as triton_room
 from hf_skiprnn.kernels.triton import tiling as triton_tiling
 from hf_skiprnn.kernels.triton import tuning as triton_tuning
 from hf_skiprnn.kernels.triton.operators import triton_scan
-from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, gate_opens
+from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, gate_opens
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 INTERPRETED = triton_tiling.INTERPRETED
 DEVICE = "cpu" if INTERPRETED else "cuda"

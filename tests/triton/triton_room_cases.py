@@ -13,8 +13,8 @@ from triton_cases import DEVICE, EXACT, EXACT_GRADIENT, engine, on_device, recor
 
 from hf_skiprnn import SkipLSTM
 from hf_skiprnn.kernels.triton.operators import triton_scan
-from hf_skiprnn.model.cells_skip_rnn import ScanOutput
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
 
 
 def saved_bytes(output: ScanOutput) -> int:
@@ -148,7 +148,7 @@ def copies_and_pickles() -> None:
 
     def scan(layer: nn.Module) -> int:
         state = layer.initial_state(2)
-        weights, gate = [part.weights() for part in layer.stack], layer.gate_weights()
+        weights, gate = [part.weights() for part in layer.layers], layer.gate_weights()
         out = triton_scan(x.transpose(0, 1), weights, gate, state, cell="lstm")
         size = saved_bytes(out)
         out.state.h.sum().backward()

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights, ScanOutput, SkipRNNState
+from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 from .engine import (
     Optional,
@@ -21,12 +22,11 @@ from .engine import (
     empty_records,
     empty_results,
     forward,
-    peak_flops,
     reverse,
     unavailable_reason,
 )
 
-__all__ = ["EagerScan", "cpu_scan", "cpu_scan_tokens", "peak_flops", "unavailable_reason"]
+__all__ = ["EagerScan", "cpu_scan", "cpu_scan_tokens", "unavailable_reason"]
 
 Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Eleven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -41,21 +41,21 @@ def cpu_inference(
     h: Tensor,
     c: Tensor | None,
     increment: Tensor,
-    since: Tensor,
+    steps_since_update: Tensor,
     mask: Tensor | None,
     forced: Tensor | None,
     cell: str,
     sequence: bool,
 ) -> Seven:
     """The scan without what a backward pass needs. With ids [B, T], inputs is the table [V, I] that they index."""
-    state = (h, c, increment, since)
+    state = (h, c, increment, steps_since_update)
     return tuple(forward(inputs, ids, weights, gate, state, mask, forced, cell, sequence))  # type: ignore[return-value]
 
 
 @cpu_inference.register_fake
-def _(inputs, ids, weights, gate, h, c, increment, since, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
-    check(inputs, ids, weights, gate, (h, c, increment, since), mask, forced, cell)
-    return tuple(empty_results(inputs, ids, weights, (h, c, increment, since), sequence))
+def _(inputs, ids, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
+    check(inputs, ids, weights, gate, (h, c, increment, steps_since_update), mask, forced, cell)
+    return tuple(empty_results(inputs, ids, weights, (h, c, increment, steps_since_update), sequence))
 
 
 @torch.library.custom_op("hf_skiprnn::cpu_training", mutates_args=(), device_types="cpu")
@@ -66,20 +66,20 @@ def cpu_training(
     h: Tensor,
     c: Tensor | None,
     increment: Tensor,
-    since: Tensor,
+    steps_since_update: Tensor,
     mask: Tensor | None,
     forced: Tensor | None,
     cell: str,
     sequence: bool,
 ) -> Eleven:
     """`cpu_inference` and the records for its backward pass: update times, counts, checkpoints, input products."""
-    state = (h, c, increment, since)
+    state = (h, c, increment, steps_since_update)
     return tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True))  # type: ignore[return-value]
 
 
 @cpu_training.register_fake
-def _(inputs, weights, gate, h, c, increment, since, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
-    state = (h, c, increment, since)
+def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
+    state = (h, c, increment, steps_since_update)
     check(inputs, None, weights, gate, state, mask, forced, cell)
     return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state))
 
@@ -92,7 +92,7 @@ def cpu_backward(
     h: Tensor,
     c: Tensor | None,
     increment: Tensor,
-    since: Tensor,
+    steps_since_update: Tensor,
     mask: Tensor | None,
     last_increment: Tensor,
     updates: Tensor,
@@ -103,28 +103,36 @@ def cpu_backward(
     grad_h: Tensor | None,
     grad_c: Tensor | None,
     grad_increment: Tensor | None,
-    grad_since: Tensor | None,
+    grad_steps_since_update: Tensor | None,
     grad_num_updates: Tensor | None,
     grad_update_gates: Tensor | None,
     cell: str,
     grad_inputs: bool,
 ) -> list[Tensor]:
-    """Gradients of inputs (empty unless asked for), h, c, increment, since, gate and weights, in this order."""
-    state, records = (h, c, increment, since), (last_increment, updates, counts, checkpoints, products)
-    grads = (grad_sequence, grad_h, grad_c, grad_increment, grad_since, grad_num_updates, grad_update_gates)
+    """Gradients, in this order: inputs (empty unless asked for), the four parts of the state, gate, weights."""
+    state, records = (h, c, increment, steps_since_update), (last_increment, updates, counts, checkpoints, products)
+    grads = (
+        grad_sequence,
+        grad_h,
+        grad_c,
+        grad_increment,
+        grad_steps_since_update,
+        grad_num_updates,
+        grad_update_gates,
+    )
     check(inputs, None, weights, gate, state, mask, None, cell)
     return reverse(inputs, weights, gate, state, mask, records, grads, cell, grad_inputs)
 
 
 @cpu_backward.register_fake
-def _(inputs, weights, gate, h, c, increment, since, *rest):  # type: ignore[no-untyped-def]
-    return empty_gradients(inputs, weights, gate, (h, c, increment, since), rest[-1])
+def _(inputs, weights, gate, h, c, increment, steps_since_update, *rest):  # type: ignore[no-untyped-def]
+    return empty_gradients(inputs, weights, gate, (h, c, increment, steps_since_update), rest[-1])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, gate, h, c, increment, since, mask, _, ctx.cell, ctx.sequence = inputs
+    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence = inputs
     ctx.num_gate, ctx.num_weights = len(gate), len(weights)
-    ctx.save_for_backward(x, *weights, *gate, h, c, increment, since, mask, output[3], *output[7:])
+    ctx.save_for_backward(x, *weights, *gate, h, c, increment, steps_since_update, mask, output[3], *output[7:])
     ctx.set_materialize_grads(False)
 
 
@@ -222,10 +230,14 @@ class Operands(NamedTuple):
 
 
 def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool, learned: bool) -> ScanOutput:
-    held, h, c, increment, since, num_updates, update_gates = results[:7]
+    held, h, c, increment, steps_since_update, num_updates, update_gates = results[:7]
     if not learned:  # nothing was chosen, so there is no gradient: as in the dense scan
-        since, num_updates, update_gates = since.detach(), num_updates.detach(), update_gates.detach()
-    last = SkipRNNState(h, None if state.c is None else c, increment, since)
+        steps_since_update, num_updates, update_gates = (
+            steps_since_update.detach(),
+            num_updates.detach(),
+            update_gates.detach(),
+        )
+    last = SkipRNNState(h, None if state.c is None else c, increment, steps_since_update)
     return ScanOutput(held if sequence else None, last, num_updates, update_gates)
 
 

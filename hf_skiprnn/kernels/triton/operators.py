@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights, ScanOutput, SkipRNNState
+from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 from .buffers import check, empty_results
 from .room import Needs, chunk_steps, expected_slots, keeps_records_to_itself

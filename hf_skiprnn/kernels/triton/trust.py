@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, ScanOutput, SkipRNNState, state_dtype
+from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
 from hf_skiprnn.model.event_scan_skip_rnn import event_scan
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 from .operators import triton_scan
 

@@ -1,0 +1,134 @@
+"""Checks of what a model is called with: inputs, token ids, masks, gates and states.
+
+Each error says what came, what was expected and what to do. Checks that read values wait for the device; under
+torch.compile they are left out.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .cells_skip_rnn import CELLS, state_dtype
+from .outputs_skip_rnn import SkipRNNState
+
+if TYPE_CHECKING:
+    from .configuration_skip_rnn import SkipRNNConfig
+    from .layers_skip_rnn import SkipStack
+
+logger = logging.get_logger(__name__)
+
+# Name of the argument -> its shape, its number of dimensions, its type.
+INPUTS = {
+    "input_values": ("[B, T, input_size]", 3, "floating point"),
+    "input_ids": ("[B, T]", 2, "integers (int32 or int64)"),
+    "pixel_values": ("[B, C, H, W], C = input_size", 4, "floating point"),
+}
+
+
+def select_input(
+    config: "SkipRNNConfig", input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None
+) -> Tensor:
+    """Return the one input that was given: numbers [B, T, input_size], or token ids [B, T].
+
+    Images [B, C, H, W] become sequences of T = H*W pixels, row by row.
+
+    Raises:
+        ValueError: none or several inputs, or one of a wrong kind, shape or type.
+    """
+    given = {"input_values": input_values, "input_ids": input_ids, "pixel_values": pixel_values}
+    present = {name: value for name, value in given.items() if value is not None}
+    if len(present) != 1:
+        names = " and ".join(present) or "none"
+        raise ValueError(f"Give exactly one of input_values, input_ids and pixel_values; got {names}.")
+    ((name, inputs),) = present.items()
+    if (name == "input_ids") != (config.vocab_size is not None):
+        wanted = "input_values or pixel_values" if config.vocab_size is None else "input_ids"
+        raise ValueError(f"config.vocab_size={config.vocab_size}, so the model takes {wanted}; got {name}.")
+    legend, dims, kind = INPUTS[name]
+    shape = tuple(inputs.shape)
+    if inputs.dim() != dims:
+        raise ValueError(f"{name} must be {legend}; got {shape}.")
+    is_integer = inputs.dtype in (torch.int32, torch.int64)
+    if not (is_integer if name == "input_ids" else inputs.is_floating_point()):
+        raise ValueError(f"{name} must be {kind}; got {inputs.dtype}.")
+    if name == "pixel_values":
+        inputs = inputs.flatten(2).transpose(1, 2)
+    if 0 in inputs.shape[:2]:
+        raise ValueError(f"{name} must have at least one row and one step; got {shape}.")
+    if name != "input_ids" and inputs.shape[-1] != config.input_size:
+        raise ValueError(f"{name} must be {legend} with {config.input_size} inputs a step; got {shape}.")
+    return inputs
+
+
+def check_tokens(input_ids: Tensor, vocab_size: int) -> None:
+    """Raise ValueError if a token id [B, T] is not in [0, vocab_size)."""
+    if not torch.compiler.is_compiling() and bool(((input_ids < 0) | (input_ids >= vocab_size)).any()):
+        low, high = int(input_ids.min()), int(input_ids.max())
+        raise ValueError(f"input_ids must be in [0, vocab_size = {vocab_size}); got values from {low} to {high}.")
+
+
+def warn_of_padding(input_ids: Tensor, pad_token_id: int | None) -> None:
+    """Warn if rows of tokens [B, T] begin or end with padding; call it where there is no attention_mask.
+
+    transformers' own warning reads fields that only the config of a generating model has.
+    """
+    if pad_token_id is None or torch.compiler.is_compiling():
+        return
+    if bool((input_ids[:, [0, -1]] == pad_token_id).any()):
+        logger.warning_once(
+            f"input_ids begin or end with pad_token_id = {pad_token_id}, and there is no attention_mask: padding is "
+            "read like any token. Pass the tokenizer's attention_mask."
+        )
+
+
+def check_flags(name: str, flags: Tensor | None, batch: int, steps: int) -> Tensor | None:
+    """Return a mask or gates as [B, T] bool; None stays None.
+
+    Raises:
+        ValueError: another shape, or values other than 0 and 1.
+    """
+    if flags is None:
+        return None
+    if flags.shape != (batch, steps):
+        hint = " Flatten the image's mask row by row." if flags.dim() > 2 else ""
+        raise ValueError(f"{name} must be [B, T] = {(batch, steps)}; got {tuple(flags.shape)}.{hint}")
+    if flags.dtype == torch.bool:
+        return flags
+    if not torch.compiler.is_compiling() and bool(((flags != 0) & (flags != 1)).any()):
+        raise ValueError(f"{name} must hold 0 and 1; got values from {flags.min().item()} to {flags.max().item()}.")
+    return flags != 0
+
+
+def check_finite(inputs: Tensor, mask: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise ValueError if a real step of inputs [B, T, I] is NaN or infinite in `dtype`, the weights' precision."""
+    wrong = ~inputs.to(dtype).isfinite()
+    if mask is not None:
+        wrong = wrong & mask.unsqueeze(-1)
+    if bool(wrong.any()):
+        row, step, column = wrong.nonzero()[0].tolist()
+        value = inputs[row, step, column].item()
+        shown = f"{value}" if not math.isfinite(value) else f"inf ({value:g} in {str(dtype).split('.')[1]})"
+        raise ValueError(
+            f"Input holds {shown} at row {row}, step {step}, column {column} "
+            f"({int(wrong.sum())} such values in all). Clean the data, or mask the step with attention_mask."
+        )
+
+
+def check_state(stack: "SkipStack", state: SkipRNNState, batch: int) -> SkipRNNState:
+    """Return the state in the scan's precision.
+
+    Raises:
+        ValueError: a part is missing or has another shape than this stack's states of `batch` rows.
+    """
+    shape = (len(stack.layers), batch, stack.hidden_size)
+    wanted = {"h": shape, "increment": (batch,), "steps_since_update": (batch,)}
+    if CELLS[stack.cell].has_cell_state:
+        wanted["c"] = shape
+    got = {name: tuple(part.shape) for name, part in state._asdict().items() if part is not None}
+    if got != wanted:
+        raise ValueError(f"state must have shapes {wanted}; got {got}. Pass the state that this model returned.")
+    dtype = state_dtype(stack.layers[0].weight_hh)
+    return state.map(lambda part: part.to(dtype))
