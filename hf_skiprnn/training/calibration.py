@@ -9,7 +9,7 @@ from torch import Tensor
 
 WIDEST = 8.0  # shifts are looked for from -WIDEST to WIDEST
 COARSE = 17  # shifts that are measured first
-GAP = 0.05  # between two measured shares; where it is wider, the shift between them is measured too
+GAP = 0.05  # between two measured shares, or a fifth of the larger one: where it is wider, the middle is measured too
 ROUNDS = 6  # of halving such gaps: shares jump where the gate goes from every second step to every step
 
 
@@ -39,7 +39,7 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[list[flo
     shares = {shift: share_read(model, rows, shift) for shift in (step * i - WIDEST for i in range(COARSE))}
     for _ in range(ROUNDS):
         known = sorted(shares.items())
-        wide = [(a[0] + b[0]) / 2 for a, b in pairwise(known) if abs(b[1] - a[1]) > GAP]
+        wide = [(a[0] + b[0]) / 2 for a, b in pairwise(known) if b[1] - a[1] > min(GAP, 0.2 * b[1])]
         shares |= {shift: share_read(model, rows, shift) for shift in wide}
     model.train(was_training)
     pairs: list[list[float]] = []
