@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top level may ask for torchvision
-from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.import_utils import is_vision_available
 
 from hf_skiprnn._moved_modules import MovedModules
@@ -31,6 +30,7 @@ from hf_skiprnn.model.pipeline_skip_rnn import (
     SkipRNNImageClassificationPipeline,
     SkipRNNSequenceClassificationPipeline,
     SkipRNNTextClassificationPipeline,
+    register_pipelines,
 )
 from hf_skiprnn.recurrent import SkipGRU, SkipLSTM
 
@@ -69,10 +69,7 @@ if is_vision_available():  # AutoImageProcessor needs Pillow
     AutoImageProcessor.register(SkipRNNConfig, image_processor_classes=_backends, exist_ok=True)
     SkipRNNImageProcessor.register_for_auto_class()
 
-if "sequence-classification" not in PIPELINE_REGISTRY.get_supported_tasks():
-    PIPELINE_REGISTRY.register_pipeline(
-        "sequence-classification", SkipRNNSequenceClassificationPipeline, AutoModelForSequenceClassification
-    )
+register_pipelines()
 
 # The code travels with every checkpoint, also with one that is loaded and saved again.
 SkipRNNConfig.register_for_auto_class()

@@ -17,7 +17,8 @@ PACKAGES = {
     "model": "configuration_skip_rnn cells_skip_rnn scan_skip_rnn:dense_scan_skip_rnn layers_skip_rnn losses_skip_rnn "
     "events_skip_rnn:event_forward_skip_rnn event_scan_skip_rnn outputs_skip_rnn modeling_skip_rnn reader_skip_rnn "
     "loading_skip_rnn:checkpoint_skip_rnn auto_map_skip_rnn:checkpoint_skip_rnn streaming_skip_rnn:push_skip_rnn "
-    "pull_skip_rnn image_processing_skip_rnn feature_extraction_skip_rnn pipeline_skip_rnn row_update_skip_rnn",
+    "pull_skip_rnn image_processing_skip_rnn feature_extraction_skip_rnn pipeline_skip_rnn "
+    "row_update_skip_rnn:reader_skip_rnn",
     "tasks.own_data": "tasks.inputs:inputs tasks.targets:targets",
     "tasks.readers": "tasks.words:words tasks.sounds:sounds tasks.video:video tasks.arrow_cache:arrow_cache",
 }

@@ -1,12 +1,12 @@
-"""Weights from elsewhere: torch.nn.LSTM and nn.GRU, there and back, and the variables of the authors' TensorFlow code.
+"""Weights of other code: of torch.nn.LSTM and nn.GRU, in both directions, and of the authors' TensorFlow code.
 
     state = torch.load("lstm.pt")  # of an nn.LSTM
     model = SkipRNNModel(SkipRNNConfig(**native_config(state), gate="always", learn_initial_state=False))
     load_native(model, state)
     lstm.load_state_dict(native_state(model))
 
-Targets are SkipRNNModel, any of its heads, SkipLSTM and SkipGRU. What the source does not have (gate, classifier)
-keeps the target's values.
+Targets are SkipRNNModel, its heads, SkipLSTM and SkipGRU. Parameters that the source does not have (gate, classifier)
+keep their values.
 """
 
 import re
@@ -24,10 +24,10 @@ OPTIMIZER = re.compile(r"(/Adam(_\d+)?|(^|/)beta[12]_power|(^|/)global_step)$")
 
 
 def native_config(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
-    """Fields of SkipRNNConfig that fit the state dict of an nn.LSTM or nn.GRU whose names start with `prefix`.
+    """Return fields of SkipRNNConfig that fit the state dict of an nn.LSTM or nn.GRU whose names start with `prefix`.
 
     Raises:
-        ValueError: it is of neither, or bidirectional, or with projections.
+        ValueError: the state dict is of another module, of a bidirectional one, or of one with projections.
     """
     names = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
     for mark, what in (
@@ -51,19 +51,26 @@ def native_config(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[st
 
 @torch.no_grad()
 def load_native(target: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Copy the weights of an nn.LSTM or nn.GRU into `target`; without biases there, the target's become zero.
+    """Copy the weights of an nn.LSTM or nn.GRU into `target`; if they have no biases, the target's become zero.
 
     Raises:
         TypeError: target is no Skip RNN.
         ValueError: sizes or cell of `target` differ; a GRU needs gru_reset="after".
     """
-    stack = _stack_of(target)
-    _check_sizes(stack, native_config(state_dict, prefix))
+    stack, config = _stack_of(target), native_config(state_dict, prefix)
+    if config["cell_type"] == "gru":
+        _check_reset(stack)
+    _check_sizes(stack, config)
     for index, layer in enumerate(stack.layers):
         part = {name: state_dict.get(f"{prefix}{name}_l{index}") for name in ("bias_ih", "bias_hh")}
         layer.weight_ih.copy_(state_dict[f"{prefix}weight_ih_l{index}"])
         layer.weight_hh.copy_(state_dict[f"{prefix}weight_hh_l{index}"])
         _copy_biases(layer, part["bias_ih"], part["bias_hh"])
+
+
+def _check_reset(stack: SkipStack) -> None:
+    if stack.cell == "gru":
+        raise ValueError("nn.GRU resets after the product; weights of gru_reset='before' mean another function there.")
 
 
 def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | None) -> None:
@@ -76,7 +83,7 @@ def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | 
         if layer.bias_hh_n is not None:
             layer.bias_hh_n.zero_()
         return
-    if layer.bias_hh_n is not None:  # stays apart: the reset gate multiplies it
+    if layer.bias_hh_n is not None:  # not added to the other bias: the reset gate multiplies it
         units = len(layer.bias_hh_n)
         layer.bias_hh_n.copy_(bias_hh[2 * units :])
         bias_hh = torch.cat([bias_hh[: 2 * units], torch.zeros_like(bias_hh[2 * units :])])
@@ -85,7 +92,9 @@ def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | 
 
 @torch.no_grad()
 def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """State dict of the nn.LSTM or nn.GRU that computes the same as `source`; bias_hh is zero where one bias is enough.
+    """Return the state dict of the nn.LSTM or nn.GRU that computes the same as `source`.
+
+    All of a bias is in bias_ih, except the part of a GRU's that the reset gate multiplies.
 
     Raises:
         TypeError: source is no Skip RNN.
@@ -94,8 +103,7 @@ def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     stack = _stack_of(source)
     if stack.gate != "always":
         raise ValueError(f"gate={stack.gate!r} may skip, which nn.LSTM and nn.GRU cannot; needs gate='always'.")
-    if stack.cell == "gru":
-        raise ValueError("nn.GRU resets after the product; weights of gru_reset='before' mean another function there.")
+    _check_reset(stack)
     if stack.layers[0].initial_h is not None:
         raise ValueError("A learned initial state has no place in the native layer; pass it as hx there.")
     state: dict[str, Tensor] = {}
@@ -112,10 +120,10 @@ def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 def tensorflow_config(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of SkipRNNConfig that fit the variables of the authors' SkipLSTMCell, MultiSkipLSTMCell or SkipGRUCell.
+    """Return fields of SkipRNNConfig that fit the variables of the authors' SkipLSTMCell, MultiSkipLSTMCell, SkipGRUCell.
 
-    variables: name -> array, as a checkpoint reader lists them; scopes around the cell's, ":0" and the optimizer's own
-    variables do not matter.
+    variables: name -> array, as a checkpoint reader lists them. Outer scopes, the ending ":0" and the optimizer's
+    variables are ignored.
 
     Raises:
         ValueError: another cell, layer normalisation, layers of different sizes, or a stacked Skip GRU.
@@ -134,12 +142,12 @@ def tensorflow_config(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def load_tensorflow(target: nn.Module, variables: Mapping[str, np.ndarray]) -> None:
     """Copy the authors' variables into `target`: cells, update gate, initial state and, into a head, the classifier.
 
-    Their LSTM's gates stand as i j f o with the forget bias of 1 added at run time; ours as i f g o with it in the
-    bias. Their GRU resets before the product (gru_reset="before").
+    Their LSTM has the order i j f o and adds a forget bias of 1 at run time; ours has i f g o and holds it in the bias.
+    Their GRU resets before the product (gru_reset="before").
 
     Raises:
         TypeError: target is no Skip RNN.
-        ValueError: as tensorflow_config; sizes of `target` differ; a variable is missing.
+        ValueError: as in tensorflow_config; or sizes of `target` differ, or a variable is missing.
     """
     stack, clean = _stack_of(target), _clean(variables)
     _check_sizes(stack, tensorflow_config(variables))
@@ -163,8 +171,8 @@ def load_tensorflow(target: nn.Module, variables: Mapping[str, np.ndarray]) -> N
 
 
 def _gates_in_our_order(clean: Mapping[str, np.ndarray], cell: str, scope: str) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel [I + H, G*H] and bias [G*H] of a layer, gates in torch's order."""
-    if cell == "gru":  # r u and the candidate: two linear maps there
+    """Return the kernel [I + H, G*H] and bias [G*H] of a layer, in torch's order of the activations."""
+    if cell == "gru":  # r and u, and the candidate: two linear maps
         parts = [scope + part for part in ("gates", "candidate")]
         kernel = np.concatenate([_find(clean, f"{part}/Weights") for part in parts], axis=1)
         return kernel, np.concatenate([_find(clean, f"{part}/Biases") for part in parts])
@@ -175,7 +183,7 @@ def _gates_in_our_order(clean: Mapping[str, np.ndarray], cell: str, scope: str) 
 
 
 def _tensorflow_cell(clean: Mapping[str, np.ndarray]) -> tuple[str, list[np.ndarray]]:
-    """The cell and the kernels that tell its layers' sizes."""
+    """Return the cell's name, and of each layer the kernel that shows its sizes."""
     if any(name.endswith("/gain") for name in clean):
         raise ValueError("These variables are of a cell with layer normalisation, which no Skip RNN here has.")
     if any("MultiSkipGRUCell/" in name for name in clean):
@@ -199,12 +207,13 @@ def _layer_number(name: str) -> int:
 
 
 def _clean(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the optimizer's, names without an output number."""
+    """Return the variables without the optimizer's, by names without the output number."""
     named = {re.sub(r":\d+$", "", name): np.asarray(value) for name, value in variables.items()}
     return {name: value for name, value in named.items() if not OPTIMIZER.search(name)}
 
 
 def _find(clean: Mapping[str, np.ndarray], ending: str) -> np.ndarray:
+    """Return the one variable whose name has this ending."""
     found = [name for name in clean if f"/{name}".endswith(ending if ending.startswith("Cell/") else f"/{ending}")]
     if len(found) != 1:
         raise ValueError(f"Expected one variable whose name ends in {ending}; got {found or sorted(clean)}.")

@@ -18,6 +18,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+SCRIPTS = Path(__file__).resolve().parent
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != SCRIPTS]  # its evaluate.py hides another package
+
 import torch
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification
 

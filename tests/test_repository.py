@@ -1,4 +1,4 @@
-"""The repository keeps its word: the printed tree, the code in the documents, the light import, the packaging."""
+"""The documents, the import and the packaging are what they say: the tree, the code blocks, the wheel, the pins."""
 
 import fnmatch
 import inspect
@@ -19,14 +19,14 @@ from paths import ROOT
 
 import hf_skiprnn
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-# Folders whose every file the README's tree names.
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Every file in these folders stands in the tree.
 OPEN_FOLDERS = ("hf_skiprnn", "scripts")
-NATIVE_SOURCES = (".cpp", ".h")  # a wheel holds what they compile to
+NATIVE_SOURCES = (".cpp", ".h")  # a wheel holds the libraries built from them
 
 
 def run_python(code: str, folder: Path, **environment: str) -> None:
-    """Run code on this checkout, in a fresh process in `folder`; its output is the message where it fails."""
+    """Run code on this checkout, in a new process in `folder`; fail with its output where it fails."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=False,
@@ -34,14 +34,14 @@ def run_python(code: str, folder: Path, **environment: str) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture(scope="session")
 def tracked() -> list[PurePosixPath]:
-    """Every tracked file that is on disk, relative to the root."""
+    """The tracked files that are on disk, relative to the root."""
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
     try:
         done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
@@ -52,13 +52,10 @@ def tracked() -> list[PurePosixPath]:
     return [PurePosixPath(name) for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-# The tree in the README
-
-
-def read_tree(readme: str) -> dict[PurePosixPath, list[str]]:
-    """The folders of the block below "## The tree" that list something, with what they list; the root is "."."""
-    block = re.search(r"^## The tree\n.*?^```\w*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert block, 'README.md needs a fenced block below the heading "## The tree"'
+def read_tree(text: str) -> dict[PurePosixPath, list[str]]:
+    """Return what each folder lists in the fenced block below "## The tree"; the root is "."."""
+    block = re.search(r"^## The tree\n.*?^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block, 'there must be a fenced block below the heading "## The tree"'
     listed: dict[PurePosixPath, list[str]] = {}
     parents = [(-1, PurePosixPath())]  # (indentation, folder) from the root down to the folder that is being listed
     for line in block[1].splitlines():
@@ -76,26 +73,27 @@ def read_tree(readme: str) -> dict[PurePosixPath, list[str]]:
 
 
 def contents(folder: PurePosixPath, files: list[PurePosixPath]) -> set[str]:
-    """Names of the tracked files and, with a slash, the folders that stand directly in `folder`."""
+    """Return the names of the tracked files directly in `folder` and, with a slash, of its folders."""
     inside = [path.relative_to(folder) for path in files if path.is_relative_to(folder)]
     return {path.parts[0] + ("/" if len(path.parts) > 1 else "") for path in inside}
 
 
 def disagreements(listed: dict[PurePosixPath, list[str]], files: list[PurePosixPath]) -> list[str]:
-    """A folder that lists something lists all that is in it; a pattern such as *.yaml stands for files, code apart."""
+    """List what a tree has wrong: a folder that lists anything must list everything; *.yaml stands for its files."""
     found = []
     for folder, names in listed.items():
         on_disk = contents(folder, files)
         patterns = [name for name in names if "*" in name and not name.endswith(".py")]
         covered = {name for name in on_disk if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
-        found += [f"missing in README: {folder / name}" for name in sorted(on_disk - covered - set(names))]
+        found += [f"missing in the tree: {folder / name}" for name in sorted(on_disk - covered - set(names))]
         found += [f"not on disk: {folder / name}" for name in names if name not in on_disk and name not in patterns]
         found += [f"matches nothing: {folder / name}" for name in patterns if not fnmatch.filter(on_disk, name)]
     return found
 
 
-def test_the_tree_in_the_readme_is_the_tree_on_disk(tracked: list[PurePosixPath]) -> None:
-    listed = read_tree((ROOT / "README.md").read_text())
+def test_the_printed_tree_is_the_tree_on_disk(tracked: list[PurePosixPath]) -> None:
+    (text,) = [text for path in DOCUMENTS if "\n## The tree\n" in (text := path.read_text(encoding="utf-8"))]
+    listed = read_tree(text)
     opened = {path.parent for path in tracked if path.parts[0] in OPEN_FOLDERS}
     found = disagreements(listed, tracked) + [f"lists nothing: {folder}/" for folder in sorted(opened - set(listed))]
     assert not found, "\n".join(found)
@@ -103,18 +101,16 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk(tracked: list[PurePosixPath]
 
 def test_a_wrong_tree_is_noticed() -> None:
     block = "b/   what\n    # a, comment\n├── c.py, d.py  # what\n└── e/\n    └── *.yaml\na.md\n"
-    readme = f"# x\n## The tree\n\n```\n{block}```\n"
+    text = f"# x\n## The tree\n\n```\n{block}```\n"
     files = [PurePosixPath(name) for name in ("a.md", "b/c.py", "b/d.py", "b/e/1.yaml", "b/e/2.yaml")]
-    assert disagreements(read_tree(readme), files) == []
-    assert disagreements(read_tree(readme), files[1:]) == ["not on disk: a.md"]
-    assert disagreements(read_tree(readme), files[:3]) == ["not on disk: b/e", "matches nothing: b/e/*.yaml"]
+    assert disagreements(read_tree(text), files) == []
+    assert disagreements(read_tree(text), files[1:]) == ["not on disk: a.md"]
+    assert disagreements(read_tree(text), files[:3]) == ["not on disk: b/e", "matches nothing: b/e/*.yaml"]
     new = PurePosixPath("b/new.py")
-    assert disagreements(read_tree(readme), [*files, new]) == ["missing in README: b/new.py"]
+    assert disagreements(read_tree(text), [*files, new]) == ["missing in the tree: b/new.py"]
 
 
-# The code in the documents
-
-# Child processes of a block inherit nothing of this, but they run offline like everything here.
+# Refuses the network to the blocks. Their child processes do not inherit it; they are offline by the environment.
 OFFLINE = """\
 import sys
 
@@ -126,24 +122,37 @@ sys.addaudithook(refuse)
 """
 
 
-def python_blocks() -> list[tuple[str, str]]:
-    """(place, code) of every ```python block of the documents."""
-    blocks = []
-    for name in DOCUMENTS:
-        text = (ROOT / name).read_text() if (ROOT / name).exists() else ""
-        found = re.finditer(r"^```python\b.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        blocks += [(f"{name}:{text[: block.start()].count(chr(10)) + 1}", block[1]) for block in found]
-    return blocks
+RUN_BLOCKS = """
+import os, pathlib, runpy
+
+for path in sorted(pathlib.Path.cwd().glob("*.py")):
+    folder = path.with_suffix("")
+    folder.mkdir()
+    os.chdir(folder)
+    runpy.run_path(str(path), run_name="__main__")
+"""
+
+
+def python_blocks(text: str) -> dict[int, str]:
+    """Return the code of every ```python block of a document, by the line of its fence."""
+    found = re.finditer(r"^```python\b.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return {text[: block.start()].count("\n") + 1: block[1] for block in found}
+
+
+WITH_CODE = [path for path in DOCUMENTS if python_blocks(path.read_text(encoding="utf-8"))]
 
 
 def test_the_readme_shows_code() -> None:
-    assert any(place.startswith("README.md") for place, _ in python_blocks())
+    assert ROOT / "README.md" in WITH_CODE
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, id=place) for place, code in python_blocks()])
-def test_code_in_the_documents_runs(code: str, tmp_path: Path) -> None:
-    (tmp_path / "block.py").write_text(code)
-    run_python(f"{OFFLINE}\nimport runpy\nrunpy.run_path('block.py', run_name='__main__')", tmp_path)
+@pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
+def test_code_in_the_documents_runs(document: Path, tmp_path: Path) -> None:
+    """Each block for itself, in an empty folder. One process runs all blocks of a document: an import takes seconds."""
+    for line, code in python_blocks(document.read_text(encoding="utf-8")).items():
+        block = tmp_path / f"{document.stem}-{line:04}.py"
+        block.write_text("\n" * line + code, encoding="utf-8")  # an error names the line of the document
+    run_python(OFFLINE + RUN_BLOCKS, tmp_path)
 
 
 def test_network_is_refused_to_the_documents(tmp_path: Path) -> None:
@@ -151,9 +160,7 @@ def test_network_is_refused_to_the_documents(tmp_path: Path) -> None:
         run_python(f"{OFFLINE}\nimport socket\nsocket.create_connection(('127.0.0.1', 9))", tmp_path)
 
 
-# A light import
-
-# Hides packages as if they were not installed, and notes which of them this package's own modules ask for.
+# Hides these packages as if they were not installed, and records which of them this package imports.
 LIGHT = """\
 import builtins, importlib.machinery, sys
 
@@ -194,11 +201,8 @@ def test_hidden_packages_are_hidden(tmp_path: Path) -> None:
         run_python(LIGHT + "import datasets", tmp_path)
 
 
-# Names and packaging
-
-
 def undocumented(name: str, value: object) -> list[str]:
-    """The public name, and its public methods if it is a class of this package, where they have no docstring."""
+    """List the public name, and the public methods of a class of this package, if they have no docstring."""
     doc = (value.__doc__ or "").strip()
     generated = doc.startswith(f"{name}(")  # a dataclass or named tuple without a docstring gets its signature
     missing = [] if doc and not generated else [name]
@@ -237,7 +241,7 @@ print(*build.get_outputs(include_bytecode=False), sep="\\n")
 
 
 def test_the_wheel_holds_every_file_of_the_package(tracked: list[PurePosixPath]) -> None:
-    """setuptools itself lists what its build would copy, from pyproject.toml; nothing is built."""
+    """setuptools lists the files that it would copy; nothing is built."""
     done = subprocess.run([sys.executable, "-c", LISTING], check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     wheel = {PurePosixPath(line).relative_to("wheel") for line in done.stdout.splitlines()}

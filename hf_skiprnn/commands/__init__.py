@@ -1,1 +1,1 @@
-"""What `scripts/train.py`, `evaluate.py`, `export.py` and `publish.py` do."""
+"""What the commands `hf-skiprnn train`, `evaluate`, `export` and `publish` do; hf_skiprnn_cli.py calls them."""

@@ -1,12 +1,4 @@
-"""Evaluate a checkpoint: metrics, updates, operation counts, and a picture of which steps it reads.
-
-    python scripts/evaluate.py runs/digits-skip-lstm
-    python scripts/evaluate.py CHECKPOINT --task mnist --dataset_name ../shared/data/mnist --split validation
-
-The task and its options come from the run.json that scripts/train.py left in the checkpoint's folder or in the one
-above it, from the results.json of a published folder, or from the command line, which wins. Writes
-evaluation-SPLIT.json and steps-read-SPLIT.png beside the checkpoint, or into --output_dir.
-"""
+"""Evaluate a checkpoint: `hf-skiprnn evaluate`."""
 
 import dataclasses
 import json
@@ -20,33 +12,55 @@ from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    HfArgumentParser,
     PreTrainedModel,
     TrainingArguments,
 )
 
+from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import operation_counts
 from hf_skiprnn.tasks import TASKS, Task
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
-RUN_FILE = "run.json"
-RESULTS = "results.json"
+from .classes import match_task
+from .option_parser import OptionParser, wrong_input_exits
+from .runs import RESULTS, RUN_FILE, run_of
+
+DESCRIPTION = """Evaluate a checkpoint: metrics, updates, operation counts, and a picture of which steps it reads.
+
+    hf-skiprnn evaluate runs/digits-skip-lstm
+    hf-skiprnn evaluate CHECKPOINT --task mnist --dataset_name ../shared/data/mnist --split validation
+
+The task and its options come from the run.json that training left in the checkpoint's folder (of checkpoint-N: in the
+one above it), from the results.json of a published folder, or from the command line, which wins. Writes
+evaluation-SPLIT.json and steps-read-SPLIT.png beside the checkpoint, or into --output_dir.
+"""
 # Metrics that are not the task's own start with one of these.
 OF_THE_TRAINER = ("loss", "budget_loss", "update", "runtime", "samples_per", "steps_per", "model_preparation", "epoch")
 
 
 def parse(argv: list[str]) -> tuple[Namespace, Task]:
-    """The checkpoint's settings and its task."""
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    """Return the options of the evaluation and the task, with its own options."""
+    first = ArgumentParser(prog="hf-skiprnn evaluate", add_help=False, allow_abbrev=False)
     first.add_argument("checkpoint", nargs="?", help="folder, or Hub id of a repository")
     first.add_argument("--task", choices=sorted(TASKS), help="what the checkpoint was trained on")
     given, _ = first.parse_known_args(argv)
-    known = run_of(given.checkpoint)
-    name = given.task or known.get("task")
-    if given.checkpoint is None or name is None:
+    known, known_options = run_of(given.checkpoint)
+    name = given.task or known
+    if not {"-h", "--help"} & set(argv) and (given.checkpoint is None or name is None):
         first.error("give a checkpoint" if name else f"no {RUN_FILE} or {RESULTS} at the checkpoint: give --task too")
-    task_class: Any = TASKS[name]
-    parser = HfArgumentParser(task_class, allow_abbrev=False, parents=[first], description=__doc__)
+    groups: dict[str, Any] = {f"task {name}": TASKS[name]} if name else {}
+    parser = OptionParser(
+        groups, usage="hf-skiprnn evaluate CHECKPOINT [options]", parents=[first], description=DESCRIPTION
+    )
+    add_options(parser)
+    if known == name:
+        parser.set_defaults(**known_options)
+    task, options = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return options, task
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options that do not depend on the task."""
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="rows to evaluate on")
     parser.add_argument("--batch_size", type=int, default=256, help="rows at a time")
     parser.add_argument(
@@ -66,32 +80,12 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
         help="ucf101: classify the test clips from the files, decoding and encoding only frames that are read, and "
         "compare with encoding every frame",
     )
-    parser.add_argument(
-        "--output_dir", type=Path, default=None, help="where to write; default: the checkpoint's folder"
-    )
+    parser.add_argument("--output_dir", type=Path, default=None, help="where to write; default: the checkpoint folder")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a checkpoint from the Hub")
-    if known.get("task") == name:
-        parser.set_defaults(**known["task_options"])
-    task, options = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return options, task
-
-
-def run_of(checkpoint: str | None) -> dict[str, Any]:
-    """What scripts/train.py noted of the run that a checkpoint folder belongs to; empty if there is nothing."""
-    folder = Path(checkpoint or "")
-    for path in (folder / RUN_FILE, folder.parent / RUN_FILE, folder / RESULTS):
-        if checkpoint and path.is_file():
-            run = json.loads(path.read_text(encoding="utf-8"))
-            options = run["task_options"]
-            # Of a local folder's path published results keep the last part, which says nothing here.
-            if path.name == RESULTS and "/" not in str(options.get("dataset_name", "/")):
-                options.pop("dataset_name")
-            return run
-    return {}
 
 
 def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, folder: Path) -> dict[str, float]:
-    """Metrics of all rows."""
+    """Return the metrics of all rows; `folder` is only where the trainer would write."""
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_eval_batch_size=batch_size,
@@ -113,7 +107,7 @@ def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int,
 def updates_with_padding(
     model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, length: int
 ) -> dict[str, float]:
-    """Updates when every row is filled up to `length` tokens and the model reads the padding as it reads words."""
+    """Return the updates where rows are filled up to `length` tokens and the padding is read as words are."""
     updates = []
     for start in range(0, len(rows), batch_size):
         batch = task.collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
@@ -129,7 +123,7 @@ def updates_with_padding(
 def operating_points(
     model: PreTrainedModel, task: Task, rows: Dataset, options: Namespace, folder: Path
 ) -> list[dict[str, float]]:
-    """Metrics at every gate shift, and a picture of them; the weights stay as they are."""
+    """Return the metrics at every gate shift, and draw them; the weights stay as they are."""
     from hf_skiprnn.evaluation.figures import accuracy_against_updates
 
     points, shifted = [], cast(Any, model)
@@ -148,7 +142,7 @@ def operating_points(
 
 
 def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
-    """Frames encoded and seconds taken where only frames that are read are decoded and encoded."""
+    """Return frames encoded and seconds taken where only the frames that are read are decoded and encoded."""
     from hf_skiprnn.inference.videos import classify_pulled
     from hf_skiprnn.tasks.readers.video import FrameFeatures
     from hf_skiprnn.tasks.ucf101 import UCF101
@@ -160,7 +154,7 @@ def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
     features = FrameFeatures(task.feature_model)
     saving = classify_pulled(model.eval(), clips, labels, features, task.frames, task.frame_rate)
     result = {"task": task.name, "task_options": dataclasses.asdict(task), "split": "test", **saving._asdict()}
-    (folder / "evaluation-pull.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "evaluation-pull.json", json.dumps(result, indent=2) + "\n")
     print(
         f"{saving.clips} clips of {saving.frames} frames: {saving.frames_encoded} encoded, {saving.frames_decoded} "
         f"decoded, {saving.seconds_pulled:.1f} s; every frame encoded: {saving.seconds_everything:.1f} s\n"
@@ -170,8 +164,14 @@ def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
     return result
 
 
+def draw_rows(model: PreTrainedModel, task: Task, rows: Dataset, path: Path, number: int = 12) -> None:
+    """Write a picture of the steps read in `number` rows from all over the split, which may be sorted by label."""
+    shown = min(number, len(rows))
+    draw(model, task, rows.select([i * len(rows) // shown for i in range(shown)]), path)
+
+
 def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
-    """A picture of the steps read in some rows."""
+    """Write a picture of the steps read in these rows; for texts an HTML page beside it."""
     batch = task.collate([rows[i] for i in range(len(rows))])
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
@@ -183,22 +183,21 @@ def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Evaluate, draw, save; returns what the JSON file holds."""
-    options, task = parse(sys.argv[1:] if argv is None else argv)
-    folder = options.output_dir or Path(options.checkpoint if Path(options.checkpoint).is_dir() else "evaluation")
-    folder.mkdir(parents=True, exist_ok=True)
-    kind: Any = AutoModelForTokenClassification if task.per_frame else AutoModelForSequenceClassification
-    model = kind.from_pretrained(options.checkpoint, trust_remote_code=options.trust_remote_code)
-    if options.pull:
-        return pull(model, task, folder)
-    task.use_processor(options.checkpoint)
-    rows = getattr(task.load(seed=0), options.split)
+    """Evaluate, draw and save; returns the content of the JSON file."""
+    with wrong_input_exits():
+        options, task = parse(sys.argv[1:] if argv is None else argv)
+        folder = options.output_dir or Path(options.checkpoint if Path(options.checkpoint).is_dir() else "evaluation")
+        folder.mkdir(parents=True, exist_ok=True)
+        kind: Any = AutoModelForTokenClassification if task.per_frame else AutoModelForSequenceClassification
+        model = kind.from_pretrained(options.checkpoint, trust_remote_code=options.trust_remote_code)
+        if options.pull:
+            return pull(model, task, folder)
+        task.use_processor(options.checkpoint)
+        rows = getattr(task.load(seed=0), options.split)
+        match_task(model, task, options.checkpoint)
     metrics = evaluate(model, task, rows, options.batch_size, folder)
     if options.count_padding:
-        length = getattr(task, "length", None)
-        if length is None or model.config.vocab_size is None:
-            raise SystemExit(f"--count_padding is for texts of one length, as in imdb; task {task.name} has no such.")
-        metrics |= updates_with_padding(model, task, rows, options.batch_size, length)
+        metrics |= updates_with_padding(model, task, rows, options.batch_size, padded_length(model, task))
     result: dict[str, Any] = {
         "task": task.name,
         "task_options": dataclasses.asdict(task),
@@ -209,18 +208,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     if options.gate_shifts:
         result["operating_points"] = operating_points(model, task, rows, options, folder)
-    (folder / f"evaluation-{options.split}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / f"evaluation-{options.split}.json", json.dumps(result, indent=2) + "\n")
     print(report(result))
     if options.figure_rows:
         path = folder / f"steps-read-{options.split}.png"
-        shown = min(options.figure_rows, len(rows))  # from all over the split: it may be sorted by label
-        draw(model, task, rows.select([i * len(rows) // shown for i in range(shown)]), path)
+        draw_rows(model, task, rows, path, options.figure_rows)
         print(f"picture: {path}")
     return result
 
 
+def padded_length(model: PreTrainedModel, task: Task) -> int:
+    """Return the length that the task crops texts to; exits where it is no task of texts."""
+    length = getattr(task, "length", None)
+    if length is None or model.config.vocab_size is None:
+        raise SystemExit(f"--count_padding is for texts of one length, as in imdb; task {task.name} has no such.")
+    return length
+
+
 def report(result: dict[str, Any]) -> str:
-    """The result in a few lines."""
+    """Return the result in a few lines."""
     metrics, counts = result["metrics"], result["multiply_accumulates"]
     shown = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_TRAINER)}
     lines = [f"{result['task']}, {result['rows']} rows ({result['split']})"]
@@ -233,7 +239,3 @@ def report(result: dict[str, Any]) -> str:
     if "updates_with_padding" in metrics:
         lines.append(f"updates with padding read: {metrics['updates_with_padding']:.2f}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,8 @@
-"""Write a checkpoint as an ONNX graph whose loop runs over updates, and check it against PyTorch in onnxruntime.
-
-    python scripts/export.py runs/digits-skip-lstm digits.onnx
-    python scripts/export.py CHECKPOINT out.onnx --inputs rows.npy --gate_shift -0.5
-    python scripts/export.py CHECKPOINT step.onnx --one_update
-
-Batch and time are dynamic. The graph takes input_values [B, T, input_size] (or input_ids [B, T]) and attention_mask
-[B, T], and gives logits ([B, num_labels]; of a frame classifier [B, T, num_labels]), num_updates and update_gates.
---one_update writes the graph of a single update for streaming runtimes instead: input_values [B, input_size] (or
-input_ids [B]), fresh [B], h, c -> logits, steps_to_skip, next_h, next_c. Needs: pip install 'hf_skiprnn[export]'.
-"""
+"""Export a checkpoint to ONNX: `hf-skiprnn export`."""
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +12,27 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 
 from hf_skiprnn.inference.export import OneUpdate, UpdateLoop, compare, quantize, save_onnx
 
+from .option_parser import HelpFormatter, wrong_input_exits
+
+DESCRIPTION = """Write a checkpoint as an ONNX graph whose loop runs over updates, and check it in onnxruntime.
+
+    hf-skiprnn export runs/digits-skip-lstm digits.onnx
+    hf-skiprnn export CHECKPOINT out.onnx --inputs rows.npy --gate_shift -0.5
+    hf-skiprnn export CHECKPOINT step.onnx --one_update
+
+Batch and time are dynamic. The graph takes input_values [B, T, input_size] (or input_ids [B, T]) and attention_mask
+[B, T], and gives logits ([B, num_labels]; of a frame classifier [B, T, num_labels]), num_updates and update_gates.
+--one_update writes the graph of a single update for streaming runtimes instead: input_values [B, input_size] (or
+input_ids [B]), fresh [B], h, c -> logits, steps_to_skip, next_h, next_c. Needs: pip install "hf_skiprnn[export]".
+"""
 TOLERANCE = 1e-3  # largest difference of a float32 logit; a wrong graph is off by its whole size
 
 
 def parse(argv: list[str]) -> Namespace:
-    """The command line."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    """Return the options of the command line."""
+    parser = ArgumentParser(
+        prog="hf-skiprnn export", description=DESCRIPTION, formatter_class=HelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("checkpoint", help="folder, or Hub id of a repository")
     parser.add_argument("output", type=Path, help="the .onnx file to write")
     parser.add_argument("--one_update", action="store_true", help="the graph of one update, for streaming runtimes")
@@ -41,7 +46,7 @@ def parse(argv: list[str]) -> Namespace:
 
 
 def load(checkpoint: str, trust_remote_code: bool) -> Any:
-    """The checkpoint's model, a classifier of sequences or of frames."""
+    """Return the checkpoint's model, a classifier of sequences or of frames."""
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
     of_frames = "SkipRNNForFrameClassification" in (config.architectures or ())
     kind: Any = AutoModelForTokenClassification if of_frames else AutoModelForSequenceClassification
@@ -49,7 +54,7 @@ def load(checkpoint: str, trust_remote_code: bool) -> Any:
 
 
 def check_inputs(graph: UpdateLoop, path: Path | None) -> torch.Tensor:
-    """The rows of a file, or random ones."""
+    """Return the rows of a .npy file, or random ones."""
     config = graph.base.config
     if path is not None:
         rows = torch.from_numpy(np.load(path))
@@ -61,9 +66,10 @@ def check_inputs(graph: UpdateLoop, path: Path | None) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
-    """Export, check, report; returns the report. Exits with a message if the graph does not do what the model does."""
+    """Export, check and report; returns the report. Exits with a message if the graph differs from the model."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    model = load(options.checkpoint, options.trust_remote_code)
+    with wrong_input_exits():
+        model = load(options.checkpoint, options.trust_remote_code)
     if options.gate_shift:
         model.set_gate_shift(options.gate_shift)
     graph = (OneUpdate if options.one_update else UpdateLoop)(model)
@@ -73,19 +79,20 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         quantize(options.output, options.output)
     report: dict[str, object] = {"file": str(options.output), "bytes": options.output.stat().st_size}
     if isinstance(graph, UpdateLoop):
-        inputs = check_inputs(graph, options.inputs)
-        lengths = torch.linspace(inputs.shape[1], 1, len(inputs)).long()
-        mask = (torch.arange(inputs.shape[1]) < lengths.unsqueeze(1)).long()
-        agreement = compare(graph, options.output, inputs, mask)
-        report |= agreement._asdict()
-        if not options.int8 and (agreement.rows_with_other_gates or not agreement.logits_difference < TOLERANCE):
-            raise SystemExit(
-                f"{options.output} does not do what the model does: {json.dumps(report)}. Where a gate is within "
-                "float32 rounding of 0.5 this may be chance: check on other --inputs."
-            )
+        report |= checked(graph, options, report)
     print(json.dumps(report, indent=2))
     return report
 
 
-if __name__ == "__main__":
-    main()
+def checked(graph: UpdateLoop, options: Namespace, report: dict[str, object]) -> dict[str, object]:
+    """Return how well the file agrees with the model on ragged rows; exits where it does not."""
+    inputs = check_inputs(graph, options.inputs)
+    lengths = torch.linspace(inputs.shape[1], 1, len(inputs)).long()
+    mask = (torch.arange(inputs.shape[1]) < lengths.unsqueeze(1)).long()
+    agreement = compare(graph, options.output, inputs, mask)
+    if not options.int8 and (agreement.rows_with_other_gates or not agreement.logits_difference < TOLERANCE):
+        raise SystemExit(
+            f"{options.output} does not do what the model does: {json.dumps(report | agreement._asdict())}. Where a "
+            "gate is within float32 rounding of 0.5 this may be chance: check on other --inputs."
+        )
+    return agreement._asdict()

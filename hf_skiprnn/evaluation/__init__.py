@@ -1,1 +1,1 @@
-"""Metrics, figures, and the paper's published numbers."""
+"""Evaluation: metrics, figures, the paper's published numbers, and files written whole."""

@@ -1,4 +1,8 @@
-"""Pictures of which steps were read. Drawn through Matplotlib's objects: no display, no global state."""
+"""Figures: which steps a model read, and metrics against the steps read.
+
+Drawn with Matplotlib's objects, not with pyplot: they need no display and change no global state. Every figure of steps
+read takes `predicted` and `labels`, the names of the predicted and the true class of each row.
+"""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,13 +16,26 @@ from matplotlib.ticker import NullFormatter
 
 READ = "#d62728"  # a step that was read
 UNREAD = "#b0b7bf"  # a step that was skipped
-INK = "#30363d"
+INK = "#30363d"  # text and axes
+# A kind of model has one colour in all figures; its second curve in a figure has another marker.
+COLOURS = {"learned": READ, "plain": INK, "strided": "#1f77b4", "random": "#e69f00"}
+MARKERS = "osD^v"
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a model, a key of COLOURS, from its name: "Skip LSTM", "LSTM", "LSTM, strided"..."""
+    lower = name.lower()
+    if "random" in lower or "p_skip" in lower:
+        return "random"
+    if "stride" in lower:
+        return "strided"
+    return "learned" if lower.startswith("skip") or "gate" in lower else "plain"
 
 
 def pixels_read(images: np.ndarray, gates: np.ndarray, predicted: Sequence[str], labels: Sequence[str]) -> Figure:
-    """Every image in gray with its read pixels in red.
+    """Draw every image in gray, with the pixels that were read in red.
 
-    images [N, H, W] in [0, 1]; gates [N, H*W] bool, in row order.
+    images: [N, H, W] in [0, 1]; gates: [N, H*W] bool, in row order.
     """
     _check("pixels_read", gates, (len(images), images.shape[1] * images.shape[2]))
     columns = min(len(images), 6)
@@ -37,9 +54,9 @@ def pixels_read(images: np.ndarray, gates: np.ndarray, predicted: Sequence[str],
 def waves_read(
     waves: np.ndarray, gates: np.ndarray, sampling_period: float, predicted: Sequence[str], labels: Sequence[str]
 ) -> Figure:
-    """Every wave as a line with its read samples as red points.
+    """Draw every wave as a line, with the samples that were read as red points.
 
-    waves [N, T]; gates [N, T] bool; sampling_period in ms.
+    waves: [N, T]; gates: [N, T] bool; sampling_period: in ms.
     """
     _check("waves_read", gates, waves.shape)
     figure = _figure(8.0, 1.35 * len(waves) + 0.7)
@@ -55,9 +72,9 @@ def waves_read(
 
 
 def marked_values_read(inputs: np.ndarray, gates: np.ndarray, predicted: np.ndarray, targets: np.ndarray) -> Figure:
-    """Every sequence of the adding task as stems, read steps in red, the two marked values with a ring.
+    """Draw every sequence of the adding task as stems: steps read in red, the two marked values with a ring.
 
-    inputs [N, T, 2]: value and marker; gates [N, T] bool; predicted and targets [N].
+    inputs: [N, T, 2], value and marker; gates: [N, T] bool; predicted and targets: [N].
     """
     _check("marked_values_read", gates, inputs.shape[:2])
     figure = _figure(8.0, 1.35 * len(inputs) + 0.7)
@@ -80,9 +97,9 @@ def marked_values_read(inputs: np.ndarray, gates: np.ndarray, predicted: np.ndar
 def channels_read(
     sequences: Sequence[np.ndarray], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
 ) -> Figure:
-    """Every series as a strip, one channel as a line and several as a heat map, with the read steps marked in red.
+    """Draw every series, one channel as a line and several as a heat map, with the steps that were read in red.
 
-    sequences: [T, C] each, of any lengths; gates: [T] bool each.
+    sequences: [T, I] each, of any lengths; gates: [T] bool each.
     """
     figure = _figure(8.0, 1.35 * len(sequences) + 0.7)
     for index, (steps, read) in enumerate(zip(sequences, gates, strict=True)):
@@ -96,21 +113,21 @@ def channels_read(
             axes.imshow(steps.T, aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest")
             axes.eventplot(places, lineoffsets=-0.08 * steps.shape[1], linelengths=0.12 * steps.shape[1], colors=READ)
             axes.set_ylim(-0.18 * steps.shape[1], steps.shape[1] - 0.5)
-        axes.tick_params(labelbottom=True)  # lengths differ
+        axes.tick_params(labelbottom=True)  # each has its own time axis: lengths differ
     figure.axes[-1].set_xlabel("step", fontsize=9, color=INK)
     figure.suptitle("Steps read are marked in red", fontsize=10, color=INK)
     return figure
 
 
-LINE = 110  # characters of a line of words
+LINE = 110  # characters in a line of text
 
 
 def words_read(
     texts: Sequence[Sequence[str]], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
 ) -> Figure:
-    """Every text word by word, read words in red and the others in light gray.
+    """Write every text with the words that were read in red and the others in light gray.
 
-    texts: words of each text; gates: [words] bool each.
+    texts: the words of each text; gates: [words] bool each.
     """
     pages = [_lines(words) for words in texts]
     height = sum(len(lines) + 2 for lines in pages)
@@ -137,7 +154,7 @@ def words_read(
 def words_read_page(
     texts: Sequence[Sequence[str]], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
 ) -> str:
-    """The same as an HTML page: read words stand in <mark>, so that it also reads well without colours."""
+    """Return the picture of words_read as an HTML page. Words that were read stand in <mark>."""
     parts = []
     for words, read, guess, label in zip(texts, gates, predicted, labels, strict=True):
         _check("words_read_page", read, (len(words),))
@@ -155,7 +172,7 @@ def words_read_page(
 
 
 class Comparison(NamedTuple):
-    """A row of a table: ours, one value a seed, and the paper's (mean, deviation), None where it gives none."""
+    """A row of a table: our values, one for each seed, and the paper's mean and standard deviation, or None."""
 
     name: str
     metric: Sequence[float]
@@ -165,9 +182,9 @@ class Comparison(NamedTuple):
 
 
 def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) -> Figure:
-    """Two plots side by side with one line a row: the metric, and the steps read; means with their deviations.
+    """Draw the metric and the steps read side by side, one line for each row, with means and standard deviations.
 
-    metric and steps: labels of the axes.
+    metric and steps: labels of the two axes.
     """
     figure = _figure(9.0, 1.1 + 0.3 * len(rows))
     places = np.arange(len(rows))[::-1]
@@ -183,22 +200,14 @@ def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) 
         left.set_xscale("log")
         left.xaxis.set_minor_formatter(NullFormatter())
     for row, place in zip(rows, places, strict=True):
+        colour = COLOURS[kind_of(row.name)]
         for axes, ours, paper in ((left, row.metric, row.paper_metric), (right, row.updates, row.paper_updates)):
             deviation = np.std(ours, ddof=1) if len(ours) > 1 else None
-            axes.scatter(ours, [place] * len(ours), s=8, color=READ, alpha=0.5, linewidths=0)
-            axes.errorbar(np.mean(ours), place, xerr=deviation, fmt="o", ms=5, color=READ, capsize=2, label="ours")
+            axes.scatter(ours, [place] * len(ours), s=8, color=colour, alpha=0.5, linewidths=0)
+            axes.errorbar(np.mean(ours), place, xerr=deviation, fmt="o", ms=5, color=colour, capsize=2, label="ours")
             if paper[0] is not None:
-                axes.errorbar(
-                    paper[0],
-                    place - 0.25,
-                    xerr=paper[1],
-                    fmt="D",
-                    ms=4,
-                    mfc="none",
-                    color=INK,
-                    capsize=2,
-                    label="paper",
-                )
+                style = {"fmt": "D", "ms": 4, "mfc": "none", "color": INK, "capsize": 2}
+                axes.errorbar(paper[0], place - 0.25, xerr=paper[1], label="paper", **style)
     left.set_yticks(places, names, fontsize=8)
     handles, labels = right.get_legend_handles_labels()
     shown = dict(zip(labels, handles, strict=True))
@@ -207,16 +216,21 @@ def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) 
 
 
 def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]], metric: str, steps: str) -> Figure:
-    """A curve for each model or gate: metric against updates, the points that nothing beats joined by a line.
+    """Draw the metric against updates, one curve for each model; a line joins the runs that no other run beats.
 
-    points: name -> (updates, metric) of its runs; metric and steps: labels of the axes. Higher is better.
+    points: name -> (updates, metric) of its runs, higher metrics are better; the colour follows from the name.
+    metric and steps: labels of the axes.
     """
     figure = _figure(6.0, 4.2)
     axes = figure.add_subplot()
+    kinds: list[str] = []
     for name, runs in points.items():
-        (line,) = axes.step(*zip(*pareto_front(runs), strict=True), where="post", linewidth=1.2, alpha=0.7)
+        kind = kind_of(name)
+        marker, colour = MARKERS[kinds.count(kind) % len(MARKERS)], COLOURS[kind]
+        kinds.append(kind)
+        axes.step(*zip(*pareto_front(runs), strict=True), where="post", linewidth=1.2, alpha=0.7, color=colour)
         updates, values = zip(*runs, strict=True)
-        axes.scatter(updates, values, s=22, color=line.get_color(), label=name, zorder=3)
+        axes.scatter(updates, values, s=22, color=colour, marker=marker, label=name, zorder=3)
     axes.set_xlabel(steps, fontsize=9, color=INK)
     axes.set_ylabel(metric, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
@@ -228,7 +242,7 @@ def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]]
 
 
 def pareto_front(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (updates, metric) that no other run beats: fewer updates at no smaller metric; by updates, ascending."""
+    """Return the (updates, metric) that no run beats with fewer updates and no smaller metric, by updates."""
     front: list[tuple[float, float]] = []
     for updates, metric in sorted(runs, key=lambda run: (run[0], -run[1])):
         if not front or metric > front[-1][1]:
@@ -237,7 +251,7 @@ def pareto_front(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float
 
 
 def _lines(words: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Words broken into lines: [(index of the word, column)] each."""
+    """Break words into lines; each is a list of (index of the word, column)."""
     lines: list[list[tuple[int, int]]] = [[]]
     column = 0
     for place, word in enumerate(words):
@@ -250,7 +264,7 @@ def _lines(words: Sequence[str]) -> list[list[tuple[int, int]]]:
 
 
 def _word(axes: Axes, column: int, row: int, word: str, color: str) -> None:
-    """A word at a column and row of characters; a dollar sign is a dollar sign."""
+    """Write a word at a column and row of characters; a dollar sign starts no formula."""
     weight = "bold" if color == READ else "normal"
     text = axes.text(column, row, word, fontsize=6.8, color=color, weight=weight, family="monospace", va="top")
     text.set_parse_math(False)
@@ -262,14 +276,14 @@ def _check(name: str, gates: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, inches, that can be saved without a display."""
+    """Return an empty figure of a size in inches, which can be saved without a display."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _strip(figure: Figure, count: int, index: int, title: str) -> Axes:
-    """One of `count` plots under each other that share the time axis."""
+    """Add one of `count` plots, which stand below each other and share the time axis."""
     axes = figure.add_subplot(count, 1, index + 1)
     axes.set_title(title, fontsize=9, color=INK, loc="left", pad=3)
     axes.tick_params(labelsize=7, colors=INK, labelbottom=index == count - 1)
@@ -280,7 +294,7 @@ def _strip(figure: Figure, count: int, index: int, title: str) -> Axes:
 
 
 def _tinted(image: np.ndarray, read: np.ndarray) -> np.ndarray:
-    """Gray image on a light ground -> RGB, with the read pixels mixed into red: [H, W, 3] in [0, 1]."""
+    """Return the image [H, W] as RGB [H, W, 3] in [0, 1]: dark on light, with the pixels that were read tinted red."""
     gray = np.repeat((0.97 - 0.85 * image)[..., None], 3, axis=2)
     red = np.array([0.84, 0.15, 0.16])
     return np.where(read[..., None], 0.45 * gray + 0.55 * red, gray)

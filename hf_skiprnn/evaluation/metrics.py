@@ -1,6 +1,7 @@
-"""What is measured: accuracy, squared error, updates, and the operations that the updates cost.
+"""The metrics: accuracy, errors, updates, and the operations that the updates cost.
 
-Every function takes NumPy arrays and returns Python floats, so that results go straight into JSON.
+Functions take NumPy arrays (or lists) and return Python floats, so that results can be written as JSON. scikit-learn is
+imported when it is used: only the extra `train` installs it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ PERCENTILES = (20, 50, 80)
 
 
 class RecurrentConfig(Protocol):
-    """The fields of SkipRNNConfig that decide what an update costs."""
+    """The fields of SkipRNNConfig that decide how many operations an update takes."""
 
     cell_type: Any
     input_size: Any
@@ -25,33 +26,89 @@ class RecurrentConfig(Protocol):
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Share of rows whose largest logit is the label; logits [N, C], labels [N] integer."""
+    """Compute the share of rows whose largest logit is the label.
+
+    Args:
+        logits: [N, C].
+        labels: [N] integer classes.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    from sklearn.metrics import accuracy_score
+
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"accuracy needs logits [N, C] and labels [N]; got {logits.shape} and {labels.shape}.")
-    return float(np.mean(logits.argmax(axis=1) == labels))
+    return float(accuracy_score(labels, logits.argmax(axis=1)))
+
+
+def balanced_accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Compute the mean recall of the classes that occur in `labels`; logits [N, C], labels [N] integer classes."""
+    from sklearn.metrics import recall_score
+
+    # balanced_accuracy_score is the same number, but warns of predicted classes that no row has.
+    return float(recall_score(labels, np.argmax(logits, axis=1), labels=np.unique(labels), average="macro"))
+
+
+def micro_f1(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Compute F1 over all pairs of row and label; logits [N, C] (above 0: predicted), labels [N, C] of 0 and 1."""
+    from sklearn.metrics import f1_score
+
+    pairs = [np.asarray(part).reshape(-1) > 0 for part in (labels, logits)]
+    return float(f1_score(*pairs, zero_division=0.0))
 
 
 def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> float:
-    """Mean of the squared difference in float64; predictions [N] or [N, 1], targets [N] or [N, 1]."""
+    """Compute the mean squared difference in float64.
+
+    Args:
+        predictions: [N] or [N, C].
+        targets: [N] or [N, C], as many numbers as predictions.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    from sklearn.metrics import mean_squared_error as of_columns
+
+    return float(of_columns(*_columns("mean_squared_error", predictions, targets)))
+
+
+def explained_variance(predictions: ArrayLike, targets: ArrayLike) -> float:
+    """Compute R2, the share of the targets' variance that is explained; shapes as in mean_squared_error.
+
+    Several columns are weighted by their variance. NaN for a single row, which has no variance.
+    """
+    from sklearn.metrics import r2_score
+
+    targets, predictions = _columns("explained_variance", predictions, targets)
+    return float("nan") if len(targets) < 2 else float(r2_score(targets, predictions, multioutput="variance_weighted"))
+
+
+def _columns(name: str, predictions: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return (targets, predictions), each float64 [N, C]."""
     predictions, targets = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     if predictions.size != targets.size or predictions.shape[:1] != targets.shape[:1]:
-        raise ValueError(
-            f"mean_squared_error needs one prediction per target; got {predictions.shape} and {targets.shape}."
-        )
-    return float(np.mean((predictions.reshape(-1) - targets.reshape(-1)) ** 2))
+        raise ValueError(f"{name} needs one prediction per target; got {predictions.shape} and {targets.shape}.")
+    return targets.reshape(len(targets), -1), predictions.reshape(len(targets), -1)
 
 
 def real_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Real steps of each row of a batch of model inputs: -> [B] integer.
+    """Count the real steps of each row of a batch of model inputs.
 
-    Where there is no `attention_mask` every step is real: T of `input_values` [B, T, I] or `input_ids` [B, T], H * W of
-    `pixel_values` [B, C, H, W].
+    Without `attention_mask` every step is real: T of `input_values` [B, T, I], `inputs_embeds` [B, T, I] or `input_ids`
+    [B, T], H * W of `pixel_values` [B, C, H, W].
+
+    Returns:
+        [B] integer, on the device of the inputs.
+
+    Raises:
+        ValueError: the batch has none of these inputs.
     """
     mask = inputs.get("attention_mask")
     if mask is not None:
         return (mask != 0).sum(dim=1)
-    for name in ("input_values", "input_ids", "pixel_values"):
+    for name in ("input_values", "inputs_embeds", "input_ids", "pixel_values"):
         if (value := inputs.get(name)) is not None:
             steps = value.shape[2] * value.shape[3] if name == "pixel_values" else value.shape[1]
             return torch.full((value.shape[0],), steps, dtype=torch.long, device=value.device)
@@ -59,10 +116,18 @@ def real_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def update_statistics(updates: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
-    """Updates per row and the share of real steps that were updates.
+    """Summarise how many steps the rows read.
 
-    updates [N], lengths [N] real steps. Returns `updates` (mean), `updates_std` (population), `updates_p20`, `_p50`,
-    `_p80` over rows, and `update_rate`: all updates over all real steps.
+    Args:
+        updates: [N], updates of each row.
+        lengths: [N], real steps of each row.
+
+    Returns:
+        `updates` (mean over rows), `updates_std` (population), the percentiles `updates_p20`, `updates_p50` and
+        `updates_p80`, and `update_rate`: all updates over all real steps.
+
+    Raises:
+        ValueError: no rows, or other shapes.
     """
     updates, lengths = np.asarray(updates, np.float64), np.asarray(lengths, np.float64)
     if updates.shape != lengths.shape or updates.ndim != 1 or updates.size == 0:
@@ -77,10 +142,10 @@ def update_statistics(updates: ArrayLike, lengths: ArrayLike) -> dict[str, float
 
 
 def multiply_accumulates(config: RecurrentConfig, updates: float) -> float:
-    """Multiply-accumulates of a sequence with that many updates, counted as the paper's tables count FLOPs.
+    """Count the multiply-accumulates of a sequence with that many updates, as the paper's tables count FLOPs.
 
-    One per weight of the gates' matrix products: updates * G * H * (H + I) with G = 4 (LSTM) or 3 (GRU), summed over
-    the layers; biases, nonlinearities, the update gate and the classifier are left out.
+    One for each weight of the cell's matrix products: updates * G * H * (H + I) with G = 4 (LSTM) or 3 (GRU), summed
+    over the layers. Biases, nonlinearities, the update gate and the classifier are left out.
     """
     gates, units = GATES_PER_CELL[config.cell_type], config.hidden_size
     inputs = [config.input_size] + [units] * (config.num_hidden_layers - 1)
@@ -88,7 +153,10 @@ def multiply_accumulates(config: RecurrentConfig, updates: float) -> float:
 
 
 def operation_counts(config: RecurrentConfig, statistics: Mapping[str, float]) -> dict[str, float]:
-    """Multiply-accumulates per sequence, from update_statistics: of the updates, and of reading every real step."""
+    """Count multiply-accumulates per sequence: `read`, of the updates, and `every_step`, if every real step were read.
+
+    statistics: what update_statistics returned.
+    """
     updates, rate = statistics["updates"], statistics["update_rate"]
     every = updates / rate if rate else 0.0
     return {"read": multiply_accumulates(config, updates), "every_step": multiply_accumulates(config, every)}

@@ -1,4 +1,4 @@
-"""What the paper reports (Campos et al., ICLR 2018), to stand beside what is measured here."""
+"""The results that the paper (Campos et al., ICLR 2018) publishes in its tables, to compare ours with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of one of the paper's tables: means of four runs, +- their standard deviation where it is given.
+    """A row of one of the paper's tables: means of four runs, and their standard deviation where the paper gives it.
 
-    metric: the name that the task gives it; value in the metric's unit, None where only `solved` is told.
-    updates: steps read per sequence; of random skips the expectation.
-    options: the task options that the row holds for.
+    Attributes:
+        metric: name of the metric, as the task calls it.
+        value: of the metric; None where the paper only says whether the task was solved.
+        updates: steps read per sequence; of random skips, the expected number.
+        options: the task options that the row was measured with.
     """
 
     table: int
@@ -30,7 +32,7 @@ class PublishedRow:
 
     @property
     def model(self) -> str:
-        """The row's model as the paper writes it."""
+        """The model's name as the paper writes it."""
         cell = self.cell_type.upper()
         if self.gate == "learned":
             return f"Skip {cell}, λ = {self.budget_weight:g}"
@@ -38,7 +40,7 @@ class PublishedRow:
 
     @property
     def name(self) -> str:
-        """The row's name in scripts/paper_rows.yaml, behind its table's."""
+        """The row's name in scripts/paper/paper_rows.yaml, after the table's name."""
         if self.gate == "learned":
             return f"skip-{self.cell_type}-{self.budget_weight:.0e}".replace("e-0", "e-").replace("-0e+00", "-0")
         if self.skip_probability is None:
@@ -47,7 +49,7 @@ class PublishedRow:
 
 
 def published_rows(task: str, cell_type: str, options: Mapping[str, Any]) -> list[PublishedRow]:
-    """The paper's rows for this task with these options and this cell; none where it has none."""
+    """Return the paper's rows for a task with these options and a cell; an empty list if it has none."""
     return [
         row
         for row in ROWS
@@ -57,7 +59,7 @@ def published_rows(task: str, cell_type: str, options: Mapping[str, Any]) -> lis
 
 
 def _adding() -> list[PublishedRow]:
-    """Table 1; of 50 steps, updates from the percentages given."""
+    """Table 1. The paper gives percentages of 50 steps; these are updates."""
     same: dict[str, Any] = {"table": 1, "task": "adding", "metric": "mse", "options": {"length": 50}}
     learned = (
         ("lstm", 0.0, 81.1, 3.6),
@@ -87,7 +89,7 @@ def _adding() -> list[PublishedRow]:
 
 
 def _frequency() -> list[PublishedRow]:
-    """Table 4: solved by all."""
+    """Table 4; every model solves the task."""
     rows = []
     for cell, period, steps, learned in (
         ("lstm", 1.0, 100.0, ((0.0, 55.5, 16.9), (1e-5, 47.4, 14.1), (1e-4, 12.7, 0.5))),
@@ -133,7 +135,7 @@ def _mnist() -> list[PublishedRow]:
 
 
 def _imdb() -> list[PublishedRow]:
-    """Table 5; padding counts as steps there."""
+    """Table 5. There, padding counts as steps."""
     rows = []
     weights = (0.0, 1e-5, 1e-4, 1e-3)
     for cell, length, plain, accuracies, updates in (
@@ -152,7 +154,7 @@ def _imdb() -> list[PublishedRow]:
 
 
 def _videos() -> list[PublishedRow]:
-    """Tables 3 (Charades; mean average precision, percent there) and 6 (UCF-101)."""
+    """Tables 3 (Charades; mean average precision, which the paper gives in percent) and 6 (UCF-101)."""
     rows = []
     for cell, plain, learned in (
         ("lstm", 0.671, ((0.0, 0.749, 138.9), (1e-5, 0.757, 24.2), (1e-4, 0.790, 7.6))),

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.cells_skip_rnn import CELLS, LARGEST_COUNT, NEVER, steps_to_update
 from hf_skiprnn.model.event_forward_skip_rnn import update
-from hf_skiprnn.model.reader_skip_rnn import LARGEST_COUNT, NEVER, OPEN
 
 OPSET = 20
 
@@ -44,7 +43,7 @@ class Exported(nn.Module):
         """One update of N rows from numbers [N, I] or token ids [N].
 
         `states`: h of each layer, bottom first, then c of each layer; [N, H]. Returns the new ones, and how many steps
-        later the gate opens: [N, 1] float64, a whole number from 1 to infinity.
+        later the gate opens: [N, 1] int64, above LARGEST_COUNT where it never does.
         """
         layers = [layer.weights() for layer in self.base.layers]
         h, c = list(states[: len(layers)]), list(states[len(layers) :])
@@ -53,11 +52,9 @@ class Exported(nn.Module):
         increment = update(x, h, c, layers, self.base.gate_weights(), self.cell)
         if increment is None:
             stride = self.base.stride if self.base.gate == "strided" else 1
-            return h + c, h[0].new_full((h[0].shape[0], 1), stride, dtype=torch.float64)
-        # Exact, see reader_skip_rnn.steps_to_skip: a quotient of tensors, for a number's becomes a product with 1 / D.
-        exact = increment.double().unsqueeze(1)
-        steps = torch.ceil(torch.full_like(exact, OPEN) / exact)
-        return h + c, torch.where(steps.isnan(), 1.0, steps)
+            return h + c, torch.full_like(h[0][:, :1], stride, dtype=torch.long)
+        limit = torch.full_like(increment, LARGEST_COUNT, dtype=torch.long)
+        return h + c, steps_to_update(increment, torch.zeros_like(increment), limit).unsqueeze(1)
 
     def start(self, rows: int) -> list[Tensor]:
         """The states before the first step, as `update` takes them."""
@@ -98,7 +95,7 @@ class UpdateLoop(Exported):
             new, wait = self.update(x, states)
             alive = at < lengths
             kept = [torch.where(alive, part, old) for part, old in zip(new, states, strict=True)]
-            later = (at + wait.clamp(max=LARGEST_COUNT).long()).minimum(lengths)
+            later = (at + wait).minimum(lengths)
             return later, gates.scatter(1, at, one), *kept, *self.keep_logits(kept_logits, kept)
 
         gates = torch.zeros(batch, steps + 1, dtype=torch.uint8, device=inputs.device)  # in the order of `order`
@@ -149,8 +146,7 @@ class OneUpdate(Exported):
         start = self.start(x.shape[0])
         states = [torch.where(fresh.unsqueeze(1), first, old) for first, old in zip(start, given, strict=True)]
         states, steps = self.update(x, states)
-        within = steps <= LARGEST_COUNT
-        wait = torch.where(within, torch.where(within, steps, 1.0).long() - 1, NEVER).squeeze(1)
+        wait = torch.where(steps > LARGEST_COUNT, NEVER, steps - 1).squeeze(1)
         layers = len(self.base.layers)
         stacked = [torch.stack(part) for part in (states[:layers], states[layers:]) if part]
         return self.logits(states), wait, *stacked

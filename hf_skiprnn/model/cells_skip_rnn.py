@@ -15,11 +15,17 @@ eq. 5 never bites below the threshold 0.5. The comparison with 0.5 is made in fl
 Shapes: B rows, T steps, I inputs, H units, G gates of the cell (4 or 3), L layers, N any number of rows.
 """
 
+import math
+import sys
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LARGEST_COUNT = 2**24  # float32 counts no further: a gate that is closed after so many steps never opens
+NEVER = sys.maxsize  # steps to skip where the gate never opens again
+OPEN = 0.5 - 2.0**-26  # half-way between 0.5 and the float32 below it; rounds to 0.5, whose last bit is even
 
 
 class LayerWeights(NamedTuple):
@@ -109,6 +115,33 @@ def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
 def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
     """Whether the k-th step (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
     return ~(steps_since_update.float() * increment.float() < 0.5)
+
+
+def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:
+    """Return the first n in 1 .. remaining for which `gate_opens(k + n, D)`, else remaining + 1: [N] int64.
+
+    The first open step is k = ceil(0.5 / D): N_skip of section 3.1. The quotient is rounded, so the result is corrected
+    by one against the product that defines the gate. A NaN updates at once. remaining: at most LARGEST_COUNT.
+    """
+    d, k = increment.float(), steps_since_update.long()
+    n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
+    n = torch.where(d.isnan(), 1.0, n).clamp(1, LARGEST_COUNT).long()
+    n = torch.where(gate_opens(k + n, d), n, n + 1)
+    n = torch.where((n > 1) & gate_opens(k + n - 1, d), n - 1, n)
+    return n.minimum(remaining + 1)
+
+
+def steps_to_skip(increment: float, steps_since_update: float) -> int:
+    """Return how many steps stay closed before the next update, or NEVER: `steps_to_update` - 1 for one row.
+
+    For streams, where a tensor operation would cost more than the step. Both arguments are float32 values, so their
+    product is exact in a Python float, and its float32 rounding is at least 0.5 where it is at least OPEN.
+    """
+    if increment * LARGEST_COUNT < OPEN:
+        return NEVER
+    if increment != increment:  # NaN
+        return 0
+    return max(math.ceil(OPEN / increment) - int(steps_since_update), 1) - 1
 
 
 class LSTMCell:

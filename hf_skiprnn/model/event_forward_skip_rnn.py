@@ -11,21 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import Cell, GateWeights, LayerWeights, gate_opens, increment_of, product
+from .cells_skip_rnn import Cell, GateWeights, LayerWeights, increment_of, product, steps_to_update
 from .outputs_skip_rnn import SkipRNNState
-
-
-def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:
-    """Return the first n in 1 .. remaining for which `gate_opens(k + n, D)`, else remaining + 1: [N] int64.
-
-    Closed form ceil(0.5 / D), corrected by one against the product that defines the gate. A NaN updates at once.
-    """
-    d, k, limit = increment.float(), steps_since_update.float(), remaining.float() + 1
-    n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
-    n = torch.where(d.isnan(), torch.ones_like(n), n).clamp(min=1).minimum(limit)
-    n = torch.where(gate_opens(k + n, d), n, n + 1)
-    n = torch.where((n > 1) & gate_opens(k + n - 1, d), n - 1, n)
-    return n.minimum(limit).long()
 
 
 def update(

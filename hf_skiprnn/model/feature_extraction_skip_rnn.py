@@ -1,6 +1,6 @@
-"""Sounds and series of numbers as sequences: samples, log-mel frames or channels, standardised as in training.
+"""The feature extractor: sounds and series of numbers as samples, log-mel frames or channels, standardised.
 
-Travels with a checkpoint: imports nothing of this package, and needs no sound library; it takes arrays, not files.
+This file is saved with a checkpoint, so it imports nothing of this package. It takes arrays, not sound files.
 """
 
 from collections.abc import Iterable
@@ -15,18 +15,27 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 FEATURES = ("values", "log_mel")
-MEL_FLOOR = 1e-6  # of a mel band's power, so that silence has a logarithm
+NUMBERS = (int, float, np.number)
+# Type of PCM samples -> its zero and its largest magnitude. 8-bit PCM is unsigned.
+PCM = {
+    np.dtype(np.uint8): (128, 128),
+    np.dtype(np.int16): (0, 2**15),
+    np.dtype(np.int32): (0, 2**31),
+}
+MEL_FLOOR = 1e-6  # least power of a mel band, so that silence has a logarithm
 
 
 class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
-    """Sequences to `input_values` [B, T, feature_size] float32 and `attention_mask` [B, T] int32.
+    """Turns sequences into `input_values` [B, T, feature_size] float32 and `attention_mask` [B, T] int32.
 
-    feature_size: numbers per step: channels of a series (1 for the samples of a sound), or mel bands.
-    sampling_rate: samples per second; None for a series that is no sound.
-    features: "values" (what came is what the model reads) or "log_mel" (logarithm of the power in mel bands, in frames
-    of `frame_length` samples every `hop_length` samples, the first at sample 0; a shorter sound is filled up with zeros
-    to one frame).
-    mean, std: [feature_size] each; set, every step becomes (x - mean) / std. `fit` measures them.
+    Args:
+        feature_size: numbers per step: channels of a series (1 for the samples of a sound), or mel bands.
+        sampling_rate: samples per second of a sound; None for a series that is no sound. If set, integer samples (PCM)
+            are scaled to [-1, 1] by the range of their type; without it, integers are taken as they are.
+        features: "values" (the model reads the numbers themselves) or "log_mel" (it reads the logarithm of the power
+            in mel bands, in frames of `frame_length` samples every `hop_length` samples, the first at sample 0; a
+            sound that is shorter than a frame is filled up with zeros).
+        mean, std: [feature_size] each. If set, every step becomes (x - mean) / std. `fit` measures them.
 
     Raises:
         ValueError: an option out of its range.
@@ -46,6 +55,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         padding_value: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        # A series has no sampling rate, which transformers' annotation leaves out.
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)  # type: ignore[arg-type]
         self.features, self.frame_length, self.hop_length = features, frame_length, hop_length
         self.mean, self.std = mean, std
@@ -87,17 +97,28 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """One sequence (an array or tensor, or a list of numbers) or a list of several.
+        """Return the padded batch of one sequence or of a list of several.
 
-        A sequence is [T] or, with features="values", [T, feature_size]. sampling_rate: of what is given; another one
-        than the extractor's is refused. The other arguments are SequenceFeatureExtractor.pad's.
+        Args:
+            raw: a sequence is an array, a tensor or nested lists: [T] for one channel or log_mel, or [T, feature_size].
+                Lists [T][feature_size] are one sequence where feature_size is above 1; for one channel, a list of
+                lists is a batch.
+            sampling_rate: samples per second of `raw`; another rate than the extractor's is refused.
+            padding: this and the four that follow are SequenceFeatureExtractor.pad's.
+            max_length: in steps.
+            truncation: cut longer sequences to max_length.
+            pad_to_multiple_of: in steps.
+            return_attention_mask: default: yes.
+            return_tensors: "pt", "np", or None for a list with an array for each sequence: `datasets.map` with
+                batched=True stores it, with padding=False too.
 
         Raises:
-            ValueError: a sequence of another shape, empty, or with a value that is not finite; the message names it.
+            ValueError: a sequence of another shape or type, empty, or with a value that is not finite; the message
+                names it.
         """
         self._check_rate(sampling_rate)
-        sequences = [self.extract(x, f"sequence {i}") for i, x in enumerate(_as_list(raw))]
-        return self.pad(
+        sequences = [self.extract(x, f"sequence {i}") for i, x in enumerate(self._as_list(raw))]
+        batch = self.pad(
             BatchFeature({"input_values": sequences}),
             padding=padding,
             max_length=max_length,
@@ -106,23 +127,29 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
             return_attention_mask=return_attention_mask,
             return_tensors=return_tensors,
         )
+        if return_tensors is None:  # `pad` makes arrays of objects, which Arrow cannot store
+            batch.update({name: list(rows) for name, rows in batch.items()})
+        return batch
 
     def extract(self, raw: Any, name: str = "the sequence") -> np.ndarray:
-        """One sequence [T] or [T, feature_size] -> its steps [T', feature_size] float32; `name` is for errors."""
+        """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]; errors use `name`."""
         steps = self._steps(raw, name)
         if self.mean is not None:
             steps = (steps - np.asarray(self.mean)) / np.asarray(self.std)
         return steps.astype(np.float32)
 
     def fit(self, sequences: Iterable[Any]) -> Self:
-        """Measure `mean` and `std` per channel over all steps of these (training) sequences; returns self.
+        """Measure `mean` and `std` of each channel over all steps of the training sequences; return self.
 
-        A channel that never changes is only centred: its std is taken as 1.
+        A channel that never changes gets std 1.
+
+        Raises:
+            ValueError: no sequence, or one that `__call__` refuses.
         """
         count, mean, spread = 0, np.zeros(self.feature_size), np.zeros(self.feature_size)
         for index, sequence in enumerate(sequences):
             steps = self._steps(sequence, f"sequence {index}")
-            # Merging (count, mean, sum of squared deviations) loses no digits, as sums of squares would.
+            # Merged sums of squared deviations keep the digits that sums of squares would lose.
             delta, total = steps.mean(axis=0) - mean, count + len(steps)
             spread += ((steps - steps.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * (count * len(steps) / total)
             mean, count = mean + delta * (len(steps) / total), total
@@ -134,8 +161,8 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return self
 
     def _steps(self, raw: Any, name: str) -> np.ndarray:
-        """[T, feature_size] float64, checked, not standardised."""
-        values = _as_array(raw, name)
+        """Return [T, feature_size] float64, checked and not standardised."""
+        values = _as_array(raw, name, is_sound=self.sampling_rate is not None)
         shape = values.shape
         wanted = "[T]" if self.features == "log_mel" else f"[T, {self.feature_size}]"
         if values.ndim == 1 and (self.features == "log_mel" or self.feature_size == 1):
@@ -154,7 +181,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return values if self.features == "values" else self._log_mel(values[:, 0])
 
     def _log_mel(self, samples: np.ndarray) -> np.ndarray:
-        """[samples] -> [frames, mel bands]."""
+        """Return log-mel frames [frames, mel bands] of samples [T]."""
         short = max(self.frame_length - len(samples), 0)
         return spectrogram(
             np.pad(samples, (0, short)),
@@ -184,8 +211,16 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
                 "Resample the sound first."
             )
 
+    def _as_list(self, raw: Any) -> list[Any]:
+        """Return the sequences of a batch, or the only one."""
+        if isinstance(raw, (np.ndarray, torch.Tensor)):
+            return list(raw) if raw.ndim == 3 else [raw]
+        raw = list(raw)
+        width = self.feature_size if self.features == "values" and self.feature_size > 1 else None
+        return [raw] if is_one_sequence(raw, width) else raw
+
     def _pad(self, processed_features: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """SequenceFeatureExtractor's takes [T] where feature_size is 1; here a sequence is always [T, feature_size]."""
+        """Pad one sequence [T, feature_size]; the base class expects [T] where feature_size is 1."""
         if self.feature_size == 1:
             processed_features["input_values"] = processed_features["input_values"].reshape(-1)
         padded = super()._pad(processed_features, *args, **kwargs)
@@ -193,20 +228,36 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return padded
 
 
-def _as_list(raw: Any) -> list[Any]:
-    """One sequence or several -> several."""
-    if isinstance(raw, (np.ndarray, torch.Tensor)):
-        return list(raw) if raw.ndim == 3 else [raw]
-    raw = list(raw)
-    is_one = bool(raw) and all(isinstance(x, (int, float, np.number)) for x in raw)
-    return [raw] if is_one else raw
+def is_one_sequence(raw: Any, feature_size: int | None) -> bool:
+    """Return whether lists are one sequence: numbers [T], or lists [T][feature_size] of numbers if it is given."""
+    if not isinstance(raw, (list, tuple)) or not raw:
+        return False
+    if all(isinstance(x, NUMBERS) for x in raw):
+        return True
+    return feature_size is not None and all(
+        isinstance(x, (list, tuple)) and len(x) == feature_size and all(isinstance(y, NUMBERS) for y in x) for x in raw
+    )
 
 
-def _as_array(raw: Any, name: str) -> np.ndarray:
-    """float64 of a sequence."""
+def _as_array(raw: Any, name: str, is_sound: bool) -> np.ndarray:
+    """Return a sequence as float64; the integer samples of a sound in [-1, 1].
+
+    Raises:
+        ValueError: no numbers, not equally many at every step, or integers that are no PCM type.
+    """
     if isinstance(raw, torch.Tensor):
         raw = raw.detach().cpu().numpy()
     try:
-        return np.asarray(raw, np.float64)
+        array = np.asarray(raw)
+        values = array.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} must hold numbers, as many at every step: {error}") from error
+    if not is_sound or array.dtype.kind not in "iub":
+        return values
+    if array.dtype not in PCM:
+        raise ValueError(
+            f"{name} holds {array.dtype}, whose range as sound is unknown. Pass PCM as {', '.join(map(str, PCM))}, or "
+            "floats in [-1, 1]."
+        )
+    zero, largest = PCM[array.dtype]
+    return (values - zero) / largest

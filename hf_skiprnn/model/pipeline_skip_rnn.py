@@ -1,38 +1,43 @@
-"""Pipelines whose results can carry the updates: for texts, sounds, pictures, and raw series of numbers.
+"""Pipelines for texts, sounds, images and raw series of numbers; their results can tell how many steps were read.
 
-`pipeline(task, model=..., trust_remote_code=True)` finds them by the checkpoint's own config, with or without this
-package installed. Around a model object: `pipeline(task, model=model, pipeline_class=...)`.
+`pipeline(task, model=folder, trust_remote_code=True)` finds them by the checkpoint's config, with or without this
+package. With the package, `pipeline(task, model=model, ...)` around a model object finds them too.
 """
 
-# transformers' pipelines narrow each other's signatures, and a mixin meets them all.
+# transformers' pipelines have signatures that narrow one another, and the mixin below must fit all of them.
 # mypy: disable-error-code="assignment, misc, override, safe-super"
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from transformers import (
     AudioClassificationPipeline,
+    AutoModelForSequenceClassification,
+    FeatureExtractionPipeline,
     ImageClassificationPipeline,
     Pipeline,
     TextClassificationPipeline,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.generic import ModelOutput
 
-from .feature_extraction_skip_rnn import SkipRNNFeatureExtractor
+from .feature_extraction_skip_rnn import SkipRNNFeatureExtractor, is_one_sequence
 
 
 class ResultsWithUpdates(Pipeline):
-    """What the four pipelines add to transformers' own.
+    """The base of the four pipelines: a batch is taken apart by rows, and an empty text is answered.
 
-    `return_updates=True`, at construction or in a call, adds to every result `updates`, how many steps were read, and
-    `steps`, how many real ones there were.
+    `return_updates=True`, at construction or in a call, adds to every result `updates`, the number of steps that were
+    read, and `steps`, the number of real steps.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: Any = self.model.config
         if getattr(config, "custom_pipelines", None):
-            # pipeline() leaves classes where their names were, and JSON has no classes.
+            # pipeline() replaces the names in the config by classes, which cannot be saved as JSON.
             config.custom_pipelines = {
                 task: info | {"pt": [getattr(auto, "__name__", auto) for auto in info["pt"]]}
                 for task, info in config.custom_pipelines.items()
@@ -44,13 +49,21 @@ class ResultsWithUpdates(Pipeline):
             postprocess["return_updates"] = return_updates
         return preprocess, forward, postprocess
 
+    def preprocess(self, *args: Any, **params: Any) -> Any:
+        """Return transformers' model inputs; for an empty text, one masked step: a row without real steps."""
+        inputs: Any = super().preprocess(*args, **params)
+        if "input_ids" in inputs and inputs["input_ids"].shape[1] == 0:
+            empty = inputs["input_ids"].new_zeros((1, 1), dtype=torch.long)
+            inputs.update({"input_ids": empty, "attention_mask": empty})
+        return inputs
+
     def _forward(self, input_tensors: Any, **params: Any) -> ModelOutput:
-        """Only what is per row: pipelines take batches apart along the first axis of every output."""
+        """Return the outputs that have a row for each input: transformers takes every output apart by rows."""
         out: Any = super()._forward(input_tensors, **params)
         return ModelOutput(logits=out.logits, num_updates=out.num_updates, num_steps=real_steps(input_tensors))
 
     def postprocess(self, model_outputs: ModelOutput, return_updates: bool = False, **params: Any) -> Any:
-        """transformers' result, with the updates if they are asked for."""
+        """Return transformers' result, with the updates if they are asked for."""
         results: Any = super().postprocess(model_outputs, **params)
         if return_updates:
             used = {"updates": int(model_outputs["num_updates"][0]), "steps": int(model_outputs["num_steps"][0])}
@@ -60,7 +73,7 @@ class ResultsWithUpdates(Pipeline):
 
 
 def real_steps(inputs: dict[str, Any]) -> Tensor:
-    """Real steps of each row of a batch of model inputs: -> [B] integer."""
+    """Return the number of real steps of each row of a batch of model inputs, [B] integer."""
     mask = inputs.get("attention_mask")
     if mask is not None:
         return (mask != 0).sum(dim=1)
@@ -72,28 +85,29 @@ def real_steps(inputs: dict[str, Any]) -> Tensor:
 
 
 class SkipRNNTextClassificationPipeline(ResultsWithUpdates, TextClassificationPipeline):
-    """transformers' "text-classification"; see ResultsWithUpdates."""
+    """transformers' "text-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
 
 
 class SkipRNNAudioClassificationPipeline(ResultsWithUpdates, AudioClassificationPipeline):
-    """transformers' "audio-classification"; see ResultsWithUpdates."""
+    """transformers' "audio-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
 
 
 class SkipRNNImageClassificationPipeline(ResultsWithUpdates, ImageClassificationPipeline):
-    """transformers' "image-classification"; see ResultsWithUpdates."""
+    """transformers' "image-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
 
 
 class SequenceClassificationPipeline(Pipeline):
-    """Classifies raw series: arrays [T, input_size] (or [T] where input_size is 1) to labels and scores.
+    """Classifies raw series: arrays [T, input_size], or [T] where input_size is 1.
 
-    The checkpoint's feature extractor is used where it has one, else the numbers are taken as they are. One array gives
-    a list of {"label", "score"}, best first (for a regression: the values, in order); a list of arrays gives a list of
-    such lists. Arrays of one batch may have different lengths.
+    A series may also be lists, as in a JSON body: numbers [T], or nested [T][input_size]. The checkpoint's feature
+    extractor prepares it; without one the numbers are read as they are. One series gives a list of {"label", "score"},
+    best first (for a regression: the values, in order). A list of series, which may have different lengths, gives a
+    list of such lists.
 
-    Call arguments: top_k, how many labels (default: all); sampling_rate, checked against the extractor's.
+    Call arguments: top_k, the number of labels (default: all); sampling_rate, checked against the extractor's.
 
     Raises:
-        ValueError: the model reads tokens; an array of another width, empty, or with values that are not finite.
+        ValueError: the model reads tokens; a series of another width, empty, or with values that are not finite.
     """
 
     _load_tokenizer = False
@@ -117,8 +131,14 @@ class SequenceClassificationPipeline(Pipeline):
         preprocess = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
         return preprocess, {}, {} if top_k is None else {"top_k": top_k}
 
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Classify one series or a list of series."""
+        takes_values = getattr(self.feature_extractor, "features", "values") == "values"
+        width = self.model.config.input_size if takes_values else None
+        return super().__call__(np.asarray(inputs) if is_one_sequence(inputs, width) else inputs, **kwargs)
+
     def preprocess(self, input_: Any, sampling_rate: int | None = None, **params: Any) -> Any:
-        """One array -> input_values [1, T, input_size] and attention_mask [1, T]."""
+        """Return input_values [1, T, input_size] and attention_mask [1, T] of one series."""
         extractor: Any = self.feature_extractor
         return extractor([input_], sampling_rate=sampling_rate, return_tensors="pt")
 
@@ -126,7 +146,7 @@ class SequenceClassificationPipeline(Pipeline):
         return self.model(**input_tensors)
 
     def postprocess(self, model_outputs: ModelOutput, top_k: int | None = None, **params: Any) -> Any:
-        """Logits [1, num_labels] -> labels and scores."""
+        """Return labels and scores of logits [1, num_labels]."""
         config: Any = self.model.config
         logits = model_outputs["logits"][0].float()
         kind = config.problem_type or ("regression" if logits.numel() == 1 else "single_label_classification")
@@ -139,4 +159,43 @@ class SequenceClassificationPipeline(Pipeline):
 
 
 class SkipRNNSequenceClassificationPipeline(ResultsWithUpdates, SequenceClassificationPipeline):
-    """The registered "sequence-classification"; see SequenceClassificationPipeline and ResultsWithUpdates."""
+    """The "sequence-classification" pipeline; see SequenceClassificationPipeline and ResultsWithUpdates."""
+
+
+class SkipRNNFeaturesPipeline(FeatureExtractionPipeline):
+    """transformers' "feature-extraction" pipeline for SkipRNNModel: every step's last_hidden_state."""
+
+    def _forward(self, input_tensors: Any, **params: Any) -> ModelOutput:
+        return ModelOutput(last_hidden_state=super()._forward(input_tensors, **params).last_hidden_state)
+
+
+PIPELINES: dict[str, tuple[type[Pipeline], type[Pipeline]]] = {  # task -> transformers' class and ours
+    "text-classification": (TextClassificationPipeline, SkipRNNTextClassificationPipeline),
+    "audio-classification": (AudioClassificationPipeline, SkipRNNAudioClassificationPipeline),
+    "image-classification": (ImageClassificationPipeline, SkipRNNImageClassificationPipeline),
+    "feature-extraction": (FeatureExtractionPipeline, SkipRNNFeaturesPipeline),
+}
+
+
+def register_pipelines() -> None:
+    """Let pipeline(task, model=...) build our pipelines around Skip RNN objects; other models get transformers' own.
+
+    transformers' pipelines cannot take our outputs apart: the budget loss and the state are not one row for each input.
+    """
+    if "sequence-classification" not in PIPELINE_REGISTRY.get_supported_tasks():
+        own = SkipRNNSequenceClassificationPipeline
+        PIPELINE_REGISTRY.register_pipeline("sequence-classification", own, AutoModelForSequenceClassification)
+    for task, (default, own) in PIPELINES.items():
+        # `register_pipeline` would warn, and would make every model's pipeline save itself as a custom one.
+        PIPELINE_REGISTRY.supported_tasks[task]["impl"] = _by_model(default, own)
+
+
+def _by_model(default: type[Pipeline], own: type[Pipeline]) -> type[Pipeline]:
+    """Return a class that builds `own` around a Skip RNN, and `default` around any other model."""
+
+    class ByModel(default):  # type: ignore[valid-type]  # a class that is only known at run time
+        def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:
+            model = kwargs["model"] if "model" in kwargs else args[0]
+            return (own if model.config.model_type == "skip_rnn" else default)(*args, **kwargs)
+
+    return ByModel

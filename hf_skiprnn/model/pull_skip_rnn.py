@@ -1,11 +1,12 @@
-"""Pull inference: the model asks for the steps that it reads, and for no other.
+"""Pull inference: the model asks for the steps that it reads, and for no others.
 
-    def fetch(positions):                        # [(row, position), ...], what is needed next
+    def fetch(positions):                        # [(row, position), ...]: the steps that are needed next
         return [encode(videos[row], frame) for row, frame in positions]
 
-    out = model.pull(fetch, length=[250, 180])   # as model(...) of everything, without making everything
+    out = model.pull(fetch, length=[250, 180])   # the output of model(...) for all steps, without computing all steps
 
-Each round asks for the next read step of every row that has one: as many rounds as reads of the slowest row.
+Each round asks for the next step of every row that still reads one, so there are as many rounds as the row with the
+most updates has updates.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cells_skip_rnn import NEVER
 from .layers_skip_rnn import plan_gates
 from .losses_skip_rnn import budget_loss
 from .outputs_skip_rnn import ScanOutput, SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
-from .reader_skip_rnn import NEVER, Reader
+from .reader_skip_rnn import Reader, as_count
 
 Position = tuple[int, int]  # row, step
 Fetch = Callable[[list[Position]], Any]
 
 
 class EndOfSequence(LookupError):  # noqa: N818 - like StopIteration, no failure
-    """Raised by a fetch: some rows end before the step that was asked for.
+    """Raised by a fetch where rows end before the step that was asked for.
 
-    lengths: row -> its number of steps. The rest is asked for again, so raise it before doing work.
+    lengths: row -> its number of steps. All other positions are asked for again, so raise it before any other work.
     """
 
     def __init__(self, lengths: dict[int, int]) -> None:
@@ -45,27 +47,27 @@ def pull(
     generator: torch.Generator | None = None,
     check_inputs: bool = True,
 ) -> SkipRNNModelOutput | SkipRNNClassifierOutput:
-    """Run sequences that stand elsewhere. No gradients, no dropout.
+    """Run sequences of which only the steps that the model reads are fetched. No gradients, no dropout.
 
     Args:
         model: a Skip RNN with or without a head.
-        fetch: answers a list of n (row, position) pairs, one a row, by their steps, in that order: [n, input_size]
-            floating point (array, tensor or list of such), or n token ids. It may be slow; what it raises is passed on
-            with a note of what was asked for; EndOfSequence says that rows end.
-        length: steps of each row [B], or one number for all rows. None: unknown, until fetch raises EndOfSequence. (A
-            row of unknown length that will not read again counts as ended after its last read.)
-        batch_size: rows, where `length` is no list; default 1.
+        fetch: takes a list of n (row, position) pairs, one for each row, and returns their steps in that order:
+            [n, input_size] floating point (array, tensor or list of such), or n token ids. It raises EndOfSequence
+            where rows end. Its other exceptions are passed on, with a note of what was asked for.
+        length: number of steps of each row [B], or one number for all rows. None: unknown until fetch raises
+            EndOfSequence. (A row of unknown length that never reads again ends after its last read.)
+        batch_size: number of rows, where `length` is no list; default 1.
         state: SkipRNNState to continue from; default: the initial state.
         generator: draws the gates of gate="random", as in a forward pass over all rows; needs known lengths.
         check_inputs: refuse a step that is not finite. Otherwise a NaN updates and shows in the logits.
 
     Returns:
-        What the model returns for the whole sequences, padded on the right to the longest: equal gates, logits equal to
-        rounding; update_gates [B, T] always.
+        The model's output for the whole sequences, padded on the right to the longest: equal gates, logits equal up to
+        rounding. update_gates [B, T] are always there.
 
     Raises:
-        ValueError: lengths, an answer or a state of a wrong shape or type; not finite; rows that end before a step that
-            they have already given.
+        ValueError: lengths, a fetched step or a state of a wrong shape or type, or not finite; a row that ends before a
+            step that was already fetched.
     """
     lengths = _lengths(length, batch_size)
     run = _Pull(Reader(model, generator, check_inputs), fetch, lengths, state)
@@ -87,12 +89,12 @@ def pull(
 
 
 def _lengths(length: int | Sequence[int] | None, batch_size: int | None) -> list[int | None]:
-    if length is not None and np.ndim(length) == 0:  # NumPy's and torch's numbers too
-        length = int(cast(int, length))
-    if length is None or isinstance(length, int):
-        lengths: list[int | None] = [length] * (1 if batch_size is None else batch_size)
+    """Return every row's number of steps; None where it is unknown."""
+    if length is None or np.ndim(length) == 0:
+        one = None if length is None else as_count(length, "length")
+        lengths = [one] * (1 if batch_size is None else batch_size)
     else:
-        lengths = [int(steps) for steps in length]
+        lengths = [as_count(steps, "length") for steps in cast(Sequence[int], length)]
         if batch_size not in (None, len(lengths)):
             raise ValueError(f"length has {len(lengths)} rows, but batch_size is {batch_size}. Give one of the two.")
     if not lengths or any(steps is not None and steps < 0 for steps in lengths):
@@ -103,7 +105,7 @@ def _lengths(length: int | Sequence[int] | None, batch_size: int | None) -> list
 
 
 class _Pull:
-    """The rows of a pull and how far they have come."""
+    """The state of a pull: how far each row is, and what was read."""
 
     def __init__(self, reader: Reader, fetch: Fetch, lengths: list[int | None], state: SkipRNNState | None) -> None:
         self.reader, self.fetch = reader, fetch
@@ -112,15 +114,12 @@ class _Pull:
         self.state = reader.start(state, self.rows)
         self.ran = [0] * self.rows  # steps up to and with the last read
         self.plan = self._planned()
-        since = self.state.steps_since_update.tolist()
-        self.at = [self._next(*item) for item in zip(range(self.rows), self._increments(), since, strict=True)]
-        self.reads: list[tuple[Tensor, list[int], Tensor]] = []  # of every round: rows, positions, top layer's h
-
-    def _increments(self) -> list[float]:
-        return self.state.increment.float().tolist()
+        pairs = zip(self.state.increment.float().tolist(), self.state.steps_since_update.tolist(), strict=True)
+        self.at = [self._next(row, *pair) for row, pair in enumerate(pairs)]
+        self.reads: list[tuple[Tensor, list[int], Tensor]] = []  # for every round: rows, positions, top layer's h
 
     def _planned(self) -> Tensor | None:
-        """Random gates as a forward pass draws them: [B, T]."""
+        """Return the gates [B, T] of gate="random" as a forward pass draws them; None for other gates."""
         base = self.reader.base
         if base.gate != "random":
             return None
@@ -129,27 +128,27 @@ class _Pull:
         shape = torch.Size((self.rows, max(self.ends)))
         return plan_gates(base.gate, self.state, None, shape, base.skip_probability, base.stride, self.reader.generator)
 
-    def _next(self, row: int, increment: float, since: float) -> int:
-        """The next step that a row reads."""
+    def _next(self, row: int, increment: float, steps_since_update: float) -> int:
+        """Return the next step that a row reads, or NEVER."""
         if self.plan is not None:
             later = self.plan[row, self.ran[row] :].nonzero()
             return self.ran[row] + int(later[0]) if len(later) else NEVER
-        wait = self.reader.steps_to_skip(increment, since)
+        wait = self.reader.steps_to_skip(increment, steps_since_update)
         return NEVER if wait == NEVER else self.ran[row] + wait
 
     def run(self, sequence: bool) -> tuple[ScanOutput, Tensor]:
-        """All rounds: the outcome, and the rows' lengths [B]."""
+        """Run all rounds; return the output and the rows' lengths [B]."""
         start = self.state.h[-1].clone()
         while wanted := [(row, self.at[row]) for row in range(self.rows) if self.at[row] < self.ends[row]]:
             x = self._ask(wanted)
             if x is not None:
                 self._update(x, wanted, sequence)
-        # Only a row that will never read again can still be without an end.
+        # A row whose end is still unknown never reads again.
         lengths = [self.ran[row] if end == NEVER else end for row, end in enumerate(self.ends)]
         return self._outcome(lengths, start if sequence else None)
 
     def _ask(self, wanted: list[Position]) -> Tensor | None:
-        """Their steps [n, I]; None where rows ended instead."""
+        """Fetch the wanted steps [n, I]; return None if rows ended instead."""
         try:
             answer = self.fetch(list(wanted))
         except EndOfSequence as end:
@@ -161,7 +160,8 @@ class _Pull:
         return self.reader.inputs(answer, len(wanted), f"What fetch answered to (row, position) {_some(wanted)}")
 
     def _end(self, lengths: dict[int, int], wanted: list[Position]) -> None:
-        for row, steps in lengths.items():
+        for row, length in lengths.items():
+            steps = as_count(length, f"EndOfSequence's length of row {row}")
             if row not in range(self.rows) or steps < self.ran[row]:
                 given = self.ran[row] if row in range(self.rows) else "no such row"
                 raise ValueError(f"fetch ended row {row} after {steps} steps; steps already passed there: {given}.")
@@ -175,23 +175,17 @@ class _Pull:
     def _update(self, x: Tensor, wanted: list[Position], sequence: bool) -> None:
         state = self.state
         rows = torch.tensor([row for row, _ in wanted], device=x.device)
-        h, c = list(state.h[:, rows]), [] if state.c is None else list(state.c[:, rows])
-        increment = self.reader.update(x, h, c)
-        state.h[:, rows] = torch.stack(h)
-        if state.c is not None:
-            state.c[:, rows] = torch.stack(c)
-        state.increment[rows] = increment
-        state.steps_since_update[rows] = 0
-        self.reads.append((rows, [at for _, at in wanted], h[-1] if sequence else h[-1][:0]))
-        for (row, at), d in zip(wanted, increment.float().tolist(), strict=True):
+        self.reader.update(state, rows, x)
+        self.reads.append((rows, [at for _, at in wanted], state.h[-1, rows if sequence else rows[:0]]))
+        for (row, at), d in zip(wanted, state.increment[rows].float().tolist(), strict=True):
             self.ran[row] = at + 1
             self.at[row] = self._next(row, d, 0)
 
     def _outcome(self, lengths: list[int], start: Tensor | None) -> tuple[ScanOutput, Tensor]:
-        """`start` [B, H]: the h before the first step, where every step's h is wanted."""
+        """Return the output and the lengths. start [B, H]: the first h, where every step's h is wanted."""
         state, device = self.state, self.state.h.device
         gates = state.increment.new_zeros(self.rows, max(lengths))
-        events = torch.zeros(gates.shape, dtype=torch.long, device=device)  # which read's h holds; 0: the start's
+        events = torch.zeros(gates.shape, dtype=torch.long, device=device)  # index into `held` at each step
         events += torch.arange(self.rows, device=device).unsqueeze(1)
         held, count = [start] if start is not None else [], self.rows
         for rows, at, h in self.reads:

@@ -66,7 +66,11 @@ class Task(ABC):
         return None
 
     # What only some tasks need.
-    per_frame: ClassVar[bool] = False  # labels at every step: SkipRNNForFrameClassification
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether there is a label at every step, so that the model is a SkipRNNForFrameClassification."""
+        return False
 
     def initialise(self, model: PreTrainedModel) -> None:  # noqa: B027 - most tasks have nothing to do
         """Put what is known beforehand (word vectors) into a new model."""

@@ -63,7 +63,6 @@ class Charades(Task):
     """The actions at every frame."""
 
     name = "charades"
-    per_frame = True
     labels = tuple(f"c{i:03}" for i in range(CLASSES))
     dataset_name: str = field(default="", metadata={"help": "Folder with Charades_v1_train.csv and _test.csv."})
     feature_folder: str | None = field(
@@ -76,6 +75,10 @@ class Charades(Task):
     cache_folder: str | None = field(
         default=None, metadata={"help": "Where features are kept; default: datasets' cache."}
     )
+
+    @property
+    def per_frame(self) -> bool:
+        return True
 
     def load(self, seed: int) -> Splits:
         """`seed` changes nothing here: the order of the rows is the trainer's."""

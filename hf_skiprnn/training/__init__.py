@@ -1,4 +1,4 @@
-"""Training: the Trainer with a budget, its callbacks, and checkpoints that survive a kill."""
+"""Training: SkipRNNTrainer, its callbacks, its checkpoints, and truncated backpropagation in chunks."""
 
 from .trainer import SkipRNNTrainer
 

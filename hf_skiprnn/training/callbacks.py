@@ -1,8 +1,8 @@
-"""The budget over the course of training: a lambda that warms up, or one that is steered to a wanted update rate.
+"""Callbacks of SkipRNNTrainer: the budget weight lambda over the course of training, and when to stop.
 
-A fixed lambda is `budget_weight` of the config, and a target in the loss itself is `budget_loss="l1"` or `"l2"` with
-`budget_target` (section 3.3 of the paper names both). What is here changes `model.config.budget_weight` as training
-goes on, through callbacks for SkipRNNTrainer:
+A fixed lambda is `budget_weight` of the config; a target in the loss itself is `budget_loss="l1"` or `"l2"` with
+`budget_target` (section 3.3 of the paper names both). The callbacks change `model.config.budget_weight` while training
+goes on:
 
     SkipRNNTrainer(model, args, ..., callbacks=[BudgetController(0.4)])  # read 40 % of the steps
 """
@@ -17,18 +17,19 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-SMALLEST, LARGEST = 1e-8, 1.0  # lambda of the controller
-START = 1e-5  # where it starts if the config's lambda is 0
-# Change of log(lambda) per change of the error, and per error, at every log. With 1 and 0.3 the rate swings, on digits
-# until the gate has closed for good.
-KEEP_UP, CATCH_UP = 3.0, 0.1
-DESCENT = 0.5  # share of training over which the wanted rate goes from the first one logged to the target
-TOLERANCE = 0.05  # of the wanted rate, as a share of the steps
+SMALLEST, LARGEST = 1e-8, 1.0  # the controller's limits of lambda
+START = 1e-5  # the controller's first lambda if the config's is 0
+# The controller changes log(lambda) at every log by PROPORTIONAL * (change of the error) + INTEGRAL * error. With 1 and
+# 0.3 the update rate oscillates; on the task digits it ended at a gate that stayed closed.
+PROPORTIONAL, INTEGRAL = 3.0, 0.1
+DESCENT = 0.5  # share of training over which the wanted rate goes from the first logged one to the target
+TOLERANCE = 0.05  # share of the steps by which the reached rate may differ from the target
+SLACK = 0.01  # share of the steps: an update rate that is lower by less than this has not fallen
 
 
 @dataclass
 class BudgetArguments:
-    """Options of the budget's course."""
+    """Options of how lambda changes while training."""
 
     budget_warmup_steps: float = field(
         default=0.0,
@@ -39,10 +40,10 @@ class BudgetArguments:
     )
 
     def callbacks(self) -> list[TrainerCallback]:
-        """The callbacks that these options ask for.
+        """Return the callbacks that these options ask for.
 
         Raises:
-            ValueError: an option out of its range, or both at once.
+            ValueError: an option is out of its range, or both are set.
         """
         if self.budget_warmup_steps and self.target_update_rate is not None:
             raise ValueError("budget_warmup_steps and target_update_rate both set lambda: give one of them.")
@@ -51,11 +52,39 @@ class BudgetArguments:
         return [] if self.target_update_rate is None else [BudgetController(self.target_update_rate)]
 
 
-class BudgetWarmup(TrainerCallback, ExportableState):
-    """Lambda from 0 to the config's `budget_weight`, linearly; so the task is learned before steps are saved.
+@dataclass
+class StoppingArguments:
+    """Option of when to stop."""
 
-    steps: optimizer steps of the warm-up; below 1, a share of all of them. Losses of evaluations on the way hold the
-    lambda of that moment.
+    stop_when_settled: int = field(
+        default=0,
+        metadata={
+            "help": "Stop after so many evaluations in a row that found the task solved and the share of updates not "
+            "fallen by more than 1 % of the steps; 0: train to the end."
+        },
+    )
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Return the callback that the option asks for, if any."""
+        return [StopWhenSettled(self.stop_when_settled)] if self.stop_when_settled else []
+
+
+def saved_attributes(state: TrainerState, callback: ExportableState) -> dict[str, Any]:
+    """Return what the checkpoint that training resumes from holds of a callback; nothing in a new run."""
+    saved: Any = state.stateful_callbacks
+    return saved.get(type(callback).__name__, {}).get("attributes", {}) if state.global_step else {}
+
+
+class BudgetWarmup(TrainerCallback, ExportableState):
+    """Let lambda grow linearly from 0 to the config's `budget_weight`: first the task is learned, then to skip.
+
+    The losses of evaluations during the warm-up hold the lambda of that moment.
+
+    Args:
+        steps: optimizer steps of the warm-up; below 1, a share of all steps.
+
+    Raises:
+        ValueError: steps is not above 0.
     """
 
     def __init__(self, steps: float) -> None:
@@ -65,41 +94,42 @@ class BudgetWarmup(TrainerCallback, ExportableState):
         self.weight: float | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: the config there holds the lambda of its moment."""
+        """Return what a checkpoint keeps: the config there holds lambda as it was at that step, not the final one."""
         return {"args": {"steps": self.steps}, "attributes": {"weight": self.weight}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
-        """Note where lambda goes: to the config's, or to that of the training that goes on here."""
-        self.weight = kept_in(state, self).get("weight") or self.weight or float(model.config.budget_weight)
+        """Note the final lambda: the checkpoint's where training resumes, else the config's."""
+        kept = saved_attributes(state, self).get("weight")
+        self.weight = kept or self.weight or float(model.config.budget_weight)
         self.length = self.steps if self.steps >= 1 else self.steps * state.max_steps
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
-        """Lambda of this step: decided by its number alone, so a resumed run goes on where it was."""
+        """Set lambda by the number of the step alone, so that a resumed run goes on where it was."""
         model.config.budget_weight = (self.weight or 0.0) * min(state.global_step / self.length, 1.0)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Leave the whole lambda in the config."""
+        """Leave the final lambda in the config."""
         model.config.budget_weight, self.weight = self.weight, None
 
 
-def kept_in(state: TrainerState, callback: ExportableState) -> dict[str, Any]:
-    """Attributes of a callback that the checkpoint holds from which training goes on; empty at its beginning."""
-    saved: Any = state.stateful_callbacks
-    return saved.get(type(callback).__name__, {}).get("attributes", {}) if state.global_step else {}
-
-
 class BudgetController(TrainerCallback, ExportableState):
-    """Steers lambda so that `target` of the real steps are read, and says when it cannot.
+    """Steer lambda until the share `target` of the real steps is read; warn at the end if it is not.
 
-    At every training log (`logging_steps`; every 10 to 50 steps do well) lambda grows while the window's update rate is
-    above the wanted one and shrinks while it is below: log(lambda) follows the error log(rate / wanted) and its sum.
-    The wanted rate goes from the first one that is logged to the target over the first half of training, so that the
-    task is learned on the way. Lambda starts from the config's `budget_weight`. Needs budget_loss="cost" and the
-    learned gate.
+    A proportional-integral controller of log(lambda): at every training log, lambda grows while the logged update rate
+    is above the wanted one and shrinks while it is below. The wanted rate goes from the first logged one to the target
+    over the first half of training, so that the task is learned on the way. Lambda starts at the config's
+    `budget_weight`. `logging_steps` of 10 to 50 work well.
 
-    After training, `outcome` holds the target, the rate of the last evaluation (without one: of the last log), lambda,
-    and whether the rate is within 5 % of the steps; if it is not, a warning says why. Give the last checkpoint, not the
-    best: the best one may be from before the rate was reached.
+    After training, `outcome` holds the target, the update rate of the last evaluation (without one: of the last log),
+    lambda, and whether the two rates differ by at most 5 % of the steps; if they differ by more, a warning says why.
+    Use the last checkpoint, not the best one: the best may be from before the rate was reached.
+
+    Args:
+        target: wanted share of the real steps, above 0 and at most 1.
+
+    Raises:
+        ValueError: target is out of its range; at the start of training, the gate is not learned or budget_loss is not
+            "cost".
     """
 
     def __init__(self, target: float) -> None:
@@ -113,21 +143,21 @@ class BudgetController(TrainerCallback, ExportableState):
         self.outcome: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Return what a checkpoint keeps."""
         return {
             "args": {"target": self.target},
             "attributes": {"weight": self.weight, "error": self.error, "first": self.first},
         }
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
-        """Start from the config's lambda, or go on from the checkpoint's."""
+        """Take the checkpoint's lambda where training resumes, else the config's."""
         config = model.config
         if config.gate != "learned" or config.budget_loss != "cost":
             raise ValueError(
                 'A target update rate needs gate="learned" and budget_loss="cost"; got '
                 f'gate="{config.gate}", budget_loss="{config.budget_loss}".'
             )
-        kept = kept_in(state, self)
+        kept = saved_attributes(state, self)
         self.weight = float(kept.get("weight") or self.weight or config.budget_weight or START)
         self.error = float(kept.get("error", self.error))
         self.first = kept.get("first", self.first)
@@ -142,15 +172,15 @@ class BudgetController(TrainerCallback, ExportableState):
         model: Any = None,
         **_: Any,
     ) -> None:
-        """Steer by the update rate of the window that was just logged."""
+        """Change lambda by the update rate that was just logged."""
         if not logs or "update_rate" not in logs or self.weight is None:
             return
         self.rate = logs["update_rate"]
         self.first = self.rate if self.first is None else self.first
         wanted = self.first + (self.target - self.first) * min(state.global_step / (DESCENT * state.max_steps), 1.0)
-        # A rate far off says little more than "far": beyond a factor of e the error counts no more.
+        # The error is limited to a factor of e, so that one log far off does not throw lambda far off.
         error = max(-1.0, min(1.0, math.log(max(self.rate, 1e-6) / wanted)))
-        change = KEEP_UP * (error - self.error) + CATCH_UP * error
+        change = PROPORTIONAL * (error - self.error) + INTEGRAL * error
         self.error = error
         self.weight = max(SMALLEST, min(LARGEST, self.weight * math.exp(change)))
         model.config.budget_weight = self.weight
@@ -158,11 +188,11 @@ class BudgetController(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
-        """Evaluated rates count at the end: they are over all rows."""
+        """Note the evaluated rate, which is over all rows: the outcome is judged by it."""
         self.rate = (metrics or {}).get("eval_update_rate", self.rate)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say what was reached."""
+        """Note the outcome; warn if the target was not reached."""
         reached = self.rate is not None and abs(self.rate - self.target) <= TOLERANCE
         self.outcome = {
             "target_update_rate": self.target,
@@ -185,9 +215,72 @@ class BudgetController(TrainerCallback, ExportableState):
             return "Nothing was logged: lower logging_steps."
         if self.rate < self.target and (self.weight or 0.0) <= 10 * SMALLEST:
             return (
-                "Lambda is as good as 0, so the task alone makes the model read no more. "
+                "Lambda is almost 0, so it is the task alone that makes the model read so little. "
                 'budget_loss="l1" with budget_target also rewards reading.'
             )
         if self.rate > self.target and (self.weight or 0.0) >= LARGEST / 10:
-            return "Lambda is at its limit: this model does not learn to read less on this task."
+            return "Lambda is at its upper limit: this model does not learn to read less on this task."
         return "Lambda was still moving: train longer, lower logging_steps, or start from another budget_weight."
+
+
+class StopWhenSettled(TrainerCallback, ExportableState):
+    """Stop training when the task is solved and the number of updates falls no more.
+
+    For tasks whose metrics hold `solved` (adding, frequency): there the paper asks only whether the task is solved, and
+    with how many updates. Evaluations are counted that are solved and whose update rate is not more than 1 % of the
+    steps below the lowest rate so far; the count starts again at 0 at any other evaluation. A resumed run goes on
+    counting. After training, `outcome` says whether the run settled, and at which optimizer step.
+
+    Args:
+        evaluations: stop at this count.
+
+    Raises:
+        ValueError: evaluations is below 1; in training, the task's metrics do not say whether it is solved.
+    """
+
+    def __init__(self, evaluations: int) -> None:
+        if evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1; got {evaluations}.")
+        self.evaluations = evaluations
+        self.lowest: float | None = None
+        self.settled = 0
+        self.outcome: dict[str, Any] = {"settled": False, "step": None}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {
+            "args": {"evaluations": self.evaluations},
+            "attributes": {"lowest": self.lowest, "settled": self.settled},
+        }
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Go on with the checkpoint's count where training resumes."""
+        kept = saved_attributes(state, self)
+        self.lowest, self.settled = kept.get("lowest", self.lowest), kept.get("settled", self.settled)
+        if kept:  # the checkpoint may be the last one of a run that had settled
+            self._stop_if_settled(state, control)
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Count this evaluation, and stop training if the count is reached."""
+        if not metrics or "eval_update_rate" not in metrics:
+            return  # an evaluation of another split, after training
+        if "eval_solved" not in metrics:
+            raise ValueError(
+                "stop_when_settled needs a task whose metrics say whether it is solved (adding, frequency); this one "
+                f"has {', '.join(sorted(metrics))}. Leave the option out."
+            )
+        rate = metrics["eval_update_rate"]
+        if not metrics["eval_solved"]:
+            self.lowest, self.settled = None, 0
+        elif self.lowest is None or rate < self.lowest - SLACK:
+            self.lowest, self.settled = rate, 0
+        else:
+            self.settled += 1
+        self._stop_if_settled(state, control)
+
+    def _stop_if_settled(self, state: TrainerState, control: Any) -> None:
+        if self.settled >= self.evaluations:
+            self.outcome = {"settled": True, "step": state.global_step}
+            control.should_training_stop = True

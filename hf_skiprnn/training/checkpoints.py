@@ -1,7 +1,7 @@
-"""Checkpoints of a training run on the disk: whole ones, cut-off ones, and what to say when one cannot be written.
+"""Checkpoint folders of a training run: which are complete, which may be deleted, and errors of a full disk.
 
-A checkpoint is whole when it holds the file COMPLETE, which is written last, after everything else has reached the
-disk. So neither a kill nor a power failure leaves half of one that looks whole.
+A checkpoint is complete when it holds the file COMPLETE. That file is written last, after everything else has reached
+the disk, so neither a kill nor a power failure leaves half a checkpoint that looks complete.
 """
 
 import errno
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -23,22 +25,22 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the message says why, what is left, and what to do."""
+    """A checkpoint could not be written; the message says why, what is left on the disk, and what to do."""
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders by step, complete or not."""
+    """Return the checkpoint folders in order of their step, complete or not."""
     steps = {path: path.name.rpartition("-")[2] for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The complete ones, by step."""
+    """Return the complete checkpoint folders in order of their step."""
     return [path for path in checkpoints_in(output_dir) if (path / COMPLETE).is_file()]
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The complete checkpoint of the highest step in a folder, or None; warns of later ones that were cut off."""
+    """Return the complete checkpoint of the highest step, or None; warn of later ones that are incomplete."""
     for folder in reversed(checkpoints_in(output_dir)):
         if (folder / COMPLETE).is_file():
             return str(folder)
@@ -48,14 +50,74 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
+def resumable_checkpoint(output_dir: str, asked: str | bool | None) -> Path | None:
+    """Return the checkpoint that training is to resume from, or None for a new training.
+
+    Args:
+        output_dir: where the run's checkpoints are.
+        asked: Trainer's resume_from_checkpoint; True: the last complete one in output_dir.
+
+    Raises:
+        ValueError: there is no complete checkpoint, or the one asked for is incomplete.
+    """
+    if not asked:
+        return None
+    if asked is True:
+        if (last := last_complete_checkpoint(output_dir)) is None:
+            raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from.")
+        return Path(last)
+    if not Path(asked, COMPLETE).is_file():
+        raise ValueError(
+            f"{asked} holds no file named {COMPLETE!r}: it was cut off while being written, or another trainer wrote "
+            "it. Resume from an earlier one, or add that file if you know that the checkpoint is complete."
+        )
+    return Path(asked)
+
+
+def steps_of(folder: Path) -> int | None:
+    """Return the optimizer steps that a checkpoint's trainer_state.json counts; None without that file.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    path = folder / TRAINER_STATE_NAME
+    if not path.is_file():
+        return None
+    try:
+        step = TrainerState.load_from_json(str(path)).global_step
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"global_step must be a number of steps; got {step!r}")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Resume from an earlier checkpoint."
+        ) from error
+    return step
+
+
 def mark_complete(folder: Path) -> None:
-    """Say that a checkpoint is whole, once all of it is on the disk."""
+    """Write COMPLETE into a checkpoint folder, once all its other files have reached the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             _to_disk(path)
     (folder / COMPLETE).touch()
     for path in (folder / COMPLETE, folder, folder.parent):
         _to_disk(path)
+
+
+def mark_incomplete(folder: Path) -> None:
+    """Prepare to write a checkpoint into `folder`: remove COMPLETE, or the folder itself if it is a link."""
+    if folder.is_symlink():  # else the files behind it would be overwritten
+        folder.unlink()
+    (folder / COMPLETE).unlink(missing_ok=True)
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint folder; of a link only the link, nothing behind it."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    (folder / COMPLETE).unlink(missing_ok=True)  # first, so that a half-deleted one does not look complete
+    shutil.rmtree(folder, ignore_errors=not folder.exists())
 
 
 def _to_disk(path: Path) -> None:
@@ -69,20 +131,27 @@ def _to_disk(path: Path) -> None:
 
 
 def delete_older(current: Path, limit: int, best: str | None) -> None:
-    """Keep `limit` complete checkpoints, the current and the best among them. Incomplete ones do not count."""
+    """Delete the oldest complete checkpoints until `limit` are left.
+
+    Args:
+        current: the checkpoint just written; it stays.
+        limit: complete checkpoints to keep; incomplete ones are not counted and not deleted.
+        best: the best checkpoint; it stays too.
+    """
     keep = {current.name, Path(best).name} if best else {current.name}
     complete = complete_checkpoints(current.parent)
     others = [path for path in complete if path.name not in keep]
     for folder in others[: max(len(complete) - max(limit, len(keep)), 0)]:
-        (folder / COMPLETE).unlink()  # first, so that a half-deleted one is not taken for whole
-        shutil.rmtree(folder)
+        delete_checkpoint(folder)
 
 
 @contextmanager
 def disk_errors_explained(folder: Path, delete: bool) -> Iterator[None]:
-    """Turn what a full disk (or a quota, or a broken one) makes of writing to `folder` into a CheckpointError.
+    """Raise CheckpointError in place of the errors that writing to a full or broken disk, or over a quota, gives.
 
-    delete: the folder is a checkpoint; delete what there is of it, which also makes room.
+    Args:
+        folder: what is written to.
+        delete: the folder is a checkpoint: delete what is there of it, which also frees space.
     """
     try:
         yield
@@ -90,19 +159,19 @@ def disk_errors_explained(folder: Path, delete: bool) -> Iterator[None]:
         if not _of_the_disk(error):
             raise
         if delete:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_checkpoint(folder)
         parent = folder.parent if delete else folder
         free, last = shutil.disk_usage(parent).free / 2**20, last_complete_checkpoint(parent)
-        left = f"The last complete checkpoint, {last}, stands" if last else "There is no complete checkpoint"
+        left = f"The last complete checkpoint is {last}" if last else "There is no complete checkpoint"
         raise CheckpointError(
-            f"{folder} could not be written ({error}); {free:.0f} MiB are free there. {left}. Make room, or choose "
-            "another output_dir, and run the same command again: it goes on from the last complete checkpoint."
+            f"{folder} could not be written ({error}); {free:.0f} MiB are free there. {left}. Free some space, or "
+            "choose another output_dir, and run the same command again: it goes on from the last complete checkpoint."
         ) from error
 
 
 def _of_the_disk(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in DISK_ERRORS
-    # safetensors passes the system's words on; torch loses them: "[enforce fail at inline_container.cc:672] ...".
+    # safetensors keeps the system's error number; torch does not: "[enforce fail at inline_container.cc:672] ...".
     named = re.search(r"os error (\d+)", str(error))
     return int(named[1]) in DISK_ERRORS if named else bool(re.search("inline_container|iostream error", str(error)))

@@ -1,4 +1,4 @@
-"""Long sequences in chunks: truncated backpropagation with the state carried over, so that gates know no seam.
+"""Truncated backpropagation through time: a long sequence in chunks, with the state carried over.
 
     state = None
     for chunk in chunks(batch, steps=500):
@@ -7,8 +7,8 @@
         state = out.state.detach()
     optimizer.step()
 
-The state holds the increment and the steps since the last update: gates, updates and outputs are exactly those of the
-whole sequence. `detach` is what truncates: gradients stay within a chunk, and so does the memory.
+The state holds the increment and the steps since the last update, so gates, updates and outputs are exactly those of
+the whole sequence. `detach` truncates: gradients stay within a chunk, and memory is needed for one chunk only.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,17 +19,25 @@ TIME_AXIS = {"input_values": 1, "input_ids": 1, "attention_mask": 1, "forced_gat
 
 
 def chunks(batch: Mapping[str, Tensor], steps: int) -> Iterator[dict[str, Tensor]]:
-    """A batch of model inputs, `steps` of its T steps at a time; the last chunk may be shorter.
+    """Cut a batch of model inputs into chunks along time.
 
-    Labels of steps ([B, T] or [B, T, C], for SkipRNNForFrameClassification) are cut likewise; labels of sequences come
-    with the last chunk alone. Pad sequences of different length on the left: then the last chunk ends every row. The
-    "cost" budget of the chunks adds up to that of the whole; "l1" and "l2" hold each chunk to the target.
+    Pad sequences of different length on the left: then every row ends in the last chunk. The budgets of the chunks add
+    up to that of the whole with budget_loss="cost"; with "l1" and "l2" each chunk is held to the target.
+
+    Args:
+        batch: input_values [B, T, I] or input_ids [B, T]; attention_mask and forced_gates [B, T]; labels. Labels of
+            steps ([B, T] or [B, T, C], for SkipRNNForFrameClassification) are cut too; labels of sequences come with
+            the last chunk alone.
+        steps: steps of a chunk; the last one may have fewer.
+
+    Yields:
+        Model inputs of one chunk.
 
     Raises:
-        ValueError: steps below 1, no inputs in the batch, or inputs whose lengths differ.
+        ValueError: steps is below 1, the batch has no inputs, or their lengths differ.
     """
     if steps < 1:
-        raise ValueError(f"A chunk has at least one step; got steps={steps}.")
+        raise ValueError(f"A chunk needs at least one step; got steps={steps}.")
     timed = {name: value for name, value in batch.items() if name in TIME_AXIS}
     lengths = {name: value.shape[1] for name, value in timed.items()}
     if len(set(lengths.values())) != 1 or not {"input_values", "input_ids"} & set(timed):

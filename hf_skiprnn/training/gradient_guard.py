@@ -1,8 +1,8 @@
-"""Gradients that have exploded: made fit for clipping, or the update left out.
+"""Gradients that have exploded: scale them down so that clipping works, or leave the update out.
 
-Through many updates a gradient may exceed 1e19, where its squares overflow: the norm is infinite, clipping divides all
-of it by infinity, and nothing is learned until the weights happen to change. So what is that large is scaled down
-before the norm is taken; its direction stays.
+Through many updates an element of a gradient may exceed 1e19. Then its square overflows in float32, the norm is
+infinite, and clipping divides every gradient by infinity: nothing is learned. So such gradients are scaled down before
+the norm is taken; their direction stays.
 """
 
 from collections.abc import Iterable
@@ -14,28 +14,28 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-LARGEST = 1e12  # of an element; clipping follows, and squares of a billion such elements can be summed in float32
-SKIPS = 10  # updates in succession without a finite gradient, after which training stops
+LARGEST = 1e12  # of an element: the squares of a billion such elements can still be summed in float32
+SKIPS = 10  # updates in a row without a finite gradient, after which training stops
 
 
 class GradientGuard:
-    """Looks at gradients after the backward pass and before they are clipped."""
+    """Check gradients after the backward pass and before they are clipped."""
 
     def __init__(self) -> None:
-        self.skipped = 0  # in succession
+        self.skipped = 0  # updates in a row
 
     def apply(self, parameters: Iterable[nn.Parameter], step: int, largest: float) -> None:
-        """Scale gradients down whose largest element is above 1e12; drop them where it is not finite.
+        """Scale all gradients down if their largest element is above 1e12; delete them if it is not finite.
 
-        An optimizer leaves parameters alone that have no gradient, and their moments too.
+        An optimizer skips parameters without a gradient, and leaves their moments alone too.
 
         Args:
             parameters: of the model.
-            step: number of the update, for messages.
-            largest: magnitude over all parameters and processes, as `largest_element` finds it.
+            step: number of the optimizer step, for messages.
+            largest: magnitude of the largest element over all parameters and processes; see `largest_element`.
 
         Raises:
-            FloatingPointError: it was not finite ten times in succession.
+            FloatingPointError: the gradient was not finite ten times in a row.
         """
         if largest <= LARGEST:
             self.skipped = 0
@@ -49,8 +49,8 @@ class GradientGuard:
         self.skipped += 1
         if self.skipped >= SKIPS:
             raise FloatingPointError(
-                f"The gradient was not finite in {SKIPS} steps in succession, up to step {step}; nothing was updated "
-                "by them. Lower the learning rate, or begin with fewer updates (a lower update_bias)."
+                f"The gradient was not finite in {SKIPS} steps in a row, up to step {step}; nothing was updated by "
+                "them. Lower the learning rate, or start with fewer updates (a lower update_bias)."
             )
         logger.warning("The gradient at step %d is not finite: this update is left out.", step)
         for parameter in parameters:
@@ -58,7 +58,10 @@ class GradientGuard:
 
 
 def largest_element(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """Largest magnitude in the gradients of this process, a scalar: NaN where there is one, 0 where there are none."""
+    """Return the largest magnitude in this process's gradients, a scalar on `device`.
+
+    NaN if a gradient holds NaN, 0 without gradients. The device is not waited for.
+    """
     held = [parameter.grad.detach() for parameter in parameters if parameter.grad is not None]
     shards = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in held]
     parts = [shard.abs().max().to(device) for shard in shards if shard.numel()]

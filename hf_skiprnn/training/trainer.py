@@ -1,51 +1,64 @@
-"""SkipRNNTrainer: transformers' Trainer with what a Skip RNN adds: the budget, the updates, and safe resumption."""
+"""SkipRNNTrainer: transformers' Trainer with the budget, logs of updates, and checkpoints that survive a kill."""
 
-import json
+import functools
+import math
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderShard
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    default_compute_objective,
+    has_length,
+)
+from transformers.utils import logging
 
-from hf_skiprnn.evaluation.metrics import multiply_accumulates, real_lengths, update_statistics
+from hf_skiprnn.evaluation.files import write_whole
+from hf_skiprnn.evaluation.metrics import multiply_accumulates
 
 from .checkpoints import (
-    COMPLETE,
     delete_older,
     disk_errors_explained,
-    last_complete_checkpoint,
     mark_complete,
+    mark_incomplete,
+    resumable_checkpoint,
+    steps_of,
 )
+from .forward_notes import ForwardNotes, depends_on, noted_forwards, skip_rnns
 from .gradient_guard import GradientGuard, largest_element
+from .window import BatchCounts, EvaluatedRows, TrainingWindow, exact
 
-WINDOW_FILE = "training_window.json"  # in a checkpoint: what was summed since the last log
+logger = logging.get_logger(__name__)
+
+WINDOW_FILE = "training_window.json"  # in a checkpoint: the sums since the last log
 
 
 class SkipRNNTrainer(Trainer):
     """Trainer for Skip RNN classifiers; arguments as transformers.Trainer's.
 
-    - Logs `task_loss`, `budget_loss`, `updates` (mean per row) and `update_rate` (share of real steps) beside `loss`:
-      in training over the logging window, all processes and all micro-batches; in evaluation (with the deviation and
-      the 20th, 50th and 80th percentile of updates) over every row once, however they are split into batches.
-    - Adds the budget where `label_smoothing_factor` or `compute_loss_func` keep the labels from the model.
-    - Stops at a loss that is not finite, instead of hiding it from the log; an update whose gradient is not finite is
-      left out, and one that has exploded keeps its direction through clipping.
+    - Logs `task_loss`, `budget_loss`, `updates` (mean per row) and `update_rate` (share of the real steps) beside
+      `loss`. In training they are means over the steps since the last log; in evaluation, over every row once, with
+      the standard deviation and the 20th, 50th and 80th percentile of updates.
+    - Adds the budget wherever the loss does not hold it: with `label_smoothing_factor`, with `compute_loss_func`, in a
+      subclass that overrides `compute_loss`, and for a model of your own that contains a SkipRNNModel.
+    - Stops at a loss that is not finite. An update whose gradient is not finite is left out; an exploded gradient keeps
+      its direction through clipping.
     - Marks a checkpoint as complete when all of it is written, and resumes only from complete ones.
     - Raises at the end of training if a push to the Hub failed in the background.
-    - Refuses `hub_token` in its arguments, which every checkpoint stores: log in, or set HF_TOKEN.
+    - Refuses `hub_token` in its arguments, which every checkpoint would store: log in, or set HF_TOKEN.
 
     Raises:
-        ValueError: hub_token is set; a checkpoint to resume from is incomplete or absent; several processes are to
-            evaluate on a stream with dispatch_batches=False.
-        FloatingPointError: the training loss is NaN or infinite, or ten gradients in succession were.
-        CheckpointError: a checkpoint could not be written, as on a full disk; the last complete one stands.
+        ValueError: hub_token is set; a checkpoint to resume from is incomplete, damaged or absent; several processes
+            are to evaluate on a stream with dispatch_batches=False.
+        FloatingPointError: the training loss is NaN or infinite, or ten gradients in a row were.
+        CheckpointError: a checkpoint could not be written, as on a full disk; the last complete one is still there.
         RuntimeError: a push in the background failed; the model is trained and in output_dir.
     """
 
@@ -57,73 +70,156 @@ class SkipRNNTrainer(Trainer):
             )
         super().__init__(model, args, *rest, **kwargs)
         self.args.logging_nan_inf_filter = False  # training_step stops instead
+        # A method would be lost in a subclass that overrides it; so whatever stands there is wrapped.
+        self.compute_loss = functools.partial(self._with_budget, self.compute_loss)  # type: ignore[method-assign] # above
+        self._loss_holds_budget: bool | None = None  # known from the first training batch on
+        self._is_warned: set[str] = set()
+        self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step
+        self._flos_updates = torch.zeros(())  # since the last store_flos
         self._guard = GradientGuard()
         self._window = TrainingWindow()
         self._evaluated = EvaluatedRows()
         self._pushes: list[Future[Any]] = []
 
-    def compute_loss(
+    def _warn_once(self, key: str, text: str) -> None:
+        if key not in self._is_warned:
+            self._is_warned.add(key)
+            logger.warning(text)
+
+    def _with_budget(
         self,
+        compute_loss: Callable[..., Any],
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Task loss plus budget; arguments and result as Trainer.compute_loss."""
-        labels_kept_back = self.label_smoother is not None or self.compute_loss_func is not None
-        lengths = real_lengths(inputs)
-        loss, out = super().compute_loss(model, inputs, True, num_items_in_batch)
-        budget = out["budget_loss"].mean()  # one value per device under DataParallel
-        task = loss if labels_kept_back else out["task_loss"].mean()
-        # Trainer takes what a compute_loss_func returns as already divided by the accumulation steps.
-        parts = self.current_gradient_accumulation_steps if model.training else 1
-        summed = model.training and self.compute_loss_func is not None
-        if labels_kept_back:
-            loss = task + (budget / parts if summed else budget)
-        rows = (out["num_updates"].detach(), lengths)
-        if model.training:
-            self._window.add(task.detach() * (parts if summed else 1), budget.detach(), *rows, 1 / parts)
+        """Call `compute_loss`, Trainer's or a subclass's, add the budget if it is missing, and note both for the logs.
+
+        Nothing here waits for the device.
+        """
+        with noted_forwards(self.accelerator.unwrap_model(model)) as notes:
+            loss, out = compute_loss(model, inputs, True, num_items_in_batch)
+        if notes.updates:
+            loss = self._add_budget(loss, out, notes, model.training, num_items_in_batch)
         else:
-            self._evaluated.last = (task.detach(), budget.detach(), *rows)
+            self._warn_once("budget", f"No SkipRNNModel ran in {type(model).__name__}: no budget, no updates to log.")
         return (loss, out) if return_outputs else loss
 
+    def _add_budget(self, loss: Tensor, out: Any, notes: ForwardNotes, training: bool, items: Any) -> Tensor:
+        """Return the loss with the budget in it, and note task loss, budget, updates and lengths."""
+        own = out if isinstance(out, Mapping) and "task_loss" in out else {}  # one of this package's classifiers
+        is_own = bool(own) and loss is own.get("loss")
+        if training and self._loss_holds_budget is None:
+            found = depends_on(loss, notes.budget_losses[0])
+            self._loss_holds_budget = is_own or (own.get("loss") is not None if found is None else found)
+        is_held = self._loss_holds_budget
+        if is_held is None or is_own:
+            is_held = own.get("loss") is not None
+        parts = self.current_gradient_accumulation_steps if training else 1
+        divisor = parts if training and self._is_divided(items) else 1  # then the budget is divided too
+        budget = notes.budget_loss
+        task = own["task_loss"].mean() if is_own else loss.mean() * divisor - (budget if is_held else 0.0)
+        counts = BatchCounts(task.detach(), budget.detach(), *notes.rows())
+        if training:
+            self._window.add(counts, 1 / parts)
+            updates = counts.updates.sum()
+            self._flos_updates = self._flos_updates + updates.to(exact(updates.device))
+        else:
+            self._evaluated.last = counts
+        return loss if is_held else loss + budget / divisor
+
+    def _is_divided(self, num_items_in_batch: Any) -> bool:
+        """Whether compute_loss divides by the accumulation steps itself; Trainer.training_step decides it so."""
+        stated = getattr(self, "loss_is_scaled_for_ga", None)  # absent from older versions of transformers
+        if stated is not None:
+            return stated
+        by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return by_model or self.compute_loss_func is not None
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; a broken loss or gradient does not reach the weights."""
+        """As Trainer's; then check loss and gradients, before the optimizer uses them.
+
+        The device is waited for once an optimizer step, in one transfer.
+        """
+        labels = inputs.get("labels")
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1}. Nothing was updated by it. Lower the "
-                "learning rate, or pass check_inputs=True to the model to see whether the data hold NaN."
-            )
-        if self.accelerator.sync_gradients and self.accelerator.scaler is None:  # a scaler drops infinite ones itself
-            self._check_gradients(model)
+        broken = torch.zeros_like(loss)
+        if isinstance(labels, Tensor) and labels.is_floating_point():
+            broken = labels.isnan().sum().to(loss)
+        self._unchecked.append(torch.stack([loss, broken]).to(exact(loss.device)))
+        if self.accelerator.sync_gradients:
+            self._check_step(model)
         return loss
 
-    def _check_gradients(self, model: nn.Module) -> None:
-        largest = largest_element(model.parameters(), self.args.device)
-        if self.args.world_size > 1:  # where weights are sharded, a process holds its shards only
-            largest = self.accelerator.gather(largest.view(1)).max()
-        self._guard.apply(model.parameters(), self.state.global_step + 1, largest.item())
+    def _check_step(self, model: nn.Module) -> None:
+        """Check the losses of an optimizer step's micro-batches and its gradients."""
+        sums = torch.stack(self._unchecked).sum(dim=0)
+        self._unchecked.clear()
+        largest = largest_element(model.parameters(), sums.device).to(sums)
+        values = torch.cat([sums, largest.view(1)])
+        if self.args.world_size > 1:  # all processes stop together; of sharded weights, each sees its shards only
+            gathered = self.accelerator.gather(values.view(1, -1))
+            values = torch.cat([gathered[:, :2].sum(dim=0), gathered[:, 2:].amax(dim=0)])
+        loss, broken, largest_value = values.tolist()
+        step = self.state.global_step + 1
+        if not math.isfinite(loss):
+            reason = "Lower the learning rate, or pass check_inputs=True to the model to see whether the data hold NaN."
+            if broken:
+                reason = f"{broken:.0f} labels of this step are NaN: fill them, or leave such rows out."
+            raise FloatingPointError(f"The loss is {loss} at step {step}. Nothing was updated by it. {reason}")
+        if self.accelerator.scaler is None:  # with one, accelerate leaves out updates that are not finite
+            self._guard.apply(model.parameters(), step, largest_value)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Operations of the last batch: two per multiply-accumulate of its updates, thrice for forward and backward."""
-        return round(6 * multiply_accumulates(self._config, self._window.last_updates))
+        """Return 0 for a Skip RNN: `store_flos` counts the updates, without a wait at every batch."""
+        return 0 if self._config is not None else super().floating_point_ops(inputs)
+
+    def store_flos(self) -> None:
+        """As Trainer's; operations are two per multiply-accumulate, and three times that with the backward pass."""
+        if self._config is not None:
+            updates = float(self._flos_updates)
+            self._flos_updates = torch.zeros(())
+            self.current_flos += round(6 * multiply_accumulates(self._config, updates))
+        super().store_flos()
 
     @property
     def _config(self) -> Any:
-        return self.accelerator.unwrap_model(self.model).config
+        """The Skip RNN's config, also where a model of the user's own contains it; None without a Skip RNN."""
+        found = skip_rnns(self.accelerator.unwrap_model(self.model))
+        return found[0].config if found else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the window's means to the training logs."""
-        if "loss" in logs:  # ours holds the whole window, also where training was resumed in the middle of it
-            logs.update(self._window.means(self.accelerator))
+        """Add the means since the last log to the training logs."""
+        if "loss" in logs:  # ours holds all steps since the last log, also if training was resumed between them
+            means = self._window.means(self.accelerator)
+            if empty := means.pop("empty_rows", 0):
+                self._warn_once(
+                    "rows",
+                    f"{empty:.0f} training rows up to step {self.state.global_step} have no real step (attention_mask "
+                    "is 0 everywhere): they are classified from the initial state. Leave such rows out.",
+                )
+            logs.update(means)
             self._window = TrainingWindow()
         super().log(logs, start_time)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Any = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As Trainer's. The default objective sums the metrics of `compute_metrics`, without those added here.
+
+        Without `compute_metrics` it is the evaluation loss, which holds the budget.
+        """
+        return super().hyperparameter_search(hp_space, compute_objective or default_objective, *args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Trainer's, with a note of the losses and updates of every row that is not there twice."""
+        """As Trainer's; notes the losses and updates of every row once."""
         self._evaluated.last = None
         result = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
         if (last := self._evaluated.last) is None:  # no labels
@@ -131,26 +227,26 @@ class SkipRNNTrainer(Trainer):
         task, budget, updates, lengths = last
         kept = self._rows_of_their_own(len(lengths))
         if self._some_process_repeats_rows(len(lengths)):
-            # All join in: where weights are sharded, a forward needs every process. One without rows counts none of it.
-            task, budget = self._loss_of_first_rows(inputs, max(kept, 1))
+            # Every process takes part, as a forward of sharded weights needs all. One without own rows counts none.
+            task, budget, *_ = self._counts_of_first_rows(inputs, max(kept, 1))
         gathered = self.accelerator.gather_for_metrics((updates, lengths))
         self._evaluated.add(task, budget, kept, *gathered)
         return result
 
     def _rows_of_their_own(self, rows: int) -> int:
-        """How many of a batch's rows are not repetitions that fill up the last batch of several processes."""
+        """Count the rows of a batch that are no repetitions: the last batches of several processes are filled up."""
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return rows
         return min(max(state.remainder - rows * self.accelerator.process_index, 0), rows)
 
     def _some_process_repeats_rows(self, rows: int) -> bool:
-        """Whether any process has a batch of both; the same answer on all of them."""
+        """Whether a process has a batch of own and repeated rows; the same answer on all processes."""
         state = self.accelerator.gradient_state
         return state.end_of_dataloader and state.remainder > 0 and state.remainder % rows > 0
 
-    def _loss_of_first_rows(self, inputs: dict[str, Any], rows: int) -> tuple[Tensor, Tensor]:
-        """Task loss and budget of the batch's first rows alone."""
+    def _counts_of_first_rows(self, inputs: dict[str, Any], rows: int) -> BatchCounts:
+        """Run the batch's first rows alone, and return what was counted."""
         first = self._prepare_inputs({name: value[:rows] for name, value in inputs.items()})
         items = (first["labels"] != -100).sum()
         if self.args.average_tokens_across_devices:
@@ -159,7 +255,7 @@ class SkipRNNTrainer(Trainer):
             model: Any = self.model
             self.compute_loss(model, first, num_items_in_batch=items if self.compute_loss_func else None)
         last: Any = self._evaluated.last
-        return last[0], last[1]
+        return last
 
     def evaluation_loop(
         self,
@@ -169,11 +265,11 @@ class SkipRNNTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Trainer's, with the losses and updates of all rows among its metrics."""
+        """As Trainer's, with the losses and updates of all rows among the metrics."""
         if self.args.world_size > 1 and isinstance(dataloader, DataLoaderShard) and not has_length(dataloader):
             raise ValueError(
                 "A stream that every process reads a part of (dispatch_batches=False) does not say which rows at its "
-                "end are there twice. Evaluate on a dataset of known length, or leave dispatch_batches alone."
+                "end are repetitions. Evaluate on a dataset of known length, or do not set dispatch_batches."
             )
         self._evaluated = EvaluatedRows()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -183,37 +279,28 @@ class SkipRNNTrainer(Trainer):
         return output
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; `resume_from_checkpoint` (True: the last in output_dir) must be complete."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / COMPLETE).is_file():
-            raise ValueError(
-                f"{resume_from_checkpoint} holds no file named {COMPLETE!r}: it was cut off while being written, or "
-                "another trainer wrote it. Resume from an earlier one, or add that file if you know that all is there."
-            )
-        self._window = TrainingWindow()
-        if resume_from_checkpoint and self.is_world_process_zero():
-            self._window.load(Path(resume_from_checkpoint, WINDOW_FILE))
-        resumed_at = None
-        if resume_from_checkpoint and (path := Path(resume_from_checkpoint, TRAINER_STATE_NAME)).is_file():
-            resumed_at = json.loads(path.read_text(encoding="utf-8"))["global_step"]  # now: older ones get deleted
-        outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+        """As Trainer's; `resume_from_checkpoint` (True: the last complete one in output_dir) must be complete."""
+        folder = resumable_checkpoint(str(self.args.output_dir), resume_from_checkpoint)
+        self._window, self._unchecked, resumed_at = TrainingWindow(), [], None
+        if folder is not None:
+            if self.is_world_process_zero():
+                self._window.load(folder / WINDOW_FILE)
+            resumed_at = steps_of(folder)  # read now: training may delete this checkpoint
+        outcome = super().train(None if folder is None else str(folder), *args, **kwargs)
         if self.state.global_step == resumed_at:  # nothing was left to train
-            self._load_rng_state(str(resume_from_checkpoint))  # Trainer does at the first step; evaluations may draw
+            self._load_rng_state(str(folder))  # Trainer does so at the first step; evaluations may draw numbers
         self._raise_failed_pushes()
         return outcome
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.hub_always_push:
-            self._finish_current_push()  # it reads the files that are written next
+            self._finish_current_push()  # it still reads the files that this push writes anew
         super()._push_from_checkpoint(checkpoint_folder)
         jobs = getattr(self.push_in_progress, "jobs", []) if self.is_world_process_zero() else []
         self._pushes += [job for job in jobs if job not in self._pushes]
 
     def _raise_failed_pushes(self) -> None:
-        """Trainer forgets what went wrong in the background, and training would end as if all were on the Hub."""
+        """Raise for pushes that failed in the background. Trainer does not look, and the user would not know."""
         errors = [error for job in self._pushes if (error := job.exception()) is not None]
         count, self._pushes = len(self._pushes), []
         if errors:
@@ -224,7 +311,7 @@ class SkipRNNTrainer(Trainer):
             ) from errors[-1]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed from the last checkpoint of a run that was over, Trainer would train one step more.
+        # Resumed from the last checkpoint of a finished run, Trainer would train one step more.
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -233,7 +320,7 @@ class SkipRNNTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            (folder / COMPLETE).unlink(missing_ok=True)
+            mark_incomplete(folder)
         # Older checkpoints stay until this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -249,7 +336,11 @@ class SkipRNNTrainer(Trainer):
             delete_older(folder, limit, self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer; raises CheckpointError where the disk is full."""
+        """As Trainer's.
+
+        Raises:
+            CheckpointError: the model could not be written, as on a full disk.
+        """
         if _internal_call:  # by _save_checkpoint, or before a push
             return super().save_model(output_dir, _internal_call)
         with disk_errors_explained(Path(output_dir or str(self.args.output_dir)), delete=False):
@@ -258,13 +349,20 @@ class SkipRNNTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md with what is known here, unless there is one. Trainer's would name a base model."""
         path = Path(str(self.args.output_dir), "README.md")
-        if self.is_world_process_zero() and not path.exists():
-            card = draft_card(path.parent.resolve().name, self._config, self.state, self.args.seed)
-            path.write_text(card, encoding="utf-8")
+        if self._config is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero() and not path.exists():
+            write_whole(path, draft_card(path.parent.resolve().name, self._config, self.state, self.args.seed))
+
+
+def default_objective(metrics: dict[str, float]) -> float:
+    """Return transformers' default objective of the metrics that the user's `compute_metrics` gave."""
+    ours = ("eval_task_loss", "eval_budget_loss", "eval_update", "eval_model_preparation_time")
+    return default_compute_objective({k: value for k, value in metrics.items() if not k.startswith(ours)})
 
 
 def draft_card(name: str, config: Any, state: TrainerState, seed: int) -> str:
-    """README.md of a run: what was trained and what its last evaluation said."""
+    """Return the text of a run's README.md: what was trained, and the metrics of its last evaluation."""
     metadata = ModelCardData(library_name="transformers", tags=["skip-rnn", config.cell_type]).to_yaml()
     text = (
         f"---\n{metadata}\n---\n\n# {name}\n\n"
@@ -277,70 +375,3 @@ def draft_card(name: str, config: Any, state: TrainerState, seed: int) -> str:
         return text
     rows = [f"| {name} | {value:.6g} |\n" for name, value in evaluations[-1].items() if name.startswith("eval_")]
     return text + "\nLast evaluation:\n\n| metric | value |\n|---|---|\n" + "".join(rows)
-
-
-class TrainingWindow:
-    """Sums over the micro-batches since the last log, kept on the device."""
-
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None  # task loss, budget loss, weight; updates, real steps, rows
-        self.last_updates = 0.0
-
-    def add(self, task: Tensor, budget: Tensor, updates: Tensor, lengths: Tensor, weight: float) -> None:
-        """Losses of a micro-batch, weighed by its share of an optimizer step; updates and real steps of its rows."""
-        exact = torch.float32 if updates.device.type == "mps" else torch.float64
-        rows = [updates.sum(), lengths.sum(), torch.tensor(len(lengths), device=updates.device)]
-        losses = [task * weight, budget * weight, torch.tensor(weight, device=updates.device)]
-        sums = torch.stack([part.to(exact) for part in (*losses, *rows)])
-        self.sums = sums if self.sums is None else self.sums.to(sums) + sums
-        self.last_updates = float(rows[0])
-
-    def save(self, path: Path, accelerator: Any, should_save: bool) -> None:
-        """Keep the sums of all processes with a checkpoint, so that what is steered by them goes on from there."""
-        sums = None if self.sums is None else accelerator.reduce(self.sums, "sum").tolist()
-        if should_save:
-            path.write_text(json.dumps({"sums": sums}), encoding="utf-8")
-
-    def load(self, path: Path) -> None:
-        """Go on with what `save` kept; on one process, as the sums are of all."""
-        if path.is_file() and (sums := json.loads(path.read_text(encoding="utf-8"))["sums"]) is not None:
-            self.sums = torch.tensor(sums, dtype=torch.float64)
-
-    def means(self, accelerator: Any) -> dict[str, float]:
-        """Over all processes; empty where nothing was added."""
-        if self.sums is None:
-            return {}
-        task, budget, weight, updates, steps, rows = accelerator.reduce(self.sums, "sum").tolist()
-        return {
-            "loss": (task + budget) / weight,
-            "task_loss": task / weight,
-            "budget_loss": budget / weight,
-            "updates": updates / rows,
-            "update_rate": updates / max(steps, 1.0),
-        }
-
-
-class EvaluatedRows:
-    """Losses and updates of an evaluation, every row once."""
-
-    def __init__(self) -> None:
-        self.last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # task, budget, updates [B], lengths [B]
-        self.sums = np.zeros(3)  # task loss, budget loss, rows: of this process
-        self.updates: list[np.ndarray] = []  # of all processes
-        self.lengths: list[np.ndarray] = []
-
-    def add(self, task: Tensor, budget: Tensor, rows: int, updates: Tensor, lengths: Tensor) -> None:
-        if rows:
-            self.sums += rows * np.array([task.item(), budget.item(), 1.0])
-        self.updates.append(updates.float().cpu().numpy())
-        self.lengths.append(lengths.cpu().numpy())
-
-    def metrics(self, accelerator: Any, device: torch.device) -> dict[str, float]:
-        """Over all processes; empty where no batch had labels."""
-        if not self.updates:
-            return {}
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        sums = accelerator.reduce(torch.tensor(self.sums, dtype=exact, device=device), "sum").tolist()
-        task, budget = sums[0] / sums[2], sums[1] / sums[2]
-        statistics = update_statistics(np.concatenate(self.updates), np.concatenate(self.lengths))
-        return {"loss": task + budget, "task_loss": task, "budget_loss": budget, **statistics}

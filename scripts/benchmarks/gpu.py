@@ -1,9 +1,9 @@
 """Time Skip RNN on a CUDA GPU against cuDNN's LSTM and GRU, and against Skip RNNs that compute every step.
 
-    python scripts/benchmark.py --device cuda                  # within --budget seconds, most wanted first
-    python scripts/benchmark.py --device cuda --parts reach    # only what benchmark_gpu_targets.py judges
-    python scripts/benchmark.py --device cuda --shapes 256,784,1,110 --rates 0.5 --precisions bfloat16
-    python scripts/benchmark.py --device cuda --report         # pass or MISS, from the CSV, without measuring
+    python scripts/benchmark.py gpu                  # within --budget seconds, most wanted first
+    python scripts/benchmark.py gpu --parts reach    # only what gpu_targets.py judges
+    python scripts/benchmark.py gpu --shapes 256,784,1,110 --rates 0.5 --precisions bfloat16
+    python scripts/benchmark.py gpu --report         # pass or MISS, from the CSV, without measuring
 
 Times are between device events; one CSV row a measurement under model_cards/speed/, written at once, with the peak of
 allocated memory. A run renews the rows that it measures and leaves the others. Peers: benchmark_gpu_peers.py. What
@@ -30,10 +30,9 @@ import torch
 
 from hf_skiprnn.kernels.triton.operators import unavailable_reason
 from scripts.benchmarks import gpu_targets as benchmark_gpu_targets
-from scripts.benchmarks.cpu import ROOT, Shape, provenance
 from scripts.benchmarks.gpu_peers import PEERS
-from scripts.benchmarks.peers import Run, Workload
-from scripts.benchmarks.targets import Rows, read
+from scripts.benchmarks.rows import ROOT, Rows, provenance, read
+from scripts.benchmarks.workload import Run, Shape, Workload
 
 MAIN = Shape(256, 784, 1, 110)
 WIDE = Shape(64, 250, 2048, 512)
@@ -377,3 +376,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.exit(BROKEN)
     print(f"{len(known)} rows in {options.output}; {left_out} workloads left out after {options.budget:.0f} s.")
     benchmark_gpu_targets.report(known)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -7,18 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS
-from hf_skiprnn.model.event_forward_skip_rnn import steps_to_update, update
-from scripts.benchmarks.peers import (
-    Run,
-    Workload,
-    masked_loop,
-    masked_loop_compiled,
-    native,
-    native_packed,
-    ours,
-    skip_layer,
-)
+from hf_skiprnn.model.cells_skip_rnn import CELLS, steps_to_update
+from hf_skiprnn.model.event_forward_skip_rnn import update
+from scripts.benchmarks.peers import masked_loop, masked_loop_compiled, native, native_packed, ours, skip_layer
+from scripts.benchmarks.workload import Run, Workload
 
 
 def graphed(run: Run | None) -> Run | None:

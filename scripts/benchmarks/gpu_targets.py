@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from scripts.benchmarks.targets import Rows
+from scripts.benchmarks.rows import Rows
 
 
 class Target(NamedTuple):

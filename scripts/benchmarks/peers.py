@@ -1,130 +1,32 @@
-"""What benchmark.py times: our scan, the native layer, ONNX Runtime's, and a masked loop that computes every step."""
-
-from __future__ import annotations
+"""What the benchmarks time: our scan, the native layer, ONNX Runtime's, and a masked loop that computes every step."""
 
 import io
-import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from hf_skiprnn import SkipGRU, SkipLSTM
+from .workload import NATIVE, Run, Workload, bias_of_interval
 
-if TYPE_CHECKING:
-    from scripts.benchmarks.cpu import Shape
-
-Run = Callable[[], object]
-NATIVE: dict[str, tuple[Any, Any]] = {"lstm": (nn.LSTM, SkipLSTM), "gru": (nn.GRU, SkipGRU)}
-
-
-@dataclass
-class Workload:
-    """One point to measure, with its data."""
-
-    shape: Shape
-    cell: str
-    mode: str  # "inference" | "training"
-    rate: float  # share of steps that are updates
-    spread: str = "constant"  # "constant": the learned gate has this interval; "lognormal": rows differ
-    threads: int = 1
-    level: str = "layer"  # or "model": a trained one
-    model: nn.Module | None = None
-    batch: dict[str, Tensor] = field(default_factory=dict)  # the model's inputs
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    native: nn.Module = field(init=False)
-    x: Tensor = field(init=False)
-    gates: Tensor | None = field(init=False, default=None)  # [B, T] bool, forced where rows differ
-
-    def __post_init__(self) -> None:
-        torch.manual_seed(0)
-        shape = self.shape
-        self.native = NATIVE[self.cell][0](shape.inputs, shape.units, shape.layers, batch_first=True)
-        self.native.to(self.device, self.dtype)
-        self.x = torch.randn(shape.batch, shape.steps, shape.inputs).to(self.device, self.dtype)
-        if self.spread == "lognormal":
-            self.gates = lognormal_gates(shape.batch, shape.steps, self.rate).to(self.device)
-
-    @property
-    def interval(self) -> int:
-        """Steps from one update to the next."""
-        return round(1 / self.rate)
-
-    def updates(self) -> int:
-        """Of all rows together."""
-        if self.gates is not None:
-            return int(self.gates.sum())
-        if self.model is not None:
-            return round(self.rate * self.shape.batch * self.shape.steps)
-        return self.shape.batch * math.ceil(self.shape.steps / self.interval)
-
-    def run(self, forward: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Run:
-        """Inference, or a training step: forward from x to a tensor, and backward from its sum."""
-        if self.mode == "inference":
-
-            def infer() -> None:
-                with torch.inference_mode():
-                    forward(self.x)
-
-            return infer
-
-        def train() -> None:
-            x = self.x.detach().requires_grad_(self.shape.input_gradients)
-            for parameter in parameters:
-                parameter.grad = None
-            forward(x).sum().backward()
-
-        return train
-
-
-def lognormal_gates(batch: int, steps: int, rate: float) -> Tensor:
-    """Rows with update rates spread log-normally (sigma 0.5) around `rate`, at most 1: [B, T] bool."""
-    rates = (rate * torch.exp(0.5 * torch.randn(batch) - 0.125)).clamp(max=1.0)
-    gates = torch.rand(batch, steps) < rates.unsqueeze(1)
-    gates[:, 0] = True
-    return gates
-
-
-def of_checkpoint(folder: str, mode: str) -> Workload:
-    """A trained model on 256 rows of its task's test split, at the rate it reads them; peers get random inputs."""
-    from transformers import AutoModelForSequenceClassification
-
-    from hf_skiprnn.commands import evaluate
-    from scripts.benchmarks.cpu import Shape
-
-    _, task = evaluate.parse([folder])
-    task.use_processor(folder)
-    rows = task.load(seed=0).test
-    batch = task.collate([rows[i] for i in range(min(256, len(rows)))])
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    with torch.no_grad():
-        gates = model(**batch, output_update_gates=True).update_gates
-    config = model.config
-    batch_size, steps = gates.shape
-    shape = Shape(batch_size, steps, config.input_size, config.hidden_size, config.num_hidden_layers)
-    rate = round(float(gates.mean()), 3)
-    name = Path(folder).resolve().name
-    return Workload(shape, config.cell_type, mode, rate, name, level="model", model=model, batch=dict(batch))
+# Whether PyTorch's libraries are held to a narrower instruction set than the machine's (scripts/benchmark.py --isa).
+RESTRICTED = "ONEDNN_MAX_CPU_ISA" in os.environ
 
 
 def skip_layer(workload: Workload) -> Any:
-    """Our layer with the native one's weights, and a gate that has learned one interval n: n * D is just above 0.5."""
+    """Return our layer with the native one's weights and a gate that updates every `workload.interval` steps."""
     layer = NATIVE[workload.cell][1].from_native(workload.native)
-    layer.update_gate.float()  # as in a model in half precision
+    layer.update_gate.float()  # in float32 whatever the precision, as in every model
     with torch.no_grad():
         layer.update_gate.weight.zero_()
-        increment = 0.5 / workload.interval * (1 + 1e-4)
-        layer.update_gate.bias.fill_(math.log(increment / (1 - increment)) if increment < 1 else 20.0)
+        layer.update_gate.bias.fill_(bias_of_interval(workload.interval))
     return layer
 
 
 def ours(workload: Workload, backend: str = "auto") -> Run:
-    """Our layer with a learned gate of that interval; the last state, or every step's in sequence mode."""
+    """Return a run of our layer with a learned gate: to the last state or, in sequence mode, to every step's output."""
     if workload.model is not None:
         return _trained(workload, workload.model)
     layer = skip_layer(workload)
@@ -140,7 +42,7 @@ def ours(workload: Workload, backend: str = "auto") -> Run:
 
 
 def _trained(workload: Workload, model: nn.Module) -> Run:
-    """The whole model: its loss in training."""
+    """Return a run of a whole trained model: to its logits or, in training, to its loss."""
 
     def forward(_: Tensor) -> Tensor:
         out = model(**workload.batch)
@@ -151,12 +53,12 @@ def _trained(workload: Workload, model: nn.Module) -> Run:
 
 
 def native(workload: Workload) -> Run:
-    """nn.LSTM or nn.GRU in float32."""
+    """Return a run of nn.LSTM or nn.GRU."""
     return workload.run(lambda x: native_result(workload, workload.native(x)), list(workload.native.parameters()))
 
 
 def native_bf16(workload: Workload) -> Run:
-    """nn.LSTM or nn.GRU in bfloat16."""
+    """Return a run of nn.LSTM or nn.GRU in bfloat16."""
     module = NATIVE[workload.cell][0](
         workload.shape.inputs, workload.shape.units, workload.shape.layers, batch_first=True
     ).bfloat16()
@@ -164,7 +66,10 @@ def native_bf16(workload: Workload) -> Run:
 
 
 def native_packed(workload: Workload) -> Run:
-    """nn.LSTM or nn.GRU over a packed ragged batch: rows as long as their updates, what a skipping batch amounts to."""
+    """Return a run of nn.LSTM or nn.GRU over a packed batch in which a row is as long as its number of updates.
+
+    It does the work of a batch that skips, without deciding what to skip.
+    """
     if workload.gates is None:
         return native(workload)
     lengths = workload.gates.sum(1).cpu()
@@ -178,19 +83,22 @@ def native_packed(workload: Workload) -> Run:
 
 
 def native_result(workload: Workload, outputs: Any) -> Tensor:
-    """Every step's output in sequence mode, else the last."""
+    """Return every step's output in sequence mode, else the last one."""
     output: Tensor = outputs[0]
     return output if workload.shape.sequence else output[:, -1]
 
 
 def masked_loop(workload: Workload) -> Run | None:
-    """A careful Skip RNN as others write it: input products at once, every step computed, blended by its gate."""
+    """Return a run of a Skip RNN in plain PyTorch: one product for all inputs, then every step computed and blended.
+
+    None where it cannot run the workload: several layers, rows whose rates differ, or a trained model.
+    """
     return _masked(workload, _lstm_step if workload.cell == "lstm" else _gru_step)
 
 
 def masked_loop_compiled(workload: Workload) -> Run | None:
-    """The same with its step under torch.compile."""
-    torch.compiler.reset()  # every workload anew: after eight recompilations of one function torch gives up
+    """Return a run of the masked loop whose step is compiled by torch.compile."""
+    torch.compiler.reset()  # torch stops compiling a function after eight recompilations
     return _masked(workload, torch.compile(_lstm_step if workload.cell == "lstm" else _gru_step))
 
 
@@ -200,8 +108,7 @@ def _masked(workload: Workload, step: Callable[..., tuple[Tensor, ...]]) -> Run 
     module: Any = workload.native
     units = workload.shape.units
     w_p = nn.Parameter(workload.x.new_zeros(units, 1))
-    increment = min(0.5 / workload.interval * (1 + 1e-4), 0.999)
-    b_p = nn.Parameter(workload.x.new_tensor([math.log(increment / (1 - increment))]))
+    b_p = nn.Parameter(workload.x.new_tensor([bias_of_interval(workload.interval)]))
     parameters = [*module.parameters(), w_p, b_p]
 
     def forward(x: Tensor) -> Tensor:
@@ -265,8 +172,11 @@ def _gru_step(
 
 
 def onnxruntime(workload: Workload) -> Run | None:
-    """ONNX Runtime's LSTM or GRU, inference; None where it is not installed."""
-    if workload.mode == "training":
+    """Return a run of ONNX Runtime's LSTM or GRU.
+
+    None in training, where it is not installed, and where the instruction set is restricted: it has no switch for it.
+    """
+    if workload.mode == "training" or RESTRICTED:
         return None
     try:
         import onnx  # noqa: F401 - torch's exporter needs it
@@ -275,7 +185,7 @@ def onnxruntime(workload: Workload) -> Run | None:
         return None
     file = io.BytesIO()
     module = workload.native.eval()
-    torch.onnx.export(module, (workload.x,), file, dynamo=False, input_names=["x"])  # type: ignore[arg-type]
+    torch.onnx.export(module, (workload.x,), file, dynamo=False, input_names=["x"])  # type: ignore[arg-type]  # BytesIO is taken
     options = runtime.SessionOptions()
     options.intra_op_num_threads = workload.threads
     session = runtime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])

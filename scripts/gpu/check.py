@@ -86,7 +86,7 @@ def check(outcomes: Path) -> list[str]:
 def measure(seconds: float, outcomes: Path, *parts: str) -> None:
     """Time these parts of the benchmark; begun again behind what breaks the device."""
     start = time.monotonic()
-    options = ["--device", "cuda", "--equality", str(outcomes), "--parts", *parts]
+    options = ["gpu", "--equality", str(outcomes), "--parts", *parts]
     for attempt in range(RESTARTS):
         left = seconds - (time.monotonic() - start)
         if left < START_UP:
@@ -113,7 +113,7 @@ def main() -> None:
     arguments = (data, "--seconds", f"{TRAINING:.0f}", "--equality", "; ".join(failed) or "passed")
     run("training", TRAINING + START_UP, "scripts/gpu_training.py", *arguments)
     measure(ALL - (time.monotonic() - start), outcomes, "peers", "rows", "all")
-    run("report", START_UP, "scripts/benchmark.py", "--device", "cuda", "--report")
+    run("report", START_UP, "scripts/benchmark.py", "gpu", "--report")
     print(f"Checks that did not pass: {'; '.join(failed) or 'none'}. {time.monotonic() - start:.0f} s.", flush=True)
     sys.exit(1 if failed else 0)
 

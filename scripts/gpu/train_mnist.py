@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
-from scripts.benchmarks.cpu import ROOT, provenance
+from scripts.benchmarks.rows import ROOT, provenance
 
 CONFIG: dict[str, Any] = {
     "cell_type": "lstm",

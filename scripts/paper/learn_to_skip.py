@@ -1,13 +1,14 @@
-"""A trained torch.nn.LSTM learns to skip: convert it, fine-tune it with a budget, compare before and after.
+"""Teach a trained torch.nn.LSTM to skip: convert it, fine-tune it with a budget, compare before and after.
 
-    python scripts/learn_to_skip.py --dataset_name ../shared/data/imdb
-    python scripts/learn_to_skip.py --dataset_name ../shared/data/imdb --weights my_lstm.pt
+    python -m scripts.paper.learn_to_skip --dataset_name ../shared/data/imdb
+    python -m scripts.paper.learn_to_skip --dataset_name ../shared/data/imdb --weights my_lstm.pt
 
 The task is IMDB. --weights is a state dict with embedding.weight, lstm.* (one nn.LSTM, batch_first) and classifier.*,
-over the task's vocabulary; without it such a model is trained here first, in plain PyTorch. Converted, it reads every
-word and gives the same answers. Then its gate is set to read every n-th word, about --target of them, and fine-tuning
-under a budget teaches it which ones: from a gate that reads everything it would not learn to skip, for the state after
-every word is what the weights were made for. Beside it, the same weights fine-tuned to read every n-th word always.
+over the task's vocabulary; without it such a model is trained first, in plain PyTorch. The converted model reads
+every word and gives the same answers. Then its gate is set to read every n-th word, about --target of all, and
+fine-tuning with a budget teaches it which ones. (A gate that starts from reading everything does not learn to skip: the
+weights were made for the state after every word.) For comparison the same weights are fine-tuned with a fixed stride
+of n.
 Writes learned-to-skip.json and the checkpoint into --output_dir.
 """
 
@@ -28,15 +29,16 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.conversion import load_native, native_config
 from hf_skiprnn.tasks import IMDB
+from hf_skiprnn.training.provenance import commit, cpu_name
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
-OPEN = 0.05  # b_p of a gate that reads everything: sigmoid(0.05) = 0.512
+OPEN = 0.05  # b_p of a gate that reads every step: sigmoid(0.05) = 0.512 >= 0.5
 DROPOUT = 0.3  # of the embeddings, in both trainings
 
 
 @dataclass
 class Settings:
-    """What to do."""
+    """What to train, and for how long."""
 
     weights: Path | None = field(default=None, metadata={"help": "State dict of a trained model; default: train one."})
     output_dir: Path = field(default=Path("runs/learn-to-skip"), metadata={"help": "Where results go."})
@@ -55,7 +57,7 @@ class Settings:
 
 
 class NativeClassifier(nn.Module):
-    """Embedding, nn.LSTM, and a linear layer on the last real step's h."""
+    """An embedding, an nn.LSTM, and a linear layer on h after the last real step."""
 
     def __init__(self, vocabulary: int, width: int, hidden_size: int, classes: int) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class NativeClassifier(nn.Module):
         self.classifier = nn.Linear(hidden_size, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[B, T] and its mask (padding on the right) -> logits [B, C]."""
+        """Map tokens [B, T] and their mask (padding on the right) to logits [B, C]."""
         lengths = attention_mask.sum(dim=1).cpu()
         embedded = nn.functional.dropout(self.embedding(input_ids), DROPOUT, self.training)
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
@@ -72,7 +74,7 @@ class NativeClassifier(nn.Module):
 
 
 def train_native(task: IMDB, settings: Settings) -> NativeClassifier:
-    """A plain PyTorch training run."""
+    """Train an nn.LSTM in plain PyTorch."""
     defaults = task.model_defaults()
     model = NativeClassifier(defaults["vocab_size"], defaults["input_size"], settings.hidden_size, len(task.labels))
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
@@ -94,7 +96,7 @@ def train_native(task: IMDB, settings: Settings) -> NativeClassifier:
 
 @torch.no_grad()
 def convert(state: dict[str, Tensor], task: IMDB, **gate: Any) -> SkipRNNForSequenceClassification:
-    """A Skip RNN of these weights; `gate`: fields of its config. A learned gate is open everywhere, W_p = 0."""
+    """Make a Skip RNN of these weights; `gate`: fields of its config. A learned gate reads every step (W_p is 0)."""
     fields = task.model_defaults() | native_config(state, "lstm.") | gate
     fields["vocab_size"] = len(state["embedding.weight"])
     config = SkipRNNConfig(**fields, learn_initial_state=False, embedding_dropout=DROPOUT)
@@ -111,13 +113,13 @@ def convert(state: dict[str, Tensor], task: IMDB, **gate: Any) -> SkipRNNForSequ
 
 @torch.no_grad()
 def read_about(model: SkipRNNForSequenceClassification, share: float) -> None:
-    """Close the gate so far that every n-th step is read, n = 1 / share rounded up."""
+    """Set the gate to read every n-th step: n is 1 / share, rounded up."""
     cast(Any, model.base_model).update_gate.bias.fill_(math.log(0.5 * share / (1 - 0.5 * share)))
 
 
 @torch.no_grad()
 def largest_difference(native: NativeClassifier, model: SkipRNNForSequenceClassification, task: IMDB) -> float:
-    """Between the two models' logits, over some test reviews."""
+    """Return the largest difference between the two models' logits, over some test reviews."""
     rows = task.load(0).test
     batch = task.collate([rows[i] for i in range(0, len(rows), max(len(rows) // 32, 1))])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -125,7 +127,7 @@ def largest_difference(native: NativeClassifier, model: SkipRNNForSequenceClassi
 
 
 def native_of(task: IMDB, settings: Settings) -> NativeClassifier:
-    """The model of --weights, or one that is trained here."""
+    """Load the model of --weights, or train one."""
     if settings.weights is None:
         return train_native(task, settings)
     state = torch.load(settings.weights, weights_only=True)
@@ -137,7 +139,7 @@ def native_of(task: IMDB, settings: Settings) -> NativeClassifier:
 
 
 def trainer_of(model: SkipRNNForSequenceClassification, task: IMDB, settings: Settings) -> SkipRNNTrainer:
-    """What fine-tunes and evaluates a converted model."""
+    """Make the trainer that fine-tunes and evaluates a converted model."""
     args = TrainingArguments(
         output_dir=str(settings.output_dir),
         num_train_epochs=settings.fine_tuning_epochs,
@@ -165,13 +167,13 @@ def trainer_of(model: SkipRNNForSequenceClassification, task: IMDB, settings: Se
 
 
 def tested(trainer: SkipRNNTrainer, task: IMDB) -> dict[str, float]:
-    """Accuracy and updates on the test split."""
+    """Return accuracy and updates on the test split."""
     metrics = trainer.evaluate(cast(Any, task.load(0).test), metric_key_prefix="test")
     return {name: metrics[f"test_{name}"] for name in ("accuracy", "updates", "updates_std", "update_rate")}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train or load, convert, evaluate, fine-tune, evaluate; returns what the JSON file holds."""
+    """Train or load, convert, evaluate, fine-tune, evaluate; return what the JSON file holds."""
     kinds: list[Any] = [IMDB, Settings]
     parser = HfArgumentParser(kinds, description=__doc__)
     task, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
@@ -184,6 +186,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results: dict[str, Any] = {
         "task_options": dataclasses.asdict(task),
         "settings": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(settings).items()},
+        "device": cpu_name(),
+        "commit": commit(),
         "largest_difference_of_logits_after_conversion": largest_difference(native, model, task),
     }
     trainer = trainer_of(model, task, settings)

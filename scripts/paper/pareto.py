@@ -1,13 +1,13 @@
-"""Accuracy against updates over several runs: a picture, and the numbers behind it.
+"""Draw accuracy against updates over several runs, and store the numbers of the picture.
 
     for share in 0.15 0.25 0.4; do
         python scripts/train.py --config fsdd-skip-lstm --budget_target $share --output_dir runs/fsdd-$share
     done
     python scripts/train.py --config fsdd-skip-lstm --gate strided --stride 4 --output_dir runs/fsdd-stride-4
-    python scripts/pareto.py runs/fsdd-* --output runs/fsdd-pareto
+    python -m scripts.paper.pareto runs/fsdd-* --output runs/fsdd-pareto
 
-Every run of one task is a point; runs of the same gate and cell are a curve. --metric is any metric of the test split
-of which more is better. Writes pareto.png, and results.json with each run's settings and metrics, into --output.
+Every run is a point; runs of the same gate and cell are a curve. All runs must be of one task. --metric names a metric
+of the test split of which more is better. Writes pareto.png, and results.json with each run's settings and metrics.
 """
 
 import json
@@ -21,23 +21,23 @@ from hf_skiprnn.evaluation.figures import accuracy_against_updates, pareto_front
 from hf_skiprnn.hub.card import public
 
 GATES = {"learned": "Skip {}", "always": "{}", "random": "{}, random skips", "strided": "{}, strided"}
-# Of a run's results.json.
+# Fields of a run's results.json that are stored.
 KEPT = ["task", "task_options", "model", "training", "budget", "metrics", "train", "device", "versions", "commit"]
 KEPT += ["command", "finished"]
 
 
 def curve_of(model: dict[str, Any]) -> str:
-    """The name of a run's curve."""
+    """Return the name of a run's curve."""
     return GATES[model["gate"]].format(model["cell_type"].upper())
 
 
 def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
-    """The results of every run, by the folder's name; all of one task, all with the metric."""
+    """Read the results of every run, by the folder's name; stop unless all are of one task and have the metric."""
     runs = {}
     for folder in folders:
         path = folder / "results.json"
         if not path.is_file():
-            raise SystemExit(f"{folder} holds no results.json: it is no finished run of scripts/train.py.")
+            raise SystemExit(f"{folder} holds no results.json: it is not a finished run of scripts/train.py.")
         run = json.loads(path.read_text(encoding="utf-8"))
         if metric not in (test := run["metrics"]["test"]):
             raise SystemExit(f"{path} has no metric {metric!r}; it has {', '.join(sorted(test))}.")
@@ -50,7 +50,7 @@ def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
-    """Read, draw, print; returns (updates, metric) of the runs of each curve."""
+    """Read, draw and print; return (updates, metric) of the runs of each curve."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that scripts/train.py wrote")
     parser.add_argument("--metric", default="accuracy", help="metric of the test split")

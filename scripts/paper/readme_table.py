@@ -1,10 +1,11 @@
-"""The checkpoints that this repository holds, as a table for its README: their numbers beside the paper's.
+"""The README's table of the checkpoints in this repository: their numbers beside the paper's.
 
-Every number is read from a results.json under model_cards/ or from the paper's tables; scripts/reproduce.py --report
-writes the table between START and END.
+Every number comes from a results.json or a CSV file under model_cards/, or from the paper's tables.
+`python -m scripts.paper.reproduce --report` writes the table into the README, between the two comments of PLACE.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,24 @@ from hf_skiprnn.hub.card import MAIN_METRICS, RESULTS, measurements, number, per
 
 from .tables import TABLES, Group, groups_of, line, read_table, spread
 
-START, END = "<!-- results, by scripts/reproduce.py --report -->", "<!-- end of results -->"
+PLACE = re.compile(r"(^<!-- results\b.*-->\n).*?(^<!-- end of results -->)", re.MULTILINE | re.DOTALL)
 
 
-def shipped_folders(cards: Path) -> list[Path]:
-    """Folders under `cards` with a checkpoint's card, by name; of large checkpoints the weights are left out."""
+def checkpoint_folders(cards: Path) -> list[Path]:
+    """Return the folders of checkpoints under `cards`, by name; those of large checkpoints hold no weights."""
     return sorted(path.parent for path in cards.glob("*/config.json"))
 
 
 def readme_table(cards: Path) -> str:
-    """A line a checkpoint, Markdown."""
+    """Render the table, Markdown: one line for each checkpoint."""
     head = ["checkpoint in `model_cards/`", "test split", "steps read", "over seeds", "the paper's (4 seeds)"]
     head += ["inference, times faster", "training step, times faster"]
-    rows = [line(checkpoint_cells(cards, folder)) for folder in shipped_folders(cards)]
+    rows = [line(checkpoint_cells(cards, folder)) for folder in checkpoint_folders(cards)]
     return "\n".join([line(head), line(["---"] * len(head)), *rows])
 
 
 def checkpoint_cells(cards: Path, folder: Path) -> list[str]:
-    """The cells of a checkpoint's line."""
+    """Return the cells of a checkpoint's line."""
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     test, paper = results["metrics"]["test"], paper_row(results)
     steps = round(test["updates"] / test["update_rate"])
@@ -45,9 +46,10 @@ def checkpoint_cells(cards: Path, folder: Path) -> list[str]:
 
 
 def speed_ups(cards: Path, name: str) -> list[str]:
-    """How many times faster the whole model is than nn.LSTM or nn.GRU, in inference and in training.
+    """Return how many times faster than nn.LSTM or nn.GRU the whole model is, in inference and in training.
 
-    One thread, at the model's own share of updates (scripts/benchmark.py --checkpoints); "" where it was not measured.
+    On one thread, at the share of steps that the model reads (scripts/benchmark.py --checkpoints); "" where it was not
+    measured.
     """
     wanted = {"level": "model", "spread": name, "name": "ours", "threads": "1"}
     rows = [row for row in measurements(cards / "speed") if all(row.get(k) == v for k, v in wanted.items())]
@@ -56,20 +58,20 @@ def speed_ups(cards: Path, name: str) -> list[str]:
 
 
 def quality(test: dict[str, float]) -> str:
-    """The number that says how good a model is."""
+    """Return the main metric of a test split; before it, whether the task is solved, where the task tells."""
     metric = next(name for name in MAIN_METRICS if name in test)
     solved = {None: "", 0.0: "not solved, ", 1.0: "solved, "}[test.get("solved")]
     return solved + (percent(test[metric]) if metric == "accuracy" else f"{metric} {number(test[metric])}")
 
 
 def paper_row(results: dict[str, Any]) -> PublishedRow | None:
-    """The paper's row of the same task, options and cell that reads least; None for a task of our own."""
+    """Return the paper's row of the same task, options and cell that reads the fewest steps, or None."""
     rows = published_rows(results["task"], results["model"]["cell_type"], results["task_options"])
     return min((row for row in rows if row.gate == "learned"), key=lambda row: row.updates, default=None)
 
 
 def group_of(cards: Path, results: dict[str, Any]) -> Group | None:
-    """The runs of other seeds that a table holds beside this one; None where no table holds it."""
+    """Find this run in the tables; return the group with its other seeds, or None where no table holds the run."""
     for table, (task, columns) in TABLES.items():
         for options in columns if task == results["task"] else ():
             for group in groups_of(read_table(cards, table), options):
@@ -79,7 +81,7 @@ def group_of(cards: Path, results: dict[str, Any]) -> Group | None:
 
 
 def over_seeds(group: Group | None) -> str:
-    """What several seeds give; empty where there is one."""
+    """Return mean and deviation over several seeds; "" where there is only one."""
     if group is None or len(group.runs) < 2:
         return ""
     test = group.runs[0]["metrics"]["test"]
@@ -89,13 +91,11 @@ def over_seeds(group: Group | None) -> str:
 
 
 def with_table(readme: str, cards: Path) -> str:
-    """The README with the table in place of the one that it has.
+    """Return the README with the rendered table in place of its own.
 
     Raises:
-        ValueError: it has no place for one, which START and END mark.
+        ValueError: the README lacks the two comments between which the table stands.
     """
-    before, start, rest = readme.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"README.md must hold a line {START} and, below it, a line {END}.")
-    return f"{before}{START}\n{readme_table(cards)}\n{END}{after}"
+    if PLACE.search(readme) is None:
+        raise ValueError("README.md must hold a line <!-- results --> and, below it, a line <!-- end of results -->.")
+    return PLACE.sub(lambda place: f"{place[1]}{readme_table(cards)}\n{place[2]}", readme)

@@ -1,16 +1,16 @@
-"""Train the rows of the paper's tables, and put what comes out beside what the paper reports.
+"""Train the rows of the paper's tables, and put the results beside those that the paper reports.
 
     python -m scripts.paper.reproduce --table 1                      # every row of Table 1 once, with our settings
     python -m scripts.paper.reproduce --table 4 --rows skip-lstm-1e-4 skip-gru-1e-4 --seeds 4
     python -m scripts.paper.reproduce --table 2 --settings paper --dataset_name ../shared/data/mnist
     python -m scripts.paper.reproduce --table 2 --rows skip-lstm-1e-4 --add runs/mnist-1  # trained elsewhere
-    python -m scripts.paper.reproduce --report  # renders what is stored; trains nothing
+    python -m scripts.paper.reproduce --report  # renders tables, cards and the README's table; trains nothing
 
 Settings are the paper's (paper_rows.yaml: a learning rate of 1e-4 for 50000 steps or 600 epochs, days on a CPU) or ours
-(tuned_rows.yaml). Each run is a process of its own, scripts/train.py; options that are not known here go on to it.
-Cut off anywhere, the same command goes on: a run whose folder under --runs holds a results.json is finished, another
-resumes from its last checkpoint. Results go to model_cards/tableN-TASK/: results.json with every run (its form:
-scripts/paper/tables.py), README.md and pictures. A run that fails is told at the end, and the others go on.
+(tuned_rows.yaml). Each run is a process of scripts/train.py, which gets the options that are not known here. After an
+interruption the same command continues: a run whose folder under --runs holds a results.json is finished, any other
+resumes from its last checkpoint. Results go to model_cards/tableN-TASK/: results.json with every run (tables.py tells
+its format), README.md and pictures. If a run fails, the others are still made; failed runs are listed at the end.
 """
 
 import json
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_skiprnn.hub.card import RESULTS, write_card
-from scripts.paper.readme_table import shipped_folders, with_table
+from scripts.paper.readme_table import checkpoint_folders, with_table
 from scripts.paper.rows import FILES, rows
 from scripts.paper.tables import TABLES, add_run, table_folder, write_report
 
@@ -32,7 +32,7 @@ TRAIN = ROOT / "scripts" / "train.py"
 
 
 class Job(NamedTuple):
-    """A run to be made."""
+    """A run to be made: a row of a table with one choice of options and one seed."""
 
     table: int
     row: str
@@ -42,11 +42,11 @@ class Job(NamedTuple):
 
     @property
     def config(self) -> str:
-        """The row's settings, as --config of scripts/train.py takes them."""
+        """The value of --config with which scripts/train.py takes the row's settings."""
         return f"{os.path.relpath(FILES[self.settings])}:table{self.table}-{self.row}"
 
     def folder(self, runs: Path) -> Path:
-        """Where the run is made."""
+        """Return the run's folder."""
         prefix = "tuned-" if self.settings == "tuned" else ""
         options = [f"{name}-{value:g}" for name, value in self.options.items()]
         name = "-".join([f"{prefix}table{self.table}-{self.row}", *options])
@@ -54,13 +54,13 @@ class Job(NamedTuple):
 
 
 def rows_of(table: int, settings: str) -> list[str]:
-    """Names of a table's rows."""
+    """Return the names of a table's rows."""
     prefix = f"table{table}-"
     return [name.removeprefix(prefix) for name in rows(settings) if name.startswith(prefix)]
 
 
 def jobs_of(chosen: Namespace) -> Iterator[Job]:
-    """What was asked for: every row with one seed first, then the next seed."""
+    """Give the runs that the command line asks for: first every row with seed 1, then with the next seed."""
     for seed in range(1, chosen.seeds + 1):
         for options in TABLES[chosen.table][1]:
             for settings in chosen.settings:
@@ -71,7 +71,7 @@ def jobs_of(chosen: Namespace) -> Iterator[Job]:
 
 
 def make(job: Job, runs: Path, rest: list[str]) -> dict[str, Any] | None:
-    """The run's results, from its folder or trained now; None where training failed."""
+    """Return the run's results, trained now if its folder holds none; None where training failed."""
     folder = job.folder(runs)
     if not (folder / RESULTS).is_file():
         print(f"== {folder}", flush=True)
@@ -83,16 +83,16 @@ def make(job: Job, runs: Path, rest: list[str]) -> dict[str, Any] | None:
 
 
 def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
-    """The command line, and what goes on to train.py."""
+    """Read the command line; return its options, and those for scripts/train.py."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--table", type=int, choices=sorted(TABLES), help="number of the table in the paper")
-    parser.add_argument("--cells", nargs="+", choices=("lstm", "gru"), default=["lstm", "gru"], help="rows of these")
+    parser.add_argument("--cells", nargs="+", choices=("lstm", "gru"), default=["lstm", "gru"], help="only these")
     parser.add_argument("--rows", nargs="+", help="names of rows, as skip-lstm-1e-5; default: all of the table")
     parser.add_argument("--settings", nargs="+", choices=tuple(FILES), default=["tuned"], help="whose settings")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 1 to this")
-    parser.add_argument("--runs", type=Path, default=Path("runs", "reproduce"), help="where runs are made")
-    parser.add_argument("--results", type=Path, default=ROOT / "model_cards", help="where results go")
-    parser.add_argument("--add", nargs="+", type=Path, help="train nothing; keep these runs as the row of --rows")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 1")
+    parser.add_argument("--runs", type=Path, default=Path("runs", "reproduce"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "model_cards", help="folder of the results")
+    parser.add_argument("--add", nargs="+", type=Path, help="train nothing; store these runs as the row in --rows")
     parser.add_argument("--report", action="store_true", help="train nothing; render what is stored")
     chosen, rest = parser.parse_known_args(argv)
     if chosen.table is None and not chosen.report:
@@ -106,7 +106,7 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def check_rows(parser: ArgumentParser, chosen: Namespace) -> None:
-    """Refuse rows that have no settings."""
+    """Stop with an error if there are no settings for a row that was asked for."""
     known = {row for settings in chosen.settings for row in rows_of(chosen.table, settings)}
     if not known:
         parser.error(f"tuned_rows.yaml has no rows of Table {chosen.table}; --settings paper has")
@@ -115,7 +115,7 @@ def check_rows(parser: ArgumentParser, chosen: Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is missing, keep and render; returns 1 if a run failed, else 0."""
+    """Train what is missing, store and render the results; return 1 if a run failed, else 0."""
     chosen, rest = parse(sys.argv[1:] if argv is None else argv)
     failed = []
     for folder in chosen.add or ():
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         if (table_folder(chosen.results, table) / RESULTS).is_file():
             print(write_report(chosen.results, table))
     if chosen.report:
-        for folder in shipped_folders(chosen.results):  # their cards tell measured times too, which may be new
+        for folder in checkpoint_folders(chosen.results):  # measured times on their cards may be new
             print(write_card(folder, f"{chosen.results.name}/{folder.name}"))
     readme = chosen.results.parent / "README.md"
     if chosen.report and readme.is_file():

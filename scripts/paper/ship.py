@@ -1,13 +1,13 @@
-"""Put a finished run into this repository as a checkpoint folder that anyone can load and evaluate from a clone.
+"""Copy a finished run into this repository as a checkpoint folder that anyone can load and evaluate from a clone.
 
-    python scripts/ship.py runs/adding model_cards/skip-lstm-adding
-    python scripts/ship.py runs/mnist model_cards/skip-lstm-mnist --dataset_name ../shared/data/mnist
-    python scripts/ship.py runs/imdb model_cards/skip-lstm-imdb --without_weights    # too large to stand here
+    python -m scripts.paper.ship runs/adding model_cards/skip-lstm-adding
+    python -m scripts.paper.ship runs/mnist model_cards/skip-lstm-mnist --dataset_name ../shared/data/mnist
+    python -m scripts.paper.ship runs/imdb model_cards/skip-lstm-imdb --without_weights    # for large weights
 
-Evaluates the run's checkpoint again on the test split and refuses if the numbers are not those of its results.json;
-draws which steps it reads; writes weights, configuration, processor, results.json, picture and card, and nothing of
-training. The model's code stays out: a clone has it, and scripts/publish.py adds it on the way to the Hub. Options that
-are not known here go on to evaluate.py.
+It evaluates the run's checkpoint again on the test split, and stops if the numbers are not those of its results.json.
+It writes weights, configuration, processor, results.json, a picture of the steps read, and the card; but nothing that
+only training needs. The model's code is left out: a clone has it, and scripts/publish.py adds it for the Hub. Options
+that are not known here are passed to scripts/evaluate.py.
 """
 
 import json
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 def differences(told: dict[str, float], found: dict[str, float]) -> list[str]:
-    """Metrics that an evaluation does not give as results.json tells them."""
+    """List the metrics in which an evaluation differs from results.json."""
     shared = sorted(name for name in told.keys() & found.keys() if name not in TIMES)
     return [
         f"{name} is {found[name]:.6g}, and {RESULTS} says {told[name]:.6g}"
@@ -38,13 +38,13 @@ def differences(told: dict[str, float], found: dict[str, float]) -> list[str]:
 
 
 def build(run: Path, folder: Path, options: list[str]) -> None:
-    """The checkpoint folder of a run, at `folder`, which must not exist; its card is yet to be written.
+    """Make the checkpoint folder of a run at `folder`, which must not exist; without its card.
 
     Raises:
         SystemExit: the run is not finished, or its results.json is not what its checkpoint gives.
     """
     if not (run / RESULTS).is_file():
-        raise SystemExit(f"{run} holds no {RESULTS}: it is no finished run of scripts/train.py.")
+        raise SystemExit(f"{run} holds no {RESULTS}: it is not a finished run of scripts/train.py.")
     stage(run, folder.name, folder, code=False)
     with tempfile.TemporaryDirectory(prefix="hf_skiprnn-") as scratch:
         found = evaluate.main([str(folder), "--output_dir", scratch, *options])["metrics"]
@@ -52,23 +52,23 @@ def build(run: Path, folder: Path, options: list[str]) -> None:
             shutil.copyfile(picture, folder / picture.name)
     told = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["metrics"]["test"]
     if changed := differences(told, found):
-        raise SystemExit(f"{run} was not shipped: {'; '.join(changed)}. Are the data the same?")
+        raise SystemExit(f"{run} was not copied: {'; '.join(changed)}. Are the data the same?")
 
 
 def problems_of(folder: Path, scratch: Path) -> list[str]:
-    """What the Hub would refuse of it once its code is added."""
+    """List the reasons for which publishing would refuse the folder once its code is added."""
     return checkpoint_problems(stage(folder, folder.name, scratch / folder.name))
 
 
 def without_weights(folder: Path) -> None:
-    """Take away all but the configurations, what was measured and pictures."""
+    """Remove all but the configurations, the results and the pictures."""
     for file in checkpoint_files(folder):
         if file.path not in ("config.json", "preprocessor_config.json", RESULTS) and not file.path.endswith(".png"):
             (folder / file.path).unlink()
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Build the folder aside, check it, put it in place of what was there."""
+    """Make the folder in a temporary place, check it, and replace the old folder with it."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="folder that scripts/train.py wrote")
     parser.add_argument("folder", type=Path, help="checkpoint folder to write, as model_cards/skip-lstm-adding")
@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None) -> Any:
                 f"It has {size:,} bytes; at most {LARGEST:,} belong here: --without_weights leaves them out."
             )
         if problems:
-            raise SystemExit(f"{settings.run} was not shipped: {' '.join(problems)}")
+            raise SystemExit(f"{settings.run} was not copied: {' '.join(problems)}")
         shutil.rmtree(settings.folder, ignore_errors=True)
         shutil.copytree(made, settings.folder)
-    write_card(settings.folder, location)  # there: measured times stand beside it
+    write_card(settings.folder, location)  # in place: the card shows the times measured in the folder beside it
     for file in checkpoint_files(settings.folder):
         print(f"{file.size:>12,}  {file.path}")
 

@@ -1,17 +1,17 @@
-"""The paper's tables, trained here: what is kept of the runs, and the tables and pictures made from it.
+"""The paper's tables, trained here: the stored results of the runs, and the pages and pictures made from them.
 
-`model_cards/table1-adding/results.json`, and its like for other tables, holds
+The results of a table, as `model_cards/table1-adding/results.json`, hold
 
     table      number of the table in the paper
     task       name of the task
-    runs       one entry a run: all that its own results.json says (scripts/train.py: task_options, model, training,
-               budget, metrics of the validation and test split, multiply_accumulates, train, device, versions, commit,
+    runs       one entry for each run: its own results.json (scripts/train.py: task_options, model, training, budget,
+               metrics of the validation and test split, multiply_accumulates, train, device, versions, commit,
                command, finished, data; stopping where it stopped early), and
-        row        its row's name in scripts/paper_rows.yaml, as "skip-lstm-1e-5"
-        settings   "paper": the paper's; "tuned": ours (scripts/tuned_rows.yaml)
+        row        the name of its row in paper_rows.yaml, as "skip-lstm-1e-5"
+        settings   "paper": the paper's; "tuned": ours (tuned_rows.yaml)
 
-Runs that failed to solve the task are kept like any other. `train.seconds` is wall time, of the last sitting where
-`train.resumed_from` names a checkpoint.
+Runs that did not solve the task are kept like any other. `train.seconds` is wall time; of a resumed run, whose
+`train.resumed_from` names a checkpoint, only since it was last resumed.
 """
 
 import json
@@ -49,21 +49,31 @@ class Group:
 
     @property
     def model(self) -> str:
-        """As the paper writes it; of a row of our own its name."""
+        """The paper's name of the row's model; the row's own name where the paper has no such row."""
         return self.published.model if self.published else self.row
 
     def values(self, metric: str) -> list[float]:
-        """A metric of the test split, of every seed."""
+        """Return a metric of the test split for every seed."""
         return [run["metrics"]["test"][metric] for run in self.runs]
+
+    @property
+    def metric(self) -> str:
+        """The name of the task's main metric."""
+        return "mse" if "mse" in self.runs[0]["metrics"]["test"] else "accuracy"
+
+    @property
+    def is_solvable(self) -> bool:
+        """Whether the task tells if a run has solved it."""
+        return "solved" in self.runs[0]["metrics"]["test"]
 
 
 def table_folder(cards: Path, table: int) -> Path:
-    """Where a table's results stand."""
+    """Return the folder of a table's results."""
     return cards / f"table{table}-{TABLES[table][0]}"
 
 
 def read_table(cards: Path, table: int) -> dict[str, Any]:
-    """A table's results.json; without runs where there is none yet."""
+    """Read a table's results.json; where there is none yet, return results without runs."""
     path = table_folder(cards, table) / RESULTS
     if not path.is_file():
         return {"table": table, "task": TABLES[table][0], "runs": []}
@@ -71,7 +81,7 @@ def read_table(cards: Path, table: int) -> dict[str, Any]:
 
 
 def add_run(cards: Path, table: int, row: str, settings: str, run: Run) -> None:
-    """Keep a run's results, in place of those of the same row, settings, options and seed.
+    """Store a run's results; they replace those of the same row, settings, options and seed.
 
     Raises:
         ValueError: the run is of another task, or has another cell or gate than the paper's row of that name.
@@ -93,13 +103,13 @@ def add_run(cards: Path, table: int, row: str, settings: str, run: Run) -> None:
 
 
 def identity(run: Run, table: int) -> tuple[Any, ...]:
-    """What tells a run from others of its table."""
+    """Return what distinguishes a run from the others of its table."""
     names = TABLES[table][1][0]
     return (*(run["task_options"][name] for name in names), run["row"], run["settings"], run["training"]["seed"])
 
 
 def order(run: Run, table: int) -> tuple[Any, ...]:
-    """Runs as the table has them: by option, row of the paper (our own rows last), settings and seed."""
+    """Return the sort key of a run: options, row of the paper (our own rows last), settings and seed."""
     columns = [all(run["task_options"][name] == value for name, value in o.items()) for o in TABLES[table][1]]
     rows = [published.name for published in ROWS if published.table == table]
     place = rows.index(run["row"]) if run["row"] in rows else len(rows)
@@ -107,7 +117,7 @@ def order(run: Run, table: int) -> tuple[Any, ...]:
 
 
 def groups_of(results: dict[str, Any], options: dict[str, Any]) -> list[Group]:
-    """The runs with these options, seeds together, in the order of the paper's rows."""
+    """Group the runs with these options by row and settings, in the order of the paper's rows."""
     found: dict[tuple[str, str], list[Run]] = {}
     for run in results["runs"]:
         if all(run["task_options"][name] == value for name, value in options.items()):
@@ -119,7 +129,7 @@ def groups_of(results: dict[str, Any], options: dict[str, Any]) -> list[Group]:
 
 
 def published_row(table: int, name: str, run: Run) -> PublishedRow | None:
-    """The paper's row of that name for this run's options, if it has one."""
+    """Return the paper's row of that name for this run's options, or None."""
     for row in ROWS:
         same_options = all(run["task_options"].get(key) == value for key, value in row.options.items())
         if (row.table, row.name) == (table, name) and same_options:
@@ -128,17 +138,17 @@ def published_row(table: int, name: str, run: Run) -> PublishedRow | None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and, of several runs, their sample standard deviation."""
+    """Return the mean and, for several values, the sample standard deviation: "21 ± 1.414"."""
     return number(fmean(values)) + (f" ± {number(stdev(values))}" if len(values) > 1 else "")
 
 
 def render_table(results: dict[str, Any]) -> str:
-    """The page of a table, Markdown: ours beside the paper's, and how each number was made."""
+    """Render the page of a table, Markdown: our results beside the paper's, and how each number was made."""
     table, task = results["table"], results["task"]
     opening = (
         f"# Table {table} of the paper: {task}\n\n"
         "Test split; mean ± standard deviation over seeds. Rendered from `results.json`, which holds every run, by "
-        f"`python scripts/reproduce.py --table {table} --report`.\n"
+        f"`python -m scripts.paper.reproduce --table {table} --report`.\n"
     )
     parts = [opening]
     for options in TABLES[table][1]:
@@ -153,24 +163,23 @@ def render_table(results: dict[str, Any]) -> str:
 
 
 def table_lines(groups: Sequence[Group]) -> list[str]:
-    """One line a group."""
-    metric = "mse" if "mse" in groups[0].runs[0]["metrics"]["test"] else "accuracy"
-    solvable = "solved" in groups[0].runs[0]["metrics"]["test"]
-    head = ["the paper's row", "settings", "our λ", "seeds", *(["solved"] if solvable else []), metric]
+    """Render one line for each group, below the head."""
+    solved = ["solved"] if groups[0].is_solvable else []
+    head = ["the paper's row", "settings", "our λ", "seeds", *solved, groups[0].metric]
     head += ["steps read", "share", "paper", "paper: steps read"]
-    return [line(head), line(["---"] * len(head)), *(line(cells(group, metric, solvable)) for group in groups)]
+    return [line(head), line(["---"] * len(head)), *(line(cells(group)) for group in groups)]
 
 
-def cells(group: Group, metric: str, solvable: bool) -> list[str]:
-    """A group's line."""
+def cells(group: Group) -> list[str]:
+    """Return the cells of a group's line."""
     config, paper = group.runs[0]["model"], group.published
     weight = number(float(config["budget_weight"])) if config["gate"] == "learned" else ""
     if config["gate"] == "learned" and config["budget_loss"] != "cost":
         weight += f" ({config['budget_loss']}, target {percent(config['budget_target'])})"
     if rate := group.runs[0].get("budget", {}).get("target_update_rate"):
         weight = f"steered to {percent(rate)}"
-    solved = [f"{sum(map(bool, group.values('solved')))} of {len(group.runs)}"] if solvable else []
-    ours = [*solved, spread(group.values(metric)), spread(group.values("updates"))]
+    solved = [f"{sum(map(bool, group.values('solved')))} of {len(group.runs)}"] if group.is_solvable else []
+    ours = [*solved, spread(group.values(group.metric)), spread(group.values("updates"))]
     return [
         group.model,
         settings_cell(group),
@@ -183,14 +192,14 @@ def cells(group: Group, metric: str, solvable: bool) -> list[str]:
 
 
 def settings_cell(group: Group) -> str:
-    """Whose settings, and of these what matters most; of runs that stopped by themselves, the most steps."""
+    """Return whose settings they are, the most important of them, and the number of steps of the longest run."""
     training, steps = group.runs[0]["training"], max(run["train"]["steps"] for run in group.runs)
     rate, schedule = number(float(training["learning_rate"])), training["lr_scheduler_type"]
     return f"{group.settings}: batch {training['per_device_train_batch_size']}, lr {rate} {schedule}, {steps} steps"
 
 
 def paper_cells(paper: PublishedRow | None) -> list[str]:
-    """The paper's metric and updates; empty for a row of our own."""
+    """Return the paper's metric and updates; empty for a row that the paper does not have."""
     if paper is None:
         return ["", ""]
     read = number(paper.updates) + (f" ± {number(paper.updates_std)}" if paper.updates_std is not None else "")
@@ -198,12 +207,12 @@ def paper_cells(paper: PublishedRow | None) -> list[str]:
 
 
 def line(parts: Iterable[str]) -> str:
-    """A line of a Markdown table."""
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(parts)} |"
 
 
 def provenance_lines(runs: Sequence[Run]) -> list[str]:
-    """One line a run: steps, time, when and where, and the command."""
+    """Render one line for each run: steps, time, device, versions, commit and command."""
     lines = [
         line(["row", "settings", "seed", "steps", "seconds", "device", "commit", "PyTorch", "command"]),
         line(["---"] * 9),
@@ -213,45 +222,45 @@ def provenance_lines(runs: Sequence[Run]) -> list[str]:
         stopped = " (settled)" if run.get("stopping", {}).get("settled") else ""
         seconds = f"{train['seconds']:.0f}" + (" (resumed)" if train["resumed_from"] else "")
         facts = [run["row"], run["settings"], str(run["training"]["seed"]), f"{train['steps']}{stopped}", seconds]
-        facts += [run["device"], run.get("commit", "unknown"), run["versions"]["torch"], f"`{run['command']}`"]
+        facts += [run["device"], run["commit"], run["versions"]["torch"], f"`{run['command']}`"]
         lines.append(line(facts))
     return lines
 
 
 def picture_name(options: dict[str, Any]) -> str:
-    """File name of the picture for these options."""
+    """Return the file name of the picture for these options."""
     return "-".join(["beside-the-paper", *(f"{name}-{value:g}" for name, value in options.items())]) + ".png"
 
 
 def picture(groups: Sequence[Group]) -> "Figure":
-    """Metric and steps read of every group beside the paper's."""
+    """Draw the metric and the steps read of every group beside the paper's."""
     from hf_skiprnn.evaluation.figures import Comparison, ours_beside_the_papers
 
-    metric = "mse" if "mse" in groups[0].runs[0]["metrics"]["test"] else "accuracy"
     rows = []
     for group in groups:
         paper, read = group.published, group.values("updates")
         rows.append(
             Comparison(
                 f"{group.model} ({group.settings})",
-                group.values(metric),
+                group.values(group.metric),
                 read,
                 (paper.value, paper.value_std) if paper else (None, None),
                 (paper.updates, paper.updates_std) if paper else (None, None),
             )
         )
-    return ours_beside_the_papers(rows, metric, "steps read")
+    return ours_beside_the_papers(rows, groups[0].metric, "steps read")
 
 
 def write_report(cards: Path, table: int) -> Path:
-    """README.md and pictures of a table, from its results.json alone; returns the README's path.
+    """Write README.md and the pictures of a table from its results.json; return the README's path.
 
     Raises:
         FileNotFoundError: there are no results of this table yet.
     """
     folder = table_folder(cards, table)
     if not (folder / RESULTS).is_file():
-        raise FileNotFoundError(f"{folder} holds no {RESULTS}: train first, scripts/reproduce.py --table {table}.")
+        command = f"python -m scripts.paper.reproduce --table {table}"
+        raise FileNotFoundError(f"{folder} holds no {RESULTS}: train first, with {command}.")
     results = read_table(cards, table)
     for options in TABLES[table][1]:
         if groups := groups_of(results, options):

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from skipping_models import build, draw
 from sklearn.datasets import load_digits
 
-from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
+from hf_skiprnn import SkipRNNForFrameClassification, SkipRNNForSequenceClassification
 from hf_skiprnn.inference.export import OneUpdate, UpdateLoop, compare, quantize, save_onnx, session
-from hf_skiprnn.model.reader_skip_rnn import NEVER
+from hf_skiprnn.model.cells_skip_rnn import NEVER
 
 pytestmark = [
     # torch's exporter, on its own account.
@@ -41,20 +42,6 @@ class Exports(NamedTuple):
     graph: UpdateLoop
     program: torch.nn.Module
     path: Path
-
-
-def build(head: type = SkipRNNForSequenceClassification, **overrides):
-    settings = {"hidden_size": 7, "input_size": 2, "num_labels": 3, "update_bias": -1.5} | overrides
-    model = head(SkipRNNConfig(**settings)).eval()
-    if settings.get("gate", "learned") == "learned":
-        with torch.no_grad():
-            model.base_model.update_gate.weight.mul_(3)
-    return model
-
-
-def draw(model, *shape: int) -> torch.Tensor:
-    vocab = model.config.vocab_size
-    return torch.randint(0, vocab, shape) if vocab else torch.randn(*shape, model.config.input_size)
 
 
 def ragged(batch: int, steps: int) -> torch.Tensor:

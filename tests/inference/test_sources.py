@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
+from skipping_models import build
 from torch import nn
 
-from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
+from hf_skiprnn import SkipRNNForSequenceClassification
 from hf_skiprnn.inference.sources import ArraySource, ArrowSource, DatasetSource, IteratorSource, VideoSource
 from hf_skiprnn.inference.videos import classify_pulled
 
@@ -20,15 +21,7 @@ LENGTHS = [30, 1, 17]
 
 @pytest.fixture
 def model() -> SkipRNNForSequenceClassification:
-    return skipping(input_size=2)
-
-
-def skipping(**overrides) -> SkipRNNForSequenceClassification:
-    config = SkipRNNConfig(**({"hidden_size": 7, "num_labels": 3, "update_bias": -1.5} | overrides))
-    model = SkipRNNForSequenceClassification(config).eval()
-    with torch.no_grad():
-        model.base_model.update_gate.weight.mul_(3)
-    return model
+    return build()
 
 
 def whole(model: SkipRNNForSequenceClassification, rows: list[np.ndarray]):
@@ -95,11 +88,11 @@ def test_arrow_columns(model, rows: list[np.ndarray], inner: pa.DataType) -> Non
 def test_arrow_columns_of_numbers_and_of_tokens() -> None:
     rng = np.random.default_rng(0)
     samples = [rng.normal(size=(steps, 1)).astype(np.float32) for steps in LENGTHS]
-    numbers = skipping(input_size=1)
+    numbers = build(input_size=1)
     column = pa.array([row[:, 0].tolist() for row in samples], type=pa.list_(pa.float32()))
     assert_same(numbers.pull(ArrowSource(column), LENGTHS), whole(numbers, samples))
     ids = [rng.integers(0, 11, size=steps) for steps in LENGTHS]
-    text = skipping(vocab_size=11)
+    text = build(vocab_size=11)
     source = ArrowSource(pa.array([row.tolist() for row in ids]), is_text=True)
     assert_same(text.pull(source, source.lengths), whole(text, ids))
 
@@ -116,9 +109,6 @@ def test_rows_of_datasets(tmp_path: Path, model, rows: list[np.ndarray]) -> None
         assert_same(model.pull(source, source.lengths), whole(model, [rows[row] for row in order]))
     with pytest.raises(ValueError, match="has no column 'audio'; it has"):
         DatasetSource(dataset, "audio")
-
-
-# Video
 
 
 def write_video(path: Path, frames: int, codec: str, **options: str) -> Path:
@@ -218,7 +208,7 @@ def test_ucf101_encodes_only_the_frames_that_are_read(shared_data: Callable[[str
     pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     folders = [shared_data("ucf101_clips") / "UCF-101" / name for name in ("Punch", "BabyCrawling")]
     paths = [path for folder in folders for path in sorted(folder.glob("*.avi"))[:2]]
-    cnn, model = SmallCNN(32), skipping(input_size=32, hidden_size=16, update_bias=-2.5)
+    cnn, model = SmallCNN(32), build(input_size=32, hidden_size=16, update_bias=-2.5)
     saving = classify_pulled(model, paths, [0, 0, 1, 1], cnn.encode, frames=50, batch_size=3)
     assert (saving.clips, saving.clips_with_other_gates) == (4, 0)
     assert saving.right_pulled == saving.right_everything
@@ -233,7 +223,7 @@ def test_evaluate_pulls_ucf101(tmp_path: Path, shared_data: Callable[[str], Path
     folder = shared_data("ucf101_clips")
     from hf_skiprnn.commands import evaluate as script
 
-    skipping(input_size=256, num_labels=101, update_bias=-2.5).save_pretrained(tmp_path / "checkpoint")
+    build(input_size=256, num_labels=101, update_bias=-2.5).save_pretrained(tmp_path / "checkpoint")
     options = ["--task", "ucf101", "--dataset_name", str(folder), "--feature_model", "random", "--frames", "40"]
     result = script.main([str(tmp_path / "checkpoint"), *options, "--pull"])
     assert result == json.loads((tmp_path / "checkpoint" / "evaluation-pull.json").read_text())

@@ -1,7 +1,7 @@
-"""Pull and push inference: the same gates and logits as a forward pass, from the steps that are read and no others."""
+"""Push inference: streams give the gates and logits of a forward pass, also saved, copied, joined and continued."""
 
 import copy
-from collections.abc import Callable
+import pickle
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -10,68 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from safetensors.torch import load_file, save_file
+from skipping_models import STEPS, VARIANTS, answering, build, draw, forward
 
-from hf_skiprnn import (
-    SkipRNNConfig,
-    SkipRNNForFrameClassification,
-    SkipRNNForSequenceClassification,
-    SkipRNNModel,
-)
-from hf_skiprnn.model.cells_skip_rnn import gate_opens
-from hf_skiprnn.model.pull_skip_rnn import EndOfSequence, Position
-from hf_skiprnn.model.reader_skip_rnn import LARGEST_COUNT, NEVER, steps_to_skip
-
-STEPS = 40
-VARIANTS = [
-    {},
-    {"num_hidden_layers": 3},
-    {"cell_type": "gru", "num_hidden_layers": 2},
-    {"cell_type": "gru", "gru_reset": "after"},
-    {"gate": "always"},
-    {"gate": "strided", "stride": 3},
-    {"vocab_size": 9},
-]
-
-
-def build(kind: type = SkipRNNForSequenceClassification, **overrides):
-    """A model in evaluation mode that skips about two steps of three, and whose gates are busy."""
-    settings = {"hidden_size": 7, "input_size": 2, "num_labels": 3, "update_bias": -1.5} | overrides
-    model = kind(SkipRNNConfig(**settings)).eval()
-    if settings.get("gate", "learned") == "learned":
-        with torch.no_grad():
-            model.base_model.update_gate.weight.mul_(3)
-    return model
-
-
-def draw(model, *shape: int) -> torch.Tensor:
-    vocab = model.config.vocab_size
-    return torch.randint(0, vocab, shape) if vocab else torch.randn(*shape, model.config.input_size)
-
-
-def forward(model, x: torch.Tensor, **options):
-    with torch.no_grad():
-        return model(**{model.main_input_name: x}, output_update_gates=True, **options)
-
-
-def answering(x: torch.Tensor, log: list[Position] | None = None) -> Callable[[list[Position]], torch.Tensor]:
-    def fetch(positions: list[Position]) -> torch.Tensor:
-        if log is not None:
-            log.extend(positions)
-        return torch.stack([x[row, step] for row, step in positions])
-
-    return fetch
-
-
-def assert_same_output(got, want) -> None:
-    assert torch.equal(got.update_gates, want.update_gates)
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        parts = zip(got[name], value, strict=True) if name == "state" else [(got[name], value)]
-        for mine, theirs in parts:
-            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-
-
-# How long a gate stays closed
+from hf_skiprnn import SkipRNNForFrameClassification, SkipRNNForSequenceClassification, SkipRNNModel
+from hf_skiprnn.model.cells_skip_rnn import LARGEST_COUNT, NEVER, gate_opens, steps_to_skip
 
 
 @given(increment=st.floats(2**-25, 1, width=32), since=st.integers(0, 1000))
@@ -95,194 +37,6 @@ def test_an_increment_without_effect_never_opens_and_a_nan_opens_at_once() -> No
     assert steps_to_skip(0.0, 0) == NEVER
     assert steps_to_skip(1e-9, 0) == NEVER
     assert steps_to_skip(float("nan"), 3) == 0
-
-
-# Pull
-
-
-@pytest.mark.parametrize("overrides", VARIANTS, ids=str)
-@pytest.mark.parametrize(
-    "kind", [SkipRNNForSequenceClassification, SkipRNNForFrameClassification, SkipRNNModel], ids=lambda k: k.__name__
-)
-def test_pull_gives_what_the_forward_pass_gives(kind: type, overrides: dict) -> None:
-    model = build(kind, **overrides)
-    x, lengths = draw(model, 4, STEPS), [STEPS, 0, 17, 1]
-    mask = torch.arange(STEPS) < torch.tensor(lengths).unsqueeze(1)
-    log: list[Position] = []
-    out = model.pull(answering(x, log), lengths)
-    want = forward(model, x, attention_mask=mask)
-    assert_same_output(out, want)
-    assert sorted(log) == [tuple(pair) for pair in want.update_gates.nonzero().tolist()]  # nothing else was fetched
-
-
-def test_each_round_asks_for_the_next_read_of_every_row() -> None:
-    model = build()
-    x, rounds = draw(model, 3, STEPS), []
-    out = model.pull(lambda positions: rounds.append(positions) or answering(x)(positions), [STEPS] * 3)
-    reads = [gates.nonzero().flatten().tolist() for gates in out.update_gates]
-    for index, positions in enumerate(rounds):
-        assert positions == [(row, steps[index]) for row, steps in enumerate(reads) if index < len(steps)]
-    assert 1 < len(rounds) == max(map(len, reads)) < STEPS
-
-
-@pytest.mark.parametrize("overrides", [{}, {"gate": "strided"}, {"gate": "always"}], ids=str)
-def test_pull_of_unknown_length_ends_where_fetch_says(overrides: dict) -> None:
-    model = build(**overrides)
-    x, lengths = draw(model, 3, STEPS), [STEPS, 5, 0]
-
-    def fetch(positions: list[Position]) -> torch.Tensor:
-        if ended := {row: lengths[row] for row, step in positions if step >= lengths[row]}:
-            raise EndOfSequence(ended)
-        return answering(x)(positions)
-
-    mask = torch.arange(STEPS) < torch.tensor(lengths).unsqueeze(1)
-    assert_same_output(model.pull(fetch, batch_size=3), forward(model, x, attention_mask=mask))
-
-
-def test_a_single_row_needs_no_list() -> None:
-    model = build()
-    x = draw(model, 1, STEPS)
-    assert_same_output(model.pull(lambda positions: x[0, [step for _, step in positions]], STEPS), forward(model, x))
-
-
-@pytest.mark.parametrize("length", [np.int64(STEPS), torch.tensor(STEPS)], ids=["numpy", "torch"])
-def test_a_length_may_be_any_librarys_number(length: object) -> None:
-    model = build()
-    x = draw(model, 2, STEPS)
-    assert_same_output(model.pull(answering(x), length, batch_size=2), forward(model, x))
-
-
-def test_another_head_in_the_classifiers_place_is_asked() -> None:
-    model = build()
-    model.classifier = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
-    x = draw(model, 1, STEPS)
-    want = forward(model, x)
-    assert_same_output(model.pull(answering(x), STEPS), want)
-    stream = model.stream()
-    for step in x[0]:
-        stream.push(step)
-    torch.testing.assert_close(stream.logits, want.logits[0])
-    assert not stream.logits.requires_grad
-
-
-def test_random_gates_are_those_of_a_forward_pass() -> None:
-    model = build(gate="random", skip_probability=0.6)
-    x = draw(model, 2, STEPS)
-    out = model.pull(answering(x), [STEPS] * 2, generator=torch.Generator().manual_seed(4))
-    assert_same_output(out, forward(model, x, generator=torch.Generator().manual_seed(4)))
-    with pytest.raises(ValueError, match="give their length"):
-        model.pull(answering(x), batch_size=2)
-
-
-def test_pull_continues_from_a_state_in_the_middle_of_skipped_steps() -> None:
-    model = build()
-    x = draw(model, 4, 2 * STEPS)
-    whole = forward(model, x)
-    first = model.pull(answering(x), [STEPS + 1] * 4)
-    assert int(first.state.steps_since_update.max()) > 0
-    second = model.pull(answering(x[:, STEPS + 1 :]), [STEPS - 1] * 4, state=first.state)
-    assert torch.equal(torch.cat((first.update_gates, second.update_gates), 1), whole.update_gates)
-    torch.testing.assert_close(second.logits, whole.logits)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions(dtype: torch.dtype) -> None:
-    model = build().to(dtype)
-    x = draw(model, 2, STEPS).to(dtype)
-    want = forward(model, x)
-    assert torch.equal(model.pull(answering(x), [STEPS] * 2).update_gates, want.update_gates)
-    stream = model.stream()
-    assert [stream.push(step) for step in x[0]] == want.update_gates[0].bool().tolist()
-
-
-def test_what_a_fetch_may_answer() -> None:
-    model = build()
-    x = draw(model, 1, STEPS)
-    want = model.pull(answering(x), STEPS).logits
-    for convert in (lambda t: t.numpy(), lambda t: t.tolist(), list, lambda t: list(t.numpy())):
-        torch.testing.assert_close(model.pull(lambda p, c=convert: c(answering(x)(p)), STEPS).logits, want)
-    frozen = x[0].numpy().copy()
-    frozen.flags.writeable = False  # such as a memmap opened for reading
-    torch.testing.assert_close(model.pull(lambda p: frozen[p[0][1] : p[0][1] + 1], STEPS).logits, want)
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (torch.zeros(2, 3), r"must be \[rows, input_size\] = \(2, 2\); got \(2, 3\)"),
-        (torch.zeros(1, 2), r"= \(2, 2\); got \(1, 2\)"),
-        (torch.zeros(2, 2, dtype=torch.uint8), "must be floating point; got torch.uint8"),
-        (torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]), "holds nan in row 1, column 0"),
-        (torch.tensor([[0.0, torch.inf], [0.0, 0.0]]), "holds inf in row 0, column 1"),
-        (None, "must be an array of numbers; got NoneType"),
-        ("frames", "must be an array of numbers; got str"),
-        ([[0.0, 1.0], [0.0]], "must be an array of numbers; got list"),
-    ],
-)
-def test_wrong_answers_are_refused(answer: object, message: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"What fetch answered to \(row, position\) \[\(0, 0\), \(1, 0\)\].*{message}"
-    ):
-        build().pull(lambda positions: answer, [STEPS] * 2)
-
-
-def test_wrong_lengths_and_ends_are_refused() -> None:
-    model = build()
-    x = draw(model, 2, STEPS)
-
-    def ends(lengths: dict[int, int]) -> Callable:
-        def fetch(positions: list[Position]) -> torch.Tensor:
-            if positions[0][1] > 3:
-                raise EndOfSequence(lengths)
-            return answering(x)(positions)
-
-        return fetch
-
-    for lengths in ([], [-1], [3, -2]):
-        with pytest.raises(ValueError, match="at least one row, and lengths of 0 or more"):
-            model.pull(answering(x), lengths)
-    with pytest.raises(ValueError, match="length has 2 rows, but batch_size is 3"):
-        model.pull(answering(x), [4, 5], batch_size=3)
-    with pytest.raises(ValueError, match="ended row 0 after 1 steps; steps already passed there"):
-        model.pull(ends({0: 1}), STEPS)
-    with pytest.raises(ValueError, match="ended row 7 after 9 steps; steps already passed there: no such row"):
-        model.pull(ends({7: 9}), STEPS)
-    with pytest.raises(ValueError, match="nothing that was asked for lies behind an end"):
-        model.pull(ends({0: STEPS}), STEPS)
-
-
-def test_what_a_fetch_raises_arrives_with_a_note() -> None:
-    def fetch(positions: list[Position]) -> torch.Tensor:
-        raise OSError("the disk is gone")
-
-    with pytest.raises(OSError, match="the disk is gone") as raised:
-        build().pull(fetch, STEPS)
-    assert raised.value.__notes__ == ["raised by fetch, which was asked for (row, position) [(0, 0)]"]
-
-
-def test_nan_passes_where_it_may_and_shows_in_the_logits() -> None:
-    model = build()
-    x = draw(model, 1, STEPS)
-    x[0, 0] = torch.nan
-    assert model.pull(answering(x), STEPS, check_inputs=False).logits.isnan().all()
-    stream = model.stream(check_inputs=False)
-    assert stream.push(x[0, 0])
-    assert stream.steps_to_skip == 0
-
-
-def test_pull_and_stream_build_no_graph_and_apply_no_dropout() -> None:
-    model = build(classifier_dropout=0.9).train()
-    x = draw(model, 1, STEPS).requires_grad_()
-    out = model.pull(answering(x), STEPS)
-    assert not any(part.requires_grad for part in (out.logits, out.state.h, out.budget_loss))
-    torch.testing.assert_close(out.logits, forward(model.eval(), x).logits)
-    stream = model.train().stream()
-    stream.push(x[0, 0])
-    assert not stream.logits.requires_grad
-    torch.testing.assert_close(stream.logits, forward(model.eval(), x[:, :1]).logits[0])
-
-
-# Push
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=str)
@@ -335,6 +89,10 @@ def test_a_skipped_step_is_not_looked_at() -> None:
         (torch.zeros(3), r"got \((1, )?3"),
         (torch.zeros(2, dtype=torch.int64), "must be floating point; got torch.int64"),
         (torch.tensor([0.0, torch.nan]), "holds nan in row 0, column 1"),
+        (
+            torch.tensor([0.0, 1e300], dtype=torch.float64),
+            r"holds 1e\+300 in row 0, column 1, .* not finite in torch.f",
+        ),
         (np.array([np.inf, 0.0]), "holds inf in row 0, column 0"),
     ],
 )
@@ -396,9 +154,6 @@ def test_bare_models_have_no_logits() -> None:
         _ = build(SkipRNNModel).stream().logits
 
 
-# Many streams
-
-
 @pytest.mark.parametrize("overrides", VARIANTS, ids=str)
 def test_streams_advance_together(overrides: dict) -> None:
     model = build(**overrides)
@@ -453,9 +208,6 @@ def test_many_streams_skip_and_sleep_together() -> None:
     assert streams.push(torch.full((3, 2), torch.nan).index_fill(0, torch.tensor([2]), 1.0)).tolist() == [0, 0, 1]
 
 
-# Saved and restored
-
-
 @pytest.mark.parametrize("batch_size", [None, 3])
 @pytest.mark.parametrize("overrides", [{}, {"cell_type": "gru"}, {"gate": "strided", "stride": 4}], ids=str)
 def test_a_saved_stream_goes_on_exactly(tmp_path: Path, batch_size: int | None, overrides: dict) -> None:
@@ -485,7 +237,66 @@ def test_a_stream_takes_over_from_a_forward_pass_and_hands_back() -> None:
     torch.testing.assert_close(last.logits, whole.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_wrong_saved_streams_are_refused() -> None:
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("overrides", [*VARIANTS, {"gate": "random", "skip_probability": 0.6}], ids=str)
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_copies_of_a_stream_go_on_alike(batch_size: int | None, overrides: dict, again) -> None:
+    """Also where a copy's tensors no longer share memory as the first one's do."""
+    model = build(**overrides)
+    x = draw(model, STEPS) if batch_size is None else draw(model, STEPS, batch_size)
+    first = model.stream(batch_size, generator=torch.Generator().manual_seed(1))
+    for step in x[:18]:
+        first.push(step)
+    second = again(first)
+    if again is copy.copy and "gate" in overrides:
+        second._reader = copy.deepcopy(first._reader)  # else both draw from one generator
+    for step in x[18:]:
+        assert torch.equal(torch.as_tensor(first.push(step)), torch.as_tensor(second.push(step)))
+        assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("step", torch.zeros(3, dtype=torch.long), r"needs step \[\d\] int64; got \(3,\)"),
+        ("step", 0.5, r"needs step \[\d\] int64; got .* torch.float32"),
+        ("step", -1, "step must be 0 or more; got .*-1"),
+        ("step", NEVER - 1, "step must be below"),
+        ("steps_to_skip", -3, "steps_to_skip must be 0 or more; got .*-3"),
+        ("steps_to_skip", 1.5, "needs steps_to_skip .* int64; got .* torch.float32"),
+        ("steps_to_skip", 10**15, r"must follow from its state: row \d skips 2 steps; got 1000000000000000"),
+        ("steps_to_skip", NEVER, "must follow from its state"),
+        ("steps_to_skip", 1, "must follow from its state"),
+        ("steps_since_update", 1.0, "must follow from its state: row . skips 1 steps; got 2"),
+        ("steps_since_update", -1.0, "state.steps_since_update must be a whole number, 0 or more; got -1"),
+        ("steps_since_update", 0.5, "state.steps_since_update must be a whole number"),
+        ("steps_since_update", torch.inf, "state.steps_since_update must be a whole number"),
+        ("increment", torch.nan, r"state.increment must be in \[0, 1\]; got nan"),
+        ("increment", -0.1, r"state.increment must be in \[0, 1\]; got -0.1"),
+        ("h", torch.nan, "state.h must be finite; got nan"),
+        ("c", torch.inf, "state.c must be finite; got inf"),
+    ],
+)
+def test_damaged_saved_streams_are_refused(batch_size: int, name: str, value, message: str) -> None:
+    model = build()
+    with torch.no_grad():
+        model.base_model.update_gate.weight.zero_()
+        model.base_model.update_gate.bias.fill_(-1.5)  # D = 0.18: two steps are skipped
+    stream = model.stream(None if batch_size == 1 else batch_size)
+    stream.push(draw(model, *([] if batch_size == 1 else [batch_size])))
+    saved = stream.state_dict()
+    assert saved["steps_to_skip"].tolist() == [2] * batch_size
+    wrong = value
+    if not isinstance(value, torch.Tensor):
+        wrong = saved[name].to(torch.long if isinstance(value, int) else torch.float32).clone()
+        wrong.view(-1)[-1] = value
+    with pytest.raises(ValueError, match=message):
+        stream.load_state_dict(saved | {name: wrong})
+    assert all(torch.equal(part, saved[name]) for name, part in stream.state_dict().items())
+
+
+def test_foreign_saved_streams_are_refused() -> None:
     model = build()
     saved = model.stream(batch_size=2).state_dict()
     with pytest.raises(ValueError, match="A Stream is one sequence; 2 were saved"):
@@ -494,13 +305,32 @@ def test_wrong_saved_streams_are_refused() -> None:
         build(cell_type="gru").stream(2).load_state_dict(saved)
     with pytest.raises(ValueError, match="state must have shapes"):
         build(hidden_size=8).stream(2).load_state_dict(saved)
-    with pytest.raises(ValueError, match=r"needs step \[2\]; got \(3,\)"):
-        model.stream(2).load_state_dict(saved | {"step": torch.zeros(3, dtype=torch.long)})
+    drawn = build(gate="random").stream()
+    with pytest.raises(ValueError, match="row 0 skips 0 steps; got 3"):
+        drawn.load_state_dict(drawn.state_dict() | {"steps_to_skip": torch.tensor([3])})
+
+
+def test_a_nan_state_goes_on_only_where_nan_may_pass() -> None:
+    state = forward(model := build(), torch.full((1, 3, 2), torch.nan)).state
+    assert model.stream(state=state, check_inputs=False).push(torch.ones(2))
+    for start in (model.stream, lambda **given: model.pull(answering(draw(model, 1, 3)), 3, **given)):
+        with pytest.raises(ValueError, match=r"state.h must be finite; got nan. The state is damaged"):
+            start(state=state)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_fractions_of_steps_are_refused(batch_size: int | None) -> None:
+    stream = build(gate="strided", stride=3).stream(batch_size)
+    stream.push(torch.ones(*([2] if batch_size is None else [2, 2])))
+    for steps in (0.5, 1.0, torch.tensor(1.0), "1"):
+        with pytest.raises(ValueError, match="skip's number of steps must be a whole number; got"):
+            stream.skip(steps)
+    stream.skip(np.int64(1))
+    assert torch.as_tensor(stream.steps_to_skip).tolist() in (1, [1, 1])
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number; got 2.0"):
+        build().stream(2.0)
     with pytest.raises(ValueError, match="batch_size must not be negative"):
-        model.stream(-1)
-
-
-# One checkpoint, several budgets
+        build().stream(-1)
 
 
 def test_a_gate_shift_moves_the_updates_and_leaves_the_weights(tmp_path: Path) -> None:

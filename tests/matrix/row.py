@@ -1,6 +1,7 @@
-"""A line of tests/survival/matrix.csv: python tests/matrix/row.py NAME TESTS LOG... (TESTS in words; of `pytest -v`).
+"""Print a line of tests/survival/matrix.csv: python tests/matrix/row.py NAME TESTS LOG...
 
-What was collected and came to no end, because the run was cut off or a worker died, is counted as unfinished.
+TESTS says which tests were run; the logs are those of `pytest -v`. Tests that were collected but did not end, because
+the run was interrupted or a worker died, count as unfinished.
 """
 
 import platform

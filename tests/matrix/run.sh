@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests on the oldest and on the newest versions that are supported, each in an environment of its own:
+# Runs the tests with the oldest and with the newest versions that are supported, each in its own virtual environment:
 #   tests/matrix/run.sh [lowest|highest]... [-- ARGUMENTS FOR PYTEST]
-# TORCH=2.13.0+cpu takes that torch for both, where another would be a build for GPUs: several gigabytes.
-# WORKERS (auto) is for pytest-xdist. Adds a line to tests/survival/matrix.csv.
+# TORCH=2.13.0+cpu installs that torch in both, where the default is a build for GPUs of several gigabytes.
+# WORKERS (auto) is the number of pytest-xdist's workers. Adds a line to tests/survival/matrix.csv.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 names=()

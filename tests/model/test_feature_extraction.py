@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoFeatureExtractor
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNFeatureExtractor, SkipRNNForSequenceClassification
@@ -31,6 +32,64 @@ def test_one_channel_has_an_axis_of_its_own(side):
 @pytest.mark.parametrize("raw", [[0.5, 1.0], np.array([0.5, 1.0]), torch.tensor([[0.5], [1.0]]), (0.5, 1)])
 def test_one_sequence_is_a_batch_of_one(raw):
     assert SkipRNNFeatureExtractor()(raw, return_tensors="pt")["input_values"].tolist() == [[[0.5], [1.0]]]
+
+
+def test_nested_lists_of_several_channels_are_one_sequence():
+    extractor = SkipRNNFeatureExtractor(feature_size=2)
+    for raw in ([[1.0, 2.0], [3, 4]], ((1, 2), (3, 4)), np.array([[1, 2], [3, 4]])):
+        assert extractor(raw, return_tensors="np")["input_values"].tolist() == [[[1, 2], [3, 4]]]
+    batch = extractor([[[1, 2]], [[3, 4], [5, 6]]], return_tensors="np")
+    assert batch["input_values"].tolist() == [[[1, 2], [0, 0]], [[3, 4], [5, 6]]]
+    one_channel = SkipRNNFeatureExtractor()([[1.0], [2.0]], return_tensors="np")  # rows that have one step by chance
+    assert one_channel["input_values"].tolist() == [[[1]], [[2]]]
+
+
+@pytest.mark.parametrize("lengths", [(3, 5, 1), (4, 4, 4)])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("padding", [False, True])
+def test_datasets_store_what_a_map_returns(lengths, channels, padding):
+    rows = [RNG.normal(size=(n, channels)).astype(np.float32) for n in lengths]
+    extractor = SkipRNNFeatureExtractor(feature_size=channels).fit(rows)
+    raw = [row[:, 0].tolist() if channels == 1 else row.tolist() for row in rows]
+    mapped = Dataset.from_dict({"series": raw}).map(
+        lambda batch: extractor(batch["series"], padding=padding), batched=True
+    )
+    for row, stored in zip(rows, mapped, strict=True):
+        real = np.array(stored["attention_mask"], bool)
+        assert np.array(stored["input_values"], np.float32)[real] == pytest.approx(extractor.extract(row))
+        assert len(real) == (max(lengths) if padding else len(row))
+    again = extractor.pad({"input_values": mapped["input_values"][:]}, return_tensors="pt")["input_values"]
+    assert again.shape == (3, max(lengths), channels)
+
+
+PCM = np.array([-(2**15), -(2**14), 0, 2**14, 2**15 - 1], np.int16)
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        PCM,
+        torch.from_numpy(PCM),
+        list(PCM),
+        PCM.astype(np.int32) * 2**16,
+        (PCM // 256 + 128).astype(np.uint8),
+        PCM / 2**15,
+    ],
+    ids=["int16", "tensor", "list of int16", "int32", "uint8", "float"],
+)
+@pytest.mark.parametrize("features", ["values", "log_mel"])
+def test_integer_sounds_are_scaled_by_their_range(sound, features):
+    options = {"sampling_rate": 8000, "features": features, "frame_length": 4, "hop_length": 1}
+    extractor = SkipRNNFeatureExtractor(**options)
+    assert extractor.extract(sound) == pytest.approx(extractor.extract(PCM / 2**15), abs=0.05)
+    assert np.abs(SkipRNNFeatureExtractor(sampling_rate=8000).fit([PCM]).std)[0] == pytest.approx(0.7, abs=0.1)
+
+
+@pytest.mark.parametrize("sound", [PCM.astype(np.int64), PCM.tolist(), PCM.astype(np.uint16), PCM > 0], ids=str)
+def test_integers_of_unknown_range_are_no_sound(sound):
+    with pytest.raises(ValueError, match=r"whose range as sound is unknown\. Pass PCM as uint8, int16, int32, or"):
+        SkipRNNFeatureExtractor(sampling_rate=8000)([sound], sampling_rate=8000)
+    assert SkipRNNFeatureExtractor()([sound], return_tensors="np")["input_values"][0, 2, 0] == 0  # counts are no sound
 
 
 def test_length_options():

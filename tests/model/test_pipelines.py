@@ -1,5 +1,6 @@
 """The four pipelines where the package is installed; test_remote_code.py has them where it is not."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,11 @@ import torch
 from hub_server.process import HubClient
 from PIL import Image
 from small_checkpoints import small_checkpoint, small_model, small_tokenizer
-from transformers import pipeline
+from transformers import BertConfig, BertForSequenceClassification, TextClassificationPipeline, pipeline
 
 from hf_skiprnn import (
     SkipRNNFeatureExtractor,
-    SkipRNNImageClassificationPipeline,
     SkipRNNImageProcessor,
-    SkipRNNTextClassificationPipeline,
 )
 from hf_skiprnn.hub.upload import publish
 from hf_skiprnn.model.pipeline_skip_rnn import real_steps
@@ -132,26 +131,82 @@ def test_tokens_are_refused_as_a_series() -> None:
         pipeline("sequence-classification", model=small_model("text"), device="cpu")
 
 
-def test_around_a_model_object() -> None:
-    """Without a folder transformers knows no pipeline of ours by the task's name; pipeline_class tells it."""
-    images = list(RNG.integers(0, 256, (5, 4, 4), np.uint8))
-    options: dict[str, Any] = {"return_updates": True, "batch_size": 5, "device": "cpu"}
-    pipe = pipeline(
+OBJECTS: dict[str, tuple[str, dict[str, Any], list[Any]]] = {
+    "image": (
         "image-classification",
-        model=small_model("image"),
-        image_processor=SkipRNNImageProcessor(num_channels=1),
-        pipeline_class=SkipRNNImageClassificationPipeline,
-        **options,
-    )
-    assert [row[0]["steps"] for row in pipe(images)] == [16] * 5
-    pipe = pipeline(
-        "text-classification",
-        model=small_model("text"),
-        tokenizer=small_tokenizer(),
-        pipeline_class=SkipRNNTextClassificationPipeline,
-        **options,
-    )
-    assert [row["steps"] for row in pipe(["a film"] * 5)] == [2] * 5
+        {"image_processor": SkipRNNImageProcessor(num_channels=1)},
+        list(RNG.integers(0, 256, (5, 4, 4), np.uint8)),
+    ),
+    "text": ("text-classification", {"tokenizer": small_tokenizer()}, ["a film", "bad", "", "a", "good film ."]),
+    "audio": (
+        "audio-classification",
+        {"feature_extractor": SkipRNNFeatureExtractor(sampling_rate=8000)},
+        [RNG.normal(size=n) for n in (3, 4, 5, 6, 7)],
+    ),
+    "series": ("sequence-classification", {}, [RNG.normal(size=(n, 1)) for n in (3, 4, 5, 6, 7)]),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_around_a_model_object(kind: str) -> None:
+    """No folder tells of our pipelines here: transformers' registry chooses by the model."""
+    task, parts, inputs = OBJECTS[kind]
+    pipe = pipeline(task, model=small_model(kind), device="cpu", **parts)
+    assert type(pipe).__module__.startswith("hf_skiprnn.")
+    together, alone = pipe(inputs, batch_size=5, top_k=1), [pipe(one, top_k=1) for one in inputs]
+    for (row,), (single,) in zip(together, alone, strict=True):
+        assert row["label"] == single["label"]
+        assert math.isclose(row["score"], single["score"], rel_tol=1e-4)
+
+
+def test_features_in_batches() -> None:
+    pipe = pipeline("feature-extraction", model=small_model("text").base_model, tokenizer=small_tokenizer())
+    texts = ["a film", "bad", "a good film ."]
+    for found, text in zip(pipe(texts, batch_size=3), texts, strict=True):
+        np.testing.assert_allclose(
+            np.array(found)[0, : len(text.split())], np.array(pipe(text))[0], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_other_models_get_transformers_own_pipelines() -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+    model = BertForSequenceClassification(BertConfig(vocab_size=7, **sizes))
+    pipe = pipeline("text-classification", model=model, tokenizer=small_tokenizer(), device="cpu")
+    assert type(pipe) is TextClassificationPipeline
+    assert len(pipe(["a film", "bad"], batch_size=2)) == 2
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_empty_text_is_a_row_without_steps(side: str) -> None:
+    tokenizer = small_tokenizer()
+    tokenizer.padding_side = side
+    model = small_model("text")
+    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, return_updates=True, device="cpu")
+    with torch.no_grad():
+        start = model.classifier(model.base_model.initial_state(1).h[-1]).softmax(-1).max().item()
+    for results in (pipe(""), pipe(["", ""], batch_size=2), pipe(["a film", "", "bad"], batch_size=3)[1:2]):
+        for result in results:
+            assert math.isclose(result["score"], start, rel_tol=1e-5)
+            assert (result["updates"], result["steps"]) == (0, 0)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_lists_of_a_json_body_are_one_series(width: int) -> None:
+    pipe = pipeline("sequence-classification", model=small_model("series", input_size=width), device="cpu")
+    series = RNG.normal(size=(9, width)).round(3)
+    want = pipe(series)
+    bodies = [series.tolist(), json.loads(json.dumps(series.tolist()))] + [series[:, 0].tolist()] * (width == 1)
+    for body in bodies:
+        assert pipe(body, return_updates=True)[0]["steps"] == 9
+        assert pipe(body) == want
+    assert pipe([series.tolist(), series.tolist()]) == [want, want]
+    assert pipe([series[:1].tolist()]) == [pipe(series[:1])]
+
+
+def test_integer_sounds_are_those_of_their_floats(tmp_path: Path) -> None:
+    pipe = pipeline("audio-classification", model=str(small_checkpoint(tmp_path / "audio", "audio")), **TRUSTED)
+    sound = (RNG.uniform(-1, 1, size=40) * 2**15).astype(np.int16)
+    assert pipe(sound) == pipe(sound.astype(np.float32) / 2**15)
 
 
 def test_saved_pipelines_keep_everything(tmp_path: Path) -> None:
@@ -179,7 +234,6 @@ def test_from_the_hub(hub: HubClient, tmp_path: Path) -> None:
 
 HUB_INPUTS: dict[str, tuple[str, list[Any]]] = {
     "text": ("text-classification", ["a good film .", "bad"]),
-    "image": ("image-classification", [Image.fromarray(np.eye(28, dtype=np.uint8) * shade) for shade in (90, 200)]),
     "series": ("sequence-classification", [np.ones((9, 1)), np.zeros((5, 1))]),
 }
 

@@ -110,6 +110,53 @@ def test_a_learned_gate_skips_and_trains() -> None:
     assert torch.equal(output[:, 1:][held], output[:, :-1][held])
 
 
+@pytest.mark.parametrize("gate", ["learned", "strided"])
+@pytest.mark.parametrize(("kind", "layers"), [(SkipLSTM, 2), (SkipGRU, 1)])
+@pytest.mark.parametrize("form", ["batch", "no batch", "packed"])
+def test_a_state_continues_exactly_at_every_cut(form: str, kind: type, layers: int, gate: str) -> None:
+    layer = kind(3, 7, layers, gate=gate, stride=3, update_bias=-1.5, learn_initial_state=True).double()
+    if gate == "learned":
+        layer.update_gate.weight.data.mul_(3)
+    x = torch.randn(12, 1 if form == "no batch" else 4, 3, dtype=torch.float64)
+    feed = {
+        "batch": lambda x: x,
+        "no batch": lambda x: x[:, 0],
+        "packed": lambda x: pack_padded_sequence(x, [len(x)] * 4),
+    }
+    unpack = {"batch": lambda y: y, "no batch": lambda y: y, "packed": lambda y: pad_packed_sequence(y)[0]}
+
+    def run(x: torch.Tensor, state):
+        output, last, (_, gates) = layer(feed[form](x), state, return_updates=True)
+        return unpack[form](output), last, gates
+
+    start = layer.initial_state(x.shape[1])
+    whole, end, gates = run(x, start)
+    torch.testing.assert_close(whole, run(x, None)[0], rtol=0, atol=0)
+    assert gates.mean() < 0.8
+    for cut in range(1, 12):
+        first, middle, early = run(x[:cut], start)
+        second, last, late = run(x[cut:], middle)
+        assert torch.equal(torch.cat((early, late), -1), gates)
+        torch.testing.assert_close(torch.cat((first, second)), whole, rtol=0, atol=1e-12)
+        for mine, theirs in zip(last, end, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_gradients_flow_through_a_state() -> None:
+    layer, x = SkipLSTM(3, 7, update_bias=-1.0).double(), torch.randn(12, 4, 3, dtype=torch.float64)
+    _, middle = layer(x[:5], layer.initial_state(4))
+    _, last = layer(x[5:], middle)
+    (last.h.sum() + last.increment.sum()).backward()
+    found = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    _, end = layer(x, layer.initial_state(4))
+    (end.h.sum() + end.increment.sum()).backward()
+    for mine, parameter in zip(found, layer.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="state must have shapes"):
+        layer(x, layer.initial_state(3))
+
+
 def test_learned_initial_state_and_reset_before() -> None:
     layer = SkipGRU(2, 8, num_layers=2, learn_initial_state=True, gru_reset="before")
     assert {"layers.0.initial_h", "layers.1.initial_h"} <= layer.state_dict().keys()
@@ -159,7 +206,7 @@ def test_wrong_inputs() -> None:
 
 
 def test_conversions_that_would_change_the_function_are_refused() -> None:
-    with pytest.raises(ValueError, match="gate='learned' may skip, which LSTM cannot"):
+    with pytest.raises(ValueError, match="gate='learned' may skip, which nn.LSTM and nn.GRU cannot"):
         SkipLSTM(3, 7).to_native()
     with pytest.raises(ValueError, match="learned initial state"):
         SkipLSTM(3, 7, gate="always", learn_initial_state=True).to_native()

@@ -8,9 +8,8 @@ import torch
 from scan_cases import FAST_SCANS, SCANS, Case, Problem, assert_close, assert_same_values, gradients, make_problem
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS, gate_opens, increment_of, product
+from hf_skiprnn.model.cells_skip_rnn import CELLS, gate_opens, increment_of, product, steps_to_update
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
-from hf_skiprnn.model.event_forward_skip_rnn import steps_to_update
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 EXACT = 1e-12  # float64: values differ by the order of a few hundred additions

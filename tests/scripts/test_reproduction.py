@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -18,7 +16,7 @@ from hf_skiprnn.commands import train
 from hf_skiprnn.evaluation.paper import ROWS
 from hf_skiprnn.hub.card import number
 from scripts.paper import reproduce
-from scripts.paper.readme_table import readme_table, shipped_folders, with_table
+from scripts.paper.readme_table import checkpoint_folders, readme_table, with_table
 from scripts.paper.rows import FILES, rows
 from scripts.paper.tables import TABLES, add_run, groups_of, read_table, render_table, table_folder, write_report
 
@@ -34,10 +32,7 @@ def run_of(seed: int, **test: float) -> dict[str, Any]:
     results["training"] |= {"seed": seed, "lr_scheduler_type": "cosine"}
     results["metrics"] = copy.deepcopy(results["metrics"])
     results["metrics"]["test"].update(test)
-    return results
-
-
-# What is kept
+    return results | {"commit": "0123456789ab"}
 
 
 def test_runs_are_kept_in_the_papers_order_and_replaced_by_newer_ones(tmp_path: Path) -> None:
@@ -65,9 +60,6 @@ def test_a_run_of_another_task_or_model_is_refused(tmp_path: Path) -> None:
         add_run(tmp_path, 1, "skip-gru-1e-5", "tuned", run_of(1))
 
 
-# What is shown
-
-
 def test_means_and_deviations_over_seeds_stand_beside_the_papers(tmp_path: Path) -> None:
     for seed, (mse, updates, solved) in enumerate(((0.001, 20.0, 1.0), (0.0012, 22.5, 1.0), (0.02, 21.0, 0.0)), 1):
         run = run_of(seed, mse=mse, updates=updates, solved=solved)
@@ -92,6 +84,7 @@ def test_lengths_have_tables_of_their_own(tmp_path: Path) -> None:
     for period in (0.5, 1.0):
         run = results_of("series", small_model("series").config) | {"task_options": {"sampling_period": period}}
         run["training"] |= {"lr_scheduler_type": "cosine"}
+        run["commit"] = "0123456789ab"
         add_run(tmp_path, 4, "skip-gru-1e-4", "tuned", run)
     results = read_table(tmp_path, 4)
     published = [groups_of(results, options)[0].published for options in TABLES[4][1]]
@@ -132,8 +125,8 @@ def test_stored_pages_are_rendered_from_the_stored_results(table: int) -> None:
 
 def test_the_readmes_table_is_rendered_from_the_stored_results(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme, CARDS) == readme, "run scripts/reproduce.py --report"
-    for folder in shipped_folders(CARDS):
+    assert with_table(readme, CARDS) == readme, "run `python -m scripts.paper.reproduce --report`"
+    for folder in checkpoint_folders(CARDS):
         assert f"[{folder.name}](model_cards/{folder.name})" in readme
     with pytest.raises(ValueError, match="must hold a line <!-- results"):
         with_table("# hf_skiprnn\n", CARDS)
@@ -160,9 +153,6 @@ def test_a_checkpoint_stands_beside_the_papers_row_and_its_other_seeds(tmp_path:
         "model,another,ours,1,training,8.8\n"
     )
     assert readme_table(tmp_path).splitlines()[2] == f"{beside} 6.6x |  |"
-
-
-# What is run
 
 
 @pytest.fixture
@@ -197,7 +187,7 @@ def test_runs_are_made_once_and_failures_are_told(
 ) -> None:
     assert reproduce.main([*options(tmp_path, "--seeds=1"), *SMALL, *QUIET]) == 0
     assert len(trained) == 1
-    assert "tuned-table1-skip-lstm-1e-5" in trained[0]
+    assert trained[0][1].endswith("tuned_rows.yaml:table1-skip-lstm-1e-5")
     assert reproduce.main([*options(tmp_path, "--seeds=3"), *SMALL, *QUIET]) == 1
     assert [re.search(r"--seed=\d", " ".join(command))[0] for command in trained] == [
         "--seed=1",
@@ -224,17 +214,9 @@ def test_runs_made_elsewhere_are_kept(tmp_path: Path) -> None:
     assert "| Skip LSTM, λ = 1e-05 | tuned: " in (tmp_path / "table1-adding" / "README.md").read_text()
 
 
-def test_a_run_is_a_process_of_its_own(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.paper.reproduce",
-        *options(tmp_path, "--settings", "paper"),
-        *SMALL,
-        *QUIET,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_run_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert reproduce.main([*options(tmp_path, "--settings", "paper"), *SMALL, *QUIET]) == 0
     (run,) = read_table(tmp_path, 1)["runs"]
     assert run["command"].startswith(
         "python scripts/train.py --config scripts/paper/paper_rows.yaml:table1-skip-lstm-1e-5 --seed=1 "

@@ -11,7 +11,7 @@ from hf_skiprnn.commands import train
 from hf_skiprnn.hub.card import render_card
 from hf_skiprnn.hub.folder import checkpoint_problems, stage
 from scripts.paper import ship
-from scripts.paper.readme_table import shipped_folders
+from scripts.paper.readme_table import checkpoint_folders
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shipped(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cards") / "skip-lstm-digits"
     ship.main([str(run), str(folder)])
     return folder
 
 
-def test_the_folder_holds_a_checkpoint_and_nothing_of_training(shipped: Path) -> None:
-    assert {path.name for path in shipped.iterdir()} == {
+def test_the_folder_holds_a_checkpoint_and_nothing_of_training(copied: Path) -> None:
+    assert {path.name for path in copied.iterdir()} == {
         "README.md",
         "config.json",
         "model.safetensors",
@@ -39,22 +39,22 @@ def test_the_folder_holds_a_checkpoint_and_nothing_of_training(shipped: Path) ->
         "results.json",
         "steps-read-test.png",
     }
-    location = f"{shipped.parent.name}/{shipped.name}"
-    assert render_card(shipped, location) == (shipped / "README.md").read_text(encoding="utf-8")
-    model = AutoModelForImageClassification.from_pretrained(shipped)
+    location = f"{copied.parent.name}/{copied.name}"
+    assert render_card(copied, location) == (copied / "README.md").read_text(encoding="utf-8")
+    model = AutoModelForImageClassification.from_pretrained(copied)
     assert type(model).__module__ == "hf_skiprnn.model.modeling_skip_rnn"
-    assert AutoImageProcessor.from_pretrained(shipped).size == {"height": 8, "width": 8}
+    assert AutoImageProcessor.from_pretrained(copied).size == {"height": 8, "width": 8}
 
 
-def test_results_say_where_they_come_from(shipped: Path) -> None:
-    results = json.loads((shipped / "results.json").read_text(encoding="utf-8"))
+def test_results_say_where_they_come_from(copied: Path) -> None:
+    results = json.loads((copied / "results.json").read_text(encoding="utf-8"))
     assert results["commit"]
     assert results["command"]
     assert set(results["versions"]) >= {"torch", "transformers", "hf_skiprnn", "python"}
 
 
-def test_publishing_adds_the_code(shipped: Path, tmp_path: Path) -> None:
-    folder = stage(shipped, "alice/digits", tmp_path / "digits")
+def test_publishing_adds_the_code(copied: Path, tmp_path: Path) -> None:
+    folder = stage(copied, "alice/digits", tmp_path / "digits")
     assert checkpoint_problems(folder) == []
     code = {path.name for path in folder.glob("*.py")}
     assert {"modeling_skip_rnn.py", "image_processing_skip_rnn.py", "pipeline_skip_rnn.py"} <= code
@@ -78,7 +78,7 @@ def test_without_weights_the_card_says_how_to_make_them(run: Path, tmp_path: Pat
     assert "Its weights are too large to stand here" in card
     assert f"\n    {results['command']}\n" in card
     assert f'model="{results["training"]["output_dir"]}"' in card  # where the command puts them
-    assert shipped_folders(folder.parent) == [folder]
+    assert checkpoint_folders(folder.parent) == [folder]
 
 
 def test_results_that_the_checkpoint_does_not_give_are_refused(run: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_results_that_the_checkpoint_does_not_give_are_refused(run: Path, tmp_pa
 
 
 def test_unfinished_and_large_runs_are_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="it is no finished run"):
+    with pytest.raises(SystemExit, match="it is not a finished run"):
         ship.main([str(tmp_path), str(tmp_path / "out")])
     monkeypatch.setattr(ship, "LARGEST", 1000)
     with pytest.raises(SystemExit, match="at most 1,000 belong here"):

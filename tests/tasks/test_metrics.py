@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from hf_skiprnn.evaluation.figures import COLOURS, accuracy_against_updates, kind_of
+from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import (
     accuracy,
+    balanced_accuracy,
+    explained_variance,
     mean_squared_error,
+    micro_f1,
     multiply_accumulates,
     operation_counts,
     real_lengths,
@@ -58,6 +63,35 @@ def test_update_statistics_by_hand():
 def test_accuracy_and_squared_error_by_hand():
     assert accuracy([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [1, 1, 1]) == pytest.approx(2 / 3)
     assert mean_squared_error([[1.0], [2.0]], [1.0, 4.0]) == 2.0
+
+
+def test_other_metrics_by_hand():
+    logits = np.eye(3)[[0, 0, 0, 2]]  # class 2, which no row has, is predicted once
+    assert balanced_accuracy(logits, [0, 0, 1, 1]) == pytest.approx((1 + 0) / 2)
+    assert micro_f1([[1.0, -1.0], [1.0, 1.0]], [[1, 0], [0, 1]]) == pytest.approx(2 * 2 / (3 + 2))
+    assert micro_f1([[-1.0]], [[0]]) == 0.0
+    targets = np.array([[0.0, 0.0], [2.0, 20.0]])  # variances 1 and 100; errors 1 and 25
+    assert explained_variance(targets + np.array([1, 5]), targets) == pytest.approx(1 - 26 / 101)
+    assert np.isnan(explained_variance([1.0], [1.0]))
+
+
+def test_a_kind_of_model_has_one_colour():
+    names = {"Skip LSTM": "learned", "LSTM": "plain", "LSTM, strided": "strided", "GRU, random skips": "random"}
+    names |= {"Skip GRU, λ = 1e-4 (paper)": "learned", "LSTM, p_skip = 0.5": "random", "shifted gate": "learned"}
+    assert {name: kind_of(name) for name in names} == names
+    figure = accuracy_against_updates({name: [(1.0, 0.5), (2.0, 0.6)] for name in names}, "accuracy", "updates")
+    drawn = [line.get_color() for line in figure.axes[0].get_lines()]
+    assert drawn == [COLOURS[kind] for kind in names.values()]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_whole(path, "λ")
+    assert path.read_text(encoding="utf-8") == "λ"
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "half\ud800")
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text(encoding="utf-8") == "λ"
 
 
 def test_real_lengths():

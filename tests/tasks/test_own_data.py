@@ -1,6 +1,7 @@
 """Own data: what is inferred, held out, standardised, and how errors name the column and the row."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,10 +48,8 @@ def series(rows, channels=2, labels=("walk", "run")):
 def fit(task):
     """All that the trainer asks of a task before it starts."""
     splits = task.load(0)
-    return splits, task.model_defaults(), task.collate([splits.train[i] for i in range(min(4, len(splits.train)))])
-
-
-# What is inferred
+    rows = list(splits.train.take(4))
+    return splits, task.model_defaults(), task.collate(rows)
 
 
 def test_series_of_several_channels_and_lengths(tmp_path):
@@ -74,6 +73,125 @@ def test_one_channel_and_integer_labels(tmp_path):
     assert defaults["id2label"] == {0: "0", 1: "10", 2: "20"}
     assert defaults["input_size"] == 1
     assert batch["labels"].dtype == torch.int64
+
+
+def table(folder, text, name="train.csv"):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_what_columns_were_taken_for_is_said_in_one_line(tmp_path, caplog):
+    rows = [row | {"id": i} for i, row in enumerate(series(40))]
+    fit(OwnData(dataset_name=write(tmp_path / "d", rows)))
+    (line,) = [record.message for record in caplog.records if "input wave" in record.message]
+    assert re.search(
+        r"input wave = series of numbers \[3\]\[2\], such as \[\[.*\.\.\.; label label = a class, of 2,", line
+    )
+    assert line.endswith("such as 'walk'; not used: id.")
+
+
+LISTS = [{"x": [[float(i), 1.0, 2.0]] * 2, "label": "ab"[i % 2]} for i in range(40)]  # 2 x 3
+RAGGED = [{"x": [[1.0] * (3 + i % 4)] * 2, "label": "ab"[i % 2]} for i in range(40)]  # 2 channels of 3 to 6 steps
+TOKENS = [{"x": [i, 7, 300][: 1 + i % 3], "label": "ab"[i % 2]} for i in range(40)]
+TEXTS = [{"x": f"[{i}.5, 2, 3]", "label": "ab"[i % 2]} for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message", "shapes"),
+    [
+        (LISTS, r"2 lists of 3 numbers in every row: series .*, or channels_first", {"series": 3, "channels_first": 2}),
+        (RAGGED, r"2 lists of 3 to 6 numbers in every row", {"channels_first": 2}),
+        (TOKENS, r"integers from 0 to 300: tokens .*, or series", {"series": 1, "tokens": 300}),
+        (TEXTS, r"text that looks like lists of numbers \('\[0\.5, 2, 3\]'\)", {"series": 1, "words": 300}),
+    ],
+)
+def test_a_doubtful_input_is_asked_for(tmp_path, rows, message, shapes):
+    folder = write(tmp_path / "d", rows)
+    with pytest.raises(ValueError, match=rf"Column 'x' holds {message}.*Say which with --input_kind"):
+        fit(OwnData(dataset_name=folder))
+    for kind, size in shapes.items():
+        _, defaults, batch = fit(OwnData(dataset_name=folder, input_kind=kind))
+        assert defaults["input_size"] == size
+        assert ("input_ids" in batch) == (kind in ("tokens", "words"))
+        if kind == "tokens":
+            assert defaults["vocab_size"] == 301
+            assert batch["attention_mask"].sum(dim=1).max() == 3
+    if rows is RAGGED:
+        assert len(set(batch["attention_mask"].sum(dim=1).tolist()) & {3, 4, 5, 6}) > 1
+    if rows is not TOKENS:
+        with pytest.raises(ValueError, match="cannot be the input as tokens"):
+            fit(OwnData(dataset_name=folder, input_kind="tokens", input_column="x"))
+
+
+def test_numbers_written_as_text_and_broken_ones(tmp_path):
+    folder = write(tmp_path / "d", TEXTS + [{"x": "[[1, 2]", "label": "a"}] * 5)
+    with pytest.raises(ValueError, match=r"train row 4\d, column 'x' must hold a list of numbers"):
+        fit(OwnData(dataset_name=folder, input_kind="series"))
+    words = [{"x": text, "label": "ab"[i % 2]} for i, text in enumerate(["in 1999", "3", "a, b"] * 10)]
+    assert "input_ids" in fit(OwnData(dataset_name=write(tmp_path / "w", words)))[2]
+
+
+def test_per_step_labels_train_the_frame_model(tmp_path):
+    rows = [row | {"label": ["up" if x[0] > 0 else "down" for x in row["wave"]]} for row in series(60)]
+    folder, run = write(tmp_path / "d", rows), tmp_path / "run"
+    task = OwnData(dataset_name=folder, max_length=4)
+    splits, defaults, batch = fit(task)
+    assert task.per_frame
+    assert defaults["label2id"] == {"down": 0, "up": 1}
+    mask = batch["attention_mask"] != 0
+    assert (batch["labels"][~mask] == -100).all()
+    first = splits.train[0]["label"][:4]
+    assert [("down", "up")[i] for i in batch["labels"][0][mask[0]].tolist()] == first
+    logits = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 2).numpy()
+    assert task.compute_metrics(EvalPrediction(logits, batch["labels"].numpy()))["accuracy"] == 1.0
+    train.main(["--dataset_name", folder, "--output_dir", str(run), *QUICK])
+    assert evaluate.main([str(run), "--figure_rows", "2"])["metrics"]["balanced_accuracy"] > 0
+    assert json.loads((run / "config.json").read_text())["architectures"] == ["SkipRNNForFrameClassification"]
+    write(tmp_path / "d", [{"wave": [[1.0, 1.0]] * 3, "label": ["up"] * 2}], "test")
+    task = OwnData(dataset_name=folder)
+    with pytest.raises(
+        ValueError, match="test row 0, column 'label' must hold a label for each of 3 steps; it holds 2"
+    ):
+        task.collate([task.load(0).test[0]])
+
+
+def test_several_columns_are_the_steps_of_a_row_or_its_channels(tmp_path):
+    lines = ["t0,t1,t2,kind", *(f"{i},{i + 1},5,{'ab'[i % 2]}" for i in range(40))]
+    folder = table(tmp_path / "wide", "\n".join(lines))
+    with pytest.raises(ValueError, match=r"Columns of numbers \(\['t0', 't1', 't2'\]\) can be chosen together"):
+        fit(OwnData(dataset_name=folder, label_column="kind"))
+    task = OwnData(dataset_name=folder, label_column="kind", input_column=["t0", "t1", "t2"])
+    splits, defaults, batch = fit(task)
+    assert splits.train[0]["t0+t1+t2"] == [splits.train[0]["row_number"], splits.train[0]["row_number"] + 1, 5]
+    assert (defaults["input_size"], batch["input_values"].shape[1:]) == (1, (3, 1))
+    rows = [{"a": [1.0] * n, "b": [float(i)] * n, "y": i % 2} for i, n in enumerate([2, 3] * 20)]
+    stream = OwnData(dataset_name=write(tmp_path / "lists", rows), input_column=["a", "b"], streaming=True)
+    assert next(iter(stream.load(0).train.take(1)))["a+b"][0][0] == 1.0
+    assert stream.model_defaults()["input_size"] == 2
+    with pytest.raises(
+        ValueError, match=r"must all hold one number a row, or all lists of numbers; they hold t0: .*kind: "
+    ):
+        fit(OwnData(dataset_name=folder, label_column="t2", input_column=["t0", "kind"]))
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_rows_that_are_steps_are_collected_by_their_id(tmp_path, per_step):
+    lines = ["who,x,y,label"]
+    for sequence in range(30):
+        steps = range(2 + sequence % 3)
+        lines += [f"s{sequence},{sequence},{step},{(step if per_step else sequence) % 2}" for step in steps]
+    task = OwnData(table(tmp_path / "d", "\n".join(lines)), input_column=["x", "y"], sequence_id="who")
+    splits, defaults, _ = fit(task)
+    assert sum(map(len, splits)) == 30
+    assert defaults["input_size"] == 2
+    assert task.per_frame is per_step
+    row = splits.train[1]
+    number = int(row["x+y"][0][0])
+    steps = 2 + number % 3
+    assert row["x+y"] == [[number, step] for step in range(steps)]
+    assert row["label"] == ([step % 2 for step in range(steps)] if per_step else number % 2)
+    assert lines[1 + row["row_number"]].startswith(f"s{number},{number},0,")
 
 
 def test_text_with_string_labels_from_csv(tmp_path):
@@ -141,9 +259,6 @@ def test_recall_of_every_class_weighs_alike(tmp_path):
     assert task.compute_metrics(guesses_a) == {"accuracy": 0.8, "balanced_accuracy": 0.5}
 
 
-# Splits
-
-
 def test_held_out_rows_are_decided_by_the_seed_in_the_proportions_of_the_classes(tmp_path):
     folder = write(tmp_path / "d", series(200, labels=("a",) * 9 + ("b",)))
 
@@ -194,9 +309,6 @@ def test_a_stream_holds_the_same_rows_out_in_every_epoch(tmp_path):
     assert task.collate(list(splits.train.take(3)))["input_values"].shape[2] == 2
 
 
-# Classes of unequal size
-
-
 def test_balanced_loss_is_the_weighted_cross_entropy(tmp_path):
     task = OwnData(dataset_name=write(tmp_path / "d", series(40, labels=("a", "a", "a", "b"))), balance_classes=True)
     fit(task)
@@ -208,9 +320,7 @@ def test_balanced_loss_is_the_weighted_cross_entropy(tmp_path):
     assert OwnData(dataset_name="d").loss() is None
 
 
-# Errors
-
-GOOD = [{"x": [[0.5, 1.0]], "label": "a"}, {"x": [[1.5, 1.0]], "label": "b"}] * 20
+GOOD = [{"x": [[0.5, 1.0]] * 3, "label": "a"}, {"x": [[1.5, 1.0]] * 2, "label": "b"}] * 20
 
 
 @pytest.mark.parametrize(
@@ -277,6 +387,45 @@ def test_columns_are_asked_for(tmp_path, options, message):
         fit(task)
 
 
+@pytest.mark.parametrize(
+    ("rows", "split", "message"),
+    [
+        (
+            [{"x": [1.0, 2.0], "label": "a"}] * 30,
+            "train",
+            r"All 30 training labels in column 'label' are 'a': .* one class",
+        ),
+        (
+            [{"x": [1.0, 2.0], "label": None}] * 5,
+            "train",
+            r"train row 0, column 'label' has no label|cannot be the label",
+        ),
+        ([], "test", "(?i)(Split 'test'|A split) of .* has no rows"),
+    ],
+)
+def test_nothing_to_learn_or_to_test(tmp_path, rows, split, message):
+    folder = tmp_path / "d"
+    write(folder, GOOD)
+    if rows:
+        write(folder, rows, split)
+    else:
+        folder = tmp_path / "e"
+        table(folder, "x,label\n" + "good film,a\nbad film,b\n" * 20)
+        table(folder, "x,label\n", "test.csv")
+    for streaming in (False,) if rows else (False, True):
+        with pytest.raises(ValueError, match=message):
+            fit(OwnData(dataset_name=str(folder), streaming=streaming))
+
+
+def test_a_configuration_is_chosen(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name, series(30, labels=(f"{name}-a", f"{name}-b")))
+    head = "configs:\n" + "".join(f"- config_name: {n}\n  data_files: {n}/train.jsonl\n" for n in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\n{head}---\n")
+    _, defaults, _ = fit(OwnData(dataset_name=str(tmp_path), dataset_config="two"))
+    assert set(defaults["label2id"]) == {"two-a", "two-b"}
+
+
 def test_a_dictionary_is_no_label(tmp_path):
     rows = [{"x": [1.0], "label": {"a": 1}}] * 3
     with pytest.raises(ValueError, match="Column 'label' cannot be the label"):
@@ -290,9 +439,6 @@ def test_a_dictionary_is_no_label(tmp_path):
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         OwnData(**({"dataset_name": "d"} if options else {}), **options)
-
-
-# Runs
 
 
 def test_a_run_infers_all_and_the_checkpoint_repeats_the_standardisation(tmp_path):

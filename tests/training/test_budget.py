@@ -28,7 +28,14 @@ def rows(count=64, steps=20):
 def trainer(model, folder, callbacks, **options):
     args = TrainingArguments(
         output_dir=str(folder),
-        **{"max_steps": 10, "logging_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 16} | options,
+        **{
+            "max_steps": 10,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 64,
+        }
+        | options,
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
@@ -125,7 +132,7 @@ def test_lambda_stays_within_its_limits():
 @pytest.mark.parametrize(
     ("target", "rates", "reason"),
     [
-        (0.1, [1.0] * 100, "Lambda is at its limit"),
+        (0.1, [1.0] * 100, "Lambda is at its upper limit"),
         (0.9, [0.1] * 100, 'budget_loss="l1" with budget_target also rewards reading'),
         (0.4, [0.6], "Lambda was still moving"),
         (0.4, [], "Nothing was logged"),
@@ -152,7 +159,7 @@ def test_an_evaluated_rate_counts_at_the_end(caplog):
 
 def test_a_real_run_reads_less_than_without_and_comes_near_the_target(tmp_path):
     controller = BudgetController(0.5)
-    run = trainer(tiny(budget_weight=1e-4), tmp_path, [controller], max_steps=400, logging_steps=5, eval_strategy="no")
+    run = trainer(tiny(budget_weight=1e-4), tmp_path, [controller], max_steps=200, logging_steps=5, eval_strategy="no")
     run.train()
     rate = run.evaluate()["eval_update_rate"]
     assert abs(rate - 0.5) < 0.15
@@ -193,6 +200,6 @@ def test_options():
 def test_a_target_in_the_loss_itself_is_reached(tmp_path, kind):
     weight = {"l1": 0.05, "l2": 0.01}[kind]
     model = tiny(budget_loss=kind, budget_target=0.5, budget_weight=weight)
-    run = trainer(model, tmp_path, [], max_steps=300, logging_steps=50)
+    run = trainer(model, tmp_path, [], max_steps=100, logging_steps=50)
     run.train()
     assert abs(run.evaluate()["eval_update_rate"] - 0.5) < 0.15

@@ -46,7 +46,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path,
 
     monkeypatch.setattr(trainer, "_save_checkpoint", save_with_a_limit)
     with pytest.raises(
-        CheckpointError, match=r"(?s)checkpoint-6 could not be written .*checkpoint-3, stands\. Make room"
+        CheckpointError,
+        match=r"(?s)checkpoint-6 could not be written .*The last complete checkpoint is .*checkpoint-3\. Free some",
     ):
         trainer.train()
     assert [path.name for path in (tmp_path / "full").glob("checkpoint-*")] == ["checkpoint-3"]
@@ -87,6 +88,8 @@ def test_a_final_model_that_cannot_be_written_is_explained(tmp_path: Path) -> No
     trainer.train()
     with (
         files_up_to(60_000),
-        pytest.raises(CheckpointError, match=r"(?s)could not be written .*checkpoint-3, stands"),
+        pytest.raises(
+            CheckpointError, match=r"(?s)could not be written .*The last complete checkpoint is .*checkpoint-3"
+        ),
     ):
         trainer.save_model()

@@ -8,7 +8,7 @@ import pytest
 
 from hf_skiprnn.commands import train
 from hf_skiprnn.tasks import Adding
-from hf_skiprnn.training.stopping import StoppingArguments, StopWhenSettled
+from hf_skiprnn.training.callbacks import StoppingArguments, StopWhenSettled
 
 
 def evaluations(callback: StopWhenSettled, *found: tuple[float, float]) -> int | None:

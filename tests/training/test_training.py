@@ -1,11 +1,16 @@
 """SkipRNNTrainer against loops written out by hand, and against its own promises."""
 
+import sys
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.nn import functional as F
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.training.callbacks import BudgetController
@@ -51,7 +56,7 @@ def new_model(**kwargs):
     return SkipRNNForSequenceClassification(config).double()
 
 
-def new_trainer(folder, model=None, trainer_kwargs=None, **kwargs):
+def new_trainer(folder, model=None, trainer_kwargs=None, kind=SkipRNNTrainer, **kwargs):
     defaults = {
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 5,
@@ -69,7 +74,7 @@ def new_trainer(folder, model=None, trainer_kwargs=None, **kwargs):
     }
     args = TrainingArguments(output_dir=str(folder), **(defaults | kwargs))
     data = {"train_dataset": rows(), "eval_dataset": rows(11, seed=1), "data_collator": collate}
-    return SkipRNNTrainer(model or new_model(), args, **(data | (trainer_kwargs or {})))
+    return kind(model or new_model(), args, **(data | (trainer_kwargs or {})))
 
 
 def descend(model, rate):
@@ -185,22 +190,143 @@ def summed_cross_entropy(outputs, labels, num_items_in_batch=None):
     return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
-def test_a_loss_function_of_ones_own_keeps_the_budget(tmp_path):
-    trainer = new_trainer(
-        tmp_path,
-        trainer_kwargs={"compute_loss_func": summed_cross_entropy},
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-    )
+def summed_with_budget(outputs, labels, num_items_in_batch=None):
+    return summed_cross_entropy(outputs, labels, num_items_in_batch) + outputs.budget_loss / 2
+
+
+class OwnLoss(SkipRNNTrainer):
+    """Trainer's documented way to a loss of one's own."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs.get("logits"), labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+class LabelsLeftIn(OwnLoss):
+    """The same, but the model has computed its own loss too."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+class Halved(SkipRNNTrainer):
+    """A loss made from the model's, which holds the budget."""
+
+    def compute_loss(self, *args, **kwargs):
+        loss, outputs = super().compute_loss(*args, **kwargs)
+        return loss + 0.0 * outputs.logits.sum(), outputs
+
+
+class Containing(nn.Module):
+    """A model of the user's own, with other names of inputs, a linear layer in front, and no budget in its loss."""
+
+    def __init__(self):
+        super().__init__()
+        inner = new_model()
+        self.front, self.reader, self.head = nn.Linear(2, 2).double(), inner.skip_rnn, inner.classifier
+        nn.init.eye_(self.front.weight)
+        nn.init.zeros_(self.front.bias)
+        self.front.requires_grad_(False)
+
+    def forward(self, series, mask, labels=None):
+        logits = self.head(self.reader(self.front(series), attention_mask=mask).pooler_output)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def renamed(batch):
+    batch = collate(batch)
+    return {"series": batch["input_values"], "mask": batch["attention_mask"], "labels": batch["labels"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SkipRNNTrainer, {"compute_loss_func": summed_cross_entropy}),
+        (SkipRNNTrainer, {"compute_loss_func": summed_with_budget}),
+        (OwnLoss, {}),
+        (LabelsLeftIn, {}),
+        (Halved, {}),
+        (SkipRNNTrainer, {"model": Containing, "data_collator": renamed}),
+    ],
+    ids=["function", "function-with-budget", "override", "labels-left-in", "override-of-ours", "own-model"],
+)
+def test_any_loss_of_ones_own_holds_the_budget_once(tmp_path, kind, options):
+    """Weights, logs and metrics are those of the loop by hand."""
+    options = dict(options)
+    trained = options.pop("model", new_model)()
+    arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "remove_unused_columns": False}
+    trainer = new_trainer(tmp_path, trained, options, kind, **arguments)
     trainer.train()
     model = new_model()
     steps = by_hand(batches_of(4), model)
-    assert_same_weights(trainer.model, model)
+    if isinstance(trained, Containing):
+        trained = nn.ModuleDict({"skip_rnn": trained.reader, "classifier": trained.head})
+    assert_same_weights(trained, model)
     logs = [entry for entry in trainer.state.log_history if "task_loss" in entry]
     for log, first, second in zip(logs, steps[::2], steps[1::2], strict=True):
         assert log["task_loss"] == pytest.approx((first[0] + second[0]) / 2, rel=1e-9)
         assert log["budget_loss"] == pytest.approx((first[1] + second[1]) / 2, rel=1e-9)
         assert log["loss"] == pytest.approx(log["task_loss"] + log["budget_loss"], rel=1e-6)
+        assert log["updates"] == pytest.approx(np.mean(first[2] + second[2]))
+        assert log["update_rate"] == pytest.approx(np.sum(first[2] + second[2]) / np.sum(first[3] + second[3]))
+    if options.get("compute_loss_func") is not summed_with_budget:  # whose half budget is right for two micro-batches
+        out, metrics = model(**collate(rows(11, seed=1))), trainer.evaluate()
+        assert metrics["eval_task_loss"] == pytest.approx(out.task_loss.item(), rel=1e-6)
+        assert metrics["eval_budget_loss"] == pytest.approx(out.budget_loss.item(), rel=1e-6)
+
+
+def test_a_model_without_a_skip_rnn_trains_and_is_warned_of(tmp_path, caplog):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 3).double()
+
+        def forward(self, series, mask, labels):
+            logits = self.head(series.mean(dim=1))
+            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+    trainer = new_trainer(tmp_path, Plain(), {"data_collator": renamed}, remove_unused_columns=False)
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+    assert [r.message for r in caplog.records if "SkipRNNModel" in r.message] == [
+        "No SkipRNNModel ran in Plain: no budget, no updates to log."
+    ]
+
+
+def test_the_device_is_waited_for_once_an_optimizer_step_and_at_logs(tmp_path, monkeypatch):
+    waits = Counter()
+
+    def counted(name, method):
+        def wrapper(*args):
+            caller = Path(sys._getframe(1).f_code.co_filename)
+            waits[caller.parent.name] += 1
+            return method(*args)
+
+        monkeypatch.setattr(torch.Tensor, name, wrapper)
+
+    trainer = new_trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, num_train_epochs=4)
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "cpu", "numpy"):
+        counted(name, getattr(torch.Tensor, name))
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert 12 <= waits["training"] <= 12 + 2 * 6 + 2  # steps, two transfers at each log, and the end
+
+
+def test_the_default_objective_of_a_search_leaves_our_metrics_out(tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(Trainer, "hyperparameter_search", lambda self, space, objective, **kw: chosen.append(objective))
+    trainer = new_trainer(tmp_path, trainer_kwargs={"compute_metrics": lambda prediction: {"accuracy": 0.75}})
+    metrics = trainer.evaluate()
+    trainer.hyperparameter_search(n_trials=1)
+    trainer.hyperparameter_search(compute_objective=len)
+    assert chosen[0](metrics) == 0.75
+    assert chosen[0](new_trainer(tmp_path).evaluate()) == metrics["eval_loss"]
+    assert chosen[1] is len
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
@@ -252,6 +378,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
+def test_labels_that_are_nan_are_named(tmp_path):
+    labels = [float("nan") if i == 9 else float(i) for i in range(ROWS)]
+    data = rows().remove_columns("labels").add_column("labels", labels)
+    config = SkipRNNConfig(input_size=2, hidden_size=6, num_labels=1)
+    trainer = new_trainer(tmp_path, SkipRNNForSequenceClassification(config).double(), {"train_dataset": data})
+    with pytest.raises(FloatingPointError, match=r"nan at step 3\. .* 1 labels of this step are NaN: fill them"):
+        trainer.train()
+
+
+def test_rows_without_a_real_step_are_told_of_once(tmp_path, caplog):
+    data = rows()
+    masks = [[0] * STEPS if i in (2, 9) else mask for i, mask in enumerate(data["attention_mask"])]
+    data = data.remove_columns("attention_mask").add_column("attention_mask", masks)
+    new_trainer(tmp_path, trainer_kwargs={"train_dataset": data}).train()
+    found = [record.message for record in caplog.records if "no real step" in record.message]
+    assert len(found) == 1
+    assert found[0].startswith("1 training rows up to step 2 have no real step")
+
+
 def trained_with(folder, scales, **options):
     """The trainer after one epoch of six steps, the gradients of each multiplied by a number of `scales`."""
     trainer = new_trainer(folder, max_grad_norm=0.1, **options)
@@ -288,8 +433,8 @@ def test_an_update_without_a_finite_gradient_is_left_out(tmp_path, caplog):
         assert torch.equal(a, b)
 
 
-def test_ten_gradients_in_succession_that_are_not_finite_stop_training(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"not finite in 10 steps in succession, up to step 12; .*update_bias"):
+def test_ten_gradients_in_a_row_that_are_not_finite_stop_training(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite in 10 steps in a row, up to step 12; .*update_bias"):
         trained_with(tmp_path, [1, 1, *[float("inf")] * 18])
 
 
@@ -332,6 +477,38 @@ def test_checkpoints_that_cannot_be_resumed_from(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint-3 holds no file named 'complete': it was cut off"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trainer_state.json", "{"),
+        ("trainer_state.json", '{"global_step": "x"}'),
+        ("trainer_state.json", '{"strange": 1}'),
+        ("training_window.json", "[]"),
+        ("training_window.json", '{"sums": [1, 2, NaN, 1, 1, 1, 1]}'),
+    ],
+)
+def test_broken_files_of_a_checkpoint_are_named(tmp_path, name, content):
+    saving(tmp_path, max_steps=3).train()
+    (tmp_path / "checkpoint-3" / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"checkpoint-3/{name} is damaged \(.*Resume from an earlier checkpoint"):
+        saving(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_is_a_link_is_unlinked_and_nothing_behind_it_touched(tmp_path):
+    for name in ("kept", "run"):
+        (tmp_path / name).mkdir()
+    behind = tmp_path / "kept/best"
+    behind.mkdir()
+    (behind / COMPLETE).touch()
+    (behind / "model.safetensors").write_bytes(b"mine")
+    for step in (1, 6):  # an older one, and one that is written anew
+        (tmp_path / f"run/checkpoint-{step}").symlink_to(behind)
+    saving(tmp_path / "run", max_steps=6, save_total_limit=1).train()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    assert not (tmp_path / "run/checkpoint-6").is_symlink()
+    assert {path.name: path.read_bytes() for path in behind.iterdir()} == {COMPLETE: b"", "model.safetensors": b"mine"}
 
 
 def test_an_older_checkpoint_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):

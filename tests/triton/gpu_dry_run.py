@@ -84,10 +84,9 @@ def main(folder: Path) -> None:
     from hf_skiprnn.model import layers_skip_rnn
     from hf_skiprnn.model.dense_scan_skip_rnn import Engine
     from hf_skiprnn.model.event_scan_skip_rnn import EVENTS
-    from scripts.benchmarks import cpu as benchmark
     from scripts.benchmarks import gpu as benchmark_gpu
     from scripts.benchmarks import gpu_targets as benchmark_gpu_targets
-    from scripts.benchmarks.cpu import Shape
+    from scripts.benchmarks.workload import Shape
     from scripts.gpu import check as gpu
     from scripts.gpu import train_mnist as gpu_training
 
@@ -116,7 +115,7 @@ def main(folder: Path) -> None:
     gpu_training.BATCH, gpu_training.HELD_OUT = 2, 2
     mains = {
         "tests/triton_suite.py": lambda: sys.exit(triton_suite.main()),
-        "scripts/benchmark.py": benchmark.main,
+        "scripts/benchmark.py": lambda: benchmark_gpu.main(sys.argv[2:]),
         "scripts/gpu_training.py": gpu_training.main,
     }
 
@@ -138,7 +137,7 @@ def main(folder: Path) -> None:
     with OnTheCPU():
         status = call(gpu.main, str(data))
         print("again")
-        call(benchmark.main, "--device", "cuda", "--resume")
+        call(lambda: benchmark_gpu.main(sys.argv[1:]), "--resume")
     print(f"exit status {status}")
 
 

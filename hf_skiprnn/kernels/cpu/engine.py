@@ -69,11 +69,6 @@ def engine() -> ctypes.CDLL:
     return _engine(os.environ.get(ISA_VARIABLE))
 
 
-def peak_flops() -> float:
-    """Multiply-adds' float32 operations a second that one core reaches here, measured: the bound of every product."""
-    return engine().skip_rnn_peak_flops()
-
-
 def unavailable_reason() -> str | None:
     """Why `engine` raises, or None where it does not."""
     try:
@@ -109,7 +104,6 @@ def _load(isa: str) -> ctypes.CDLL:
         raise RuntimeError(f"The native CPU engine ({isa}) is of another version of this package. {REMEDY}")
     for function in (library.skip_rnn_forward, library.skip_rnn_backward):
         function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int
-    library.skip_rnn_peak_flops.restype = ctypes.c_double
     return library
 
 

@@ -22,12 +22,11 @@ from .engine import (
     empty_records,
     empty_results,
     forward,
-    peak_flops,
     reverse,
     unavailable_reason,
 )
 
-__all__ = ["EagerScan", "cpu_scan", "cpu_scan_tokens", "peak_flops", "unavailable_reason"]
+__all__ = ["EagerScan", "cpu_scan", "cpu_scan_tokens", "unavailable_reason"]
 
 Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Eleven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

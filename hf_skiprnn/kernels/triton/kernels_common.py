@@ -26,7 +26,7 @@ def gate_opens(steps, increment):
 
 @triton.jit
 def steps_to_update(increment, steps, remaining):
-    """The first n in 1 .. remaining at which the gate opens, else remaining + 1: `events_skip_rnn.steps_to_update`."""
+    """The first n in 1 .. remaining at which the gate opens, else remaining + 1: `cells_skip_rnn.steps_to_update`."""
     d, k, limit = increment.to(tl.float32), steps.to(tl.float32), remaining.to(tl.float32) + 1
     n = tl.where(d > 0, tl.ceil(0.5 / d), float("inf")) - k
     n = tl.where(d != d, 1.0, n)

@@ -1,4 +1,4 @@
-"""Any data set of texts, images, sounds or series: its columns of inputs and targets."""
+"""Any data set of texts, pictures, sounds or series: which columns are the input and the label, and how."""
 
 from .task import OwnData
 

@@ -1,18 +1,19 @@
-"""What a column of anybody's data can be to a Skip RNN: text, pictures, sounds or series of numbers.
+"""The kinds of input columns: text, pictures, sounds, series of numbers, token ids.
 
-Every kind is fitted on training cells, turns cells into a batch, and has the processor that repeats this at inference.
-A cell comes with its name ("train row 17, column 'wave'"), which every error gives.
+Each kind is fitted on training cells, turns cells into a batch, and has a processor that does the same at inference. A
+cell comes with its name, such as "train row 17, column 'wave'", which every error gives.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Array2D, Audio, Image, LargeList, List, Value
-from transformers import AutoTokenizer
+from datasets import Array2D, Audio, Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoTokenizer, BatchFeature
 
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
@@ -20,22 +21,37 @@ from hf_skiprnn.tasks.base import Batch
 from hf_skiprnn.tasks.readers.sounds import read_sound
 from hf_skiprnn.tasks.readers.words import real_gates, tokenize, train_tokenizer, words_of
 
+from .columns import is_list, is_number, is_series, is_text, numbers_in
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cells = Iterable[tuple[Any, str]]  # (content, name)
+Kind = Literal["auto", "words", "series", "channels_first", "tokens"]
+VOCABULARY = 20_000  # words that a tokenizer made from training texts knows
 LONGEST = 10**9  # words of a text that is not cropped
 MEL_BANDS = 32
 FRAME, HOP = 0.025, 0.010  # s
 
 
 class Input(ABC):
-    """A kind of input column. max_length: crop to so many steps; None: read all."""
+    """A kind of input column.
 
+    Args:
+        max_length: crop sequences to so many steps, from their start; None: read all.
+    """
+
+    name: str  # what a column was taken for, in words
+    fit_rows: int | None = 10_000  # training rows that the processor is made from; None: all
+    can_label_steps = False  # a cell's number of steps is known without the processor
     processor: Any
 
     def __init__(self, max_length: int | None) -> None:
         self.max_length = max_length
+
+    def length(self, cell: Any) -> int:
+        """Return the number of steps of a cell."""
+        return len(cell)
 
     @abstractmethod
     def fit(self, cells: Cells) -> None:
@@ -43,35 +59,33 @@ class Input(ABC):
 
     @abstractmethod
     def load(self, checkpoint: str) -> None:
-        """Take a checkpoint's processor."""
+        """Take the processor of a checkpoint (a folder or Hub id)."""
 
     @abstractmethod
     def batch(self, cells: Cells) -> Batch:
-        """The model's inputs."""
+        """Return the model's inputs."""
 
     @abstractmethod
     def model_defaults(self) -> dict[str, Any]:
-        """What it asks of SkipRNNConfig."""
+        """Return the fields of SkipRNNConfig that the input decides."""
 
     @abstractmethod
     def figure(self, batch: Batch, gates: np.ndarray, predicted: Sequence[str], labels: Sequence[str]) -> "Figure":
-        """Which steps were read."""
+        """Draw which steps were read; arguments as the functions of evaluation/figures.py."""
 
     def page(self, batch: Batch, gates: np.ndarray, predicted: Sequence[str], labels: Sequence[str]) -> str | None:
-        """The same as an HTML page; None where a picture is better."""
+        """Return the figure as an HTML page; None for kinds that are better seen as a picture."""
         return None
 
 
 class TextInput(Input):
     """Words of a text, by a word-level tokenizer made from the training texts."""
 
-    def __init__(self, max_length: int | None, vocabulary: int) -> None:
-        super().__init__(max_length)
-        self.vocabulary = vocabulary
+    name = "text, read word by word"
 
     def fit(self, cells: Cells) -> None:
         texts = (_of_type(cell, name, str, "text") for cell, name in cells)
-        self.processor = train_tokenizer(texts, self.vocabulary, self.max_length or LONGEST)
+        self.processor = train_tokenizer(texts, VOCABULARY, self.max_length or LONGEST)
 
     def load(self, checkpoint: str) -> None:
         self.processor = AutoTokenizer.from_pretrained(checkpoint, model_max_length=self.max_length or LONGEST)
@@ -98,10 +112,12 @@ class TextInput(Input):
 
 
 class ImageInput(Input):
-    """Pixels of pictures of one size, in row order; gray or in colour as the first one is."""
+    """Pixels of pictures of one size, in row order; gray or in colour as the first picture is."""
+
+    name = "pictures, read pixel by pixel"
 
     def fit(self, cells: Cells) -> None:
-        cell, name = next(iter(cells))
+        (cell, name), _ = _peek(cells)
         first = _present(cell, name)
         width, height = first.size
         channels = 1 if first.mode in ("1", "L", "LA") else 3
@@ -129,15 +145,30 @@ class ImageInput(Input):
 
 
 class SeriesInput(Input):
-    """Numbers of one or several channels at every step, each channel standardised over the training rows."""
+    """Numbers of one or several channels at every step; each channel is standardised over the training rows.
+
+    Args:
+        max_length: as Input.
+        channels_first: cells are [C][T], not [T][C].
+    """
+
+    name = "series of numbers"
+    can_label_steps = True
+
+    def __init__(self, max_length: int | None, channels_first: bool = False) -> None:
+        super().__init__(max_length)
+        self.channels_first = channels_first
+
+    def length(self, cell: Any) -> int:
+        return len(self._numbers(cell, "a cell"))
 
     def fit(self, cells: Cells) -> None:
         (cell, name), cells = _peek(cells)
-        first = np.asarray(_present(cell, name), dtype=object)
+        first = np.asarray(self._numbers(cell, name), dtype=object)
         channels = len(first[0]) if len(first) and isinstance(first[0], (list, tuple, np.ndarray)) else 1
         plain = SkipRNNFeatureExtractor(channels)
         self.processor = SkipRNNFeatureExtractor(channels).fit(
-            plain.extract(_present(c, n), n)[: self.max_length] for c, n in cells
+            plain.extract(self._numbers(c, n), n)[: self.max_length] for c, n in cells
         )
 
     def load(self, checkpoint: str) -> None:
@@ -145,13 +176,21 @@ class SeriesInput(Input):
 
     def batch(self, cells: Cells) -> Batch:
         steps = [self.steps(cell, name)[: self.max_length] for cell, name in cells]
-        from transformers import BatchFeature
-
         return dict(self.processor.pad(BatchFeature({"input_values": steps}), return_tensors="pt"))
 
     def steps(self, cell: Any, name: str) -> np.ndarray:
-        """A cell's steps [T, C], standardised."""
-        return self.processor.extract(_present(cell, name), name)
+        """Return a cell's steps [T, I], standardised."""
+        return self.processor.extract(self._numbers(cell, name), name)
+
+    def _numbers(self, cell: Any, name: str) -> Any:
+        """Return [T] or [T][I] numbers of a cell: lists, or the text of a CSV file."""
+        try:
+            numbers = numbers_in(cell) if isinstance(_present(cell, name), str) else cell
+            return list(zip(*numbers, strict=True)) if self.channels_first else numbers
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{name} must hold {'channels of as many' if self.channels_first else 'a list of'} numbers: {error}"
+            ) from error
 
     def model_defaults(self) -> dict[str, Any]:
         return {"input_size": self.processor.feature_size}
@@ -164,8 +203,43 @@ class SeriesInput(Input):
         return channels_read(rows, real_gates(gates, batch["attention_mask"]), predicted, labels)
 
 
+class TokenInput(Input):
+    """Token ids, which the model embeds; ids above the largest training id are an error of the model."""
+
+    name = "token ids, which are embedded"
+    fit_rows = None
+    can_label_steps = True
+    processor = None
+    width = 0  # of the vocabulary
+
+    def fit(self, cells: Cells) -> None:
+        self.width = 1 + max(max(_present(cell, name)) for cell, name in cells)
+
+    def load(self, checkpoint: str) -> None:
+        self.width = AutoConfig.from_pretrained(checkpoint).vocab_size
+
+    def batch(self, cells: Cells) -> Batch:
+        rows = [torch.as_tensor(_present(cell, name))[: self.max_length] for cell, name in cells]
+        ids = pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+
+    def model_defaults(self) -> dict[str, Any]:
+        return {"input_size": 300, "vocab_size": self.width}
+
+    def figure(self, batch: Batch, gates: np.ndarray, predicted: Sequence[str], labels: Sequence[str]) -> "Figure":
+        from hf_skiprnn.evaluation.figures import words_read
+
+        mask = batch["attention_mask"] != 0
+        words = [[str(i) for i in ids[real].tolist()] for ids, real in zip(batch["input_ids"], mask, strict=True)]
+        return words_read(words, real_gates(gates, batch["attention_mask"]), predicted, labels)
+
+
 class SoundInput(SeriesInput):
-    """Log-mel frames or samples of sounds, at the sampling rate of the first one; others are resampled."""
+    """Log-mel frames or samples of sounds, at the sampling rate of the first sound; others are resampled."""
+
+    name = "sounds"
+    can_label_steps = False
 
     def __init__(self, max_length: int | None, features: str, sampling_rate: int | None) -> None:
         super().__init__(max_length)
@@ -183,32 +257,38 @@ class SoundInput(SeriesInput):
         return self.processor.extract(read_sound(cell, name, self.processor.sampling_rate)[0], name)
 
 
-def input_of(feature: Any, max_length: int | None, vocabulary: int, sound_features: str) -> Input | None:
-    """The kind of a column by its `datasets` feature; None for one that no sequence can be read from."""
-    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        return TextInput(max_length, vocabulary)
-    if isinstance(feature, Image):
+def input_of(feature: Any, kind: Kind, max_length: int | None, sound_features: str) -> Input | None:
+    """Return the Input of a column.
+
+    Args:
+        feature: the column's `datasets` feature.
+        kind: what to take it for; "auto": what the feature says.
+        max_length: as Input.
+        sound_features: "log_mel" or "values", for sounds.
+
+    Returns:
+        None for a column that cannot be read as a sequence of that kind.
+    """
+    if isinstance(feature, Image) and kind == "auto":
         return ImageInput(max_length)
-    if isinstance(feature, Audio):
+    if isinstance(feature, Audio) and kind == "auto":
         return SoundInput(max_length, sound_features, feature.sampling_rate)
-    if isinstance(feature, Array2D) or _is_numbers(feature):
-        return SeriesInput(max_length)
+    if is_text(feature) and kind in ("auto", "words"):
+        return TextInput(max_length)
+    is_numbers = isinstance(feature, Array2D) or is_series(feature)
+    if is_numbers and kind == "tokens":
+        flat = is_list(feature) and is_number(feature.feature) and feature.feature.dtype.startswith(("int", "uint"))
+        return TokenInput(max_length) if flat else None
+    if (is_numbers and kind in ("auto", "series", "channels_first")) or (is_text(feature) and kind == "series"):
+        return SeriesInput(max_length, kind == "channels_first")
     return None
 
 
-def _is_numbers(feature: Any) -> bool:
-    """[T] or [T][C] of numbers."""
-    if not isinstance(feature, (List, LargeList)):
-        return False
-    inner = feature.feature
-    inner = inner.feature if isinstance(inner, (List, LargeList)) else inner
-    return isinstance(inner, Value) and inner.dtype.startswith(("int", "uint", "float", "bool"))
-
-
 def _peek(cells: Cells) -> tuple[tuple[Any, str], Cells]:
-    """The first cell, and all of them."""
+    """Return the first cell, and all of them."""
     rest = iter(cells)
-    first = next(rest)
+    if (first := next(rest, None)) is None:
+        raise ValueError("There is no training row.")
     return first, chain([first], rest)
 
 

@@ -1,29 +1,58 @@
-"""What a label column can ask: one class, several classes, or numbers; strings, integers and class labels alike."""
+"""What a label column asks for: one class, several classes, a class at every step, or numbers."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, LargeList, List, Value
+from datasets import ClassLabel, Value
 from torch import Tensor
 from transformers import EvalPrediction
 
-from hf_skiprnn.evaluation.metrics import accuracy, mean_squared_error
+from hf_skiprnn.evaluation.metrics import (
+    accuracy,
+    balanced_accuracy,
+    explained_variance,
+    mean_squared_error,
+    micro_f1,
+)
+from hf_skiprnn.model.losses_skip_rnn import IGNORED
 from hf_skiprnn.tasks.base import label_names
+
+from .columns import is_list
 
 NUMBERS = ("float16", "float32", "float64")
 CLASSES = ("int", "uint", "bool", "string", "large_string")
-MOST_CLASSES = 0.5  # of the rows: with more, a column holds no classes
+MOST_CLASSES = 0.5  # share of the rows: a column with more different values holds no classes
+
+
+def are_per_step(labels: Sequence[Any], lengths: Sequence[int]) -> bool:
+    """Whether lists of labels hold one label for each step, and not several labels of a sequence.
+
+    They do if every list is as long as its sequence, and if lengths differ or a list holds a class twice.
+    """
+    known = [(label, length) for label, length in zip(labels, lengths, strict=True) if label is not None]
+    if not known or any(len(label) != length for label, length in known):
+        return False
+    return len({length for _, length in known}) > 1 or any(len(set(label)) < len(label) for label, _ in known)
 
 
 class Target:
-    """A label column, known by its feature and by the training labels."""
+    """A label column.
 
-    def __init__(self, feature: Any, column: str) -> None:
-        self.column = column
-        self.is_list = isinstance(feature, (List, LargeList))
+    Args:
+        feature: its `datasets` feature.
+        column: its name.
+        per_step: lists hold one class for each step, not several classes of a sequence.
+
+    Raises:
+        ValueError: the column cannot be a label.
+    """
+
+    def __init__(self, feature: Any, column: str, per_step: bool = False) -> None:
+        self.column, self.per_step = column, per_step
+        self.is_list = is_list(feature)
         inner = feature.feature if self.is_list else feature
         self.names = list(inner.names) if isinstance(inner, ClassLabel) else None
         dtype = inner.dtype if isinstance(inner, Value) else ""
@@ -33,46 +62,74 @@ class Target:
                 f"Column {column!r} cannot be the label: it holds {feature}. A label is a class (integer, string, "
                 "class label), a number, or a list of either. Choose another with --label_column."
             )
+        if self.is_number and per_step:
+            raise ValueError(
+                f"Column {column!r} holds a float for each step, but only classes can be predicted at every step. "
+                "Write classes as integers or strings, or choose another column with --label_column."
+            )
         self.counts: Counter[int] = Counter()  # rows of each class
         self.width = 1  # numbers per row
 
+    @property
+    def kind(self) -> str:
+        """What the column was taken for, in words."""
+        if self.is_number:
+            return f"{self.width} number{'s' if self.width > 1 else ''} to be predicted"
+        kind = "a class at every step" if self.per_step else "several classes" if self.is_list else "a class"
+        return f"{kind}, of {len(self.labels)}"
+
     def fit(self, labels: Iterable[Any]) -> None:
-        """See the classes and how often each comes; of numbers, how many a row has."""
+        """Find the classes of the training labels and count their rows; of numbers, how many a row has.
+
+        Raises:
+            ValueError: a row has no label; nearly every row has a class of its own; all rows have the same class.
+        """
         values = [(value, f"train row {row}, column {self.column!r}") for row, value in enumerate(labels)]
         if self.is_number:
             self.width = len(_present(*values[0])) if self.is_list else 1
             return
         if self.names is None:
             self.values = sorted({one for value, name in values for one in self._each(value, name)})
-            if len(values) > 20 and len(self.values) > MOST_CLASSES * len(values):
+            if len(values) > 20 and len(self.values) > MOST_CLASSES * len(values) and not self.per_step:
                 raise ValueError(
-                    f"Column {self.column!r} holds {len(self.values)} different values in {len(values)} rows: these "
-                    "are no classes. Choose the label with --label_column; numbers to be predicted must be floats."
+                    f"Column {self.column!r} holds {len(self.values)} different values in {len(values)} rows, which is "
+                    "too many for classes. Choose the label with --label_column; numbers to predict must be floats."
                 )
         self._ids = {value: i for i, value in enumerate(self.classes)}
         self.counts = Counter(self._id(one, name) for value, name in values for one in self._each(value, name))
+        if len(self.counts) < 2 and not (self.is_list and not self.per_step):
+            (only,) = self.counts or (None,)
+            raise ValueError(
+                f"All {len(values)} training labels in column {self.column!r} are "
+                f"{'missing' if only is None else repr(self.classes[only])}: there is nothing to learn from one class. "
+                "Choose the label with --label_column."
+            )
 
     @property
     def classes(self) -> list[Any]:
-        """The values that stand for classes, as they are in the data."""
+        """The values of the classes in the data, in the order of their ids."""
         return list(range(len(self.names))) if self.names is not None else self.values
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes; of a regression's outputs."""
+        """The names of the classes, or of the numbers to predict."""
         if self.is_number:
             return tuple(f"{self.column}_{i}" for i in range(self.width))
         return tuple(self.names if self.names is not None else map(str, self.values))
 
     def model_defaults(self) -> dict[str, Any]:
-        """Number and names of outputs, and the kind of problem."""
+        """Return the fields of SkipRNNConfig: number and names of the outputs, and the problem type."""
         if self.is_number:
             return {"num_labels": self.width, "problem_type": "regression"}
-        kind = "multi_label_classification" if self.is_list else "single_label_classification"
+        is_multi_label = self.is_list and not self.per_step
+        kind = "multi_label_classification" if is_multi_label else "single_label_classification"
         return {"problem_type": kind, **label_names(self.labels)}
 
     def encode(self, cells: Iterable[tuple[Any, str]]) -> Tensor:
-        """(label, name of its cell) -> [B] classes, or [B, C] of 0 and 1, or [B] or [B, C] numbers."""
+        """Return the labels of (content, name) cells.
+
+        [B] integer classes, [B, C] of 0 and 1 for several classes, [B] or [B, width] numbers.
+        """
         if self.is_number:
             return torch.tensor([self._numbers(value, name) for value, name in cells], dtype=torch.float32)
         if not self.is_list:
@@ -83,15 +140,34 @@ class Target:
             row[ids] = 1.0
         return several
 
+    def encode_steps(self, cells: Iterable[tuple[Any, str]], mask: Tensor, max_length: int | None) -> Tensor:
+        """Return the classes of every step, [B, T] integer, -100 at padding.
+
+        Args:
+            cells: (content, name) of each row.
+            mask: [B, T], the attention_mask of the inputs.
+            max_length: crop to so many steps, as the inputs are.
+
+        Raises:
+            ValueError: a row has more or fewer labels than steps.
+        """
+        found = torch.full(mask.shape, IGNORED)
+        for labels, real, (value, name) in zip(found, mask != 0, cells, strict=True):
+            ids = [self._id(one, name) for one in self._each(value, name)][:max_length]
+            if len(ids) != int(real.sum()):
+                raise ValueError(f"{name} must hold a label for each of {int(real.sum())} steps; it holds {len(ids)}.")
+            labels[real] = torch.tensor(ids)
+        return found
+
     def _each(self, value: Any, name: str) -> list[Any]:
-        """The classes of a row."""
+        """Return the classes of a row as a list."""
         return list(_present(value, name)) if self.is_list else [_present(value, name)]
 
     def _id(self, value: Any, name: str) -> int:
         if value not in self._ids:
             some = ", ".join(map(repr, self.classes[:10]))
             raise ValueError(
-                f"{name} holds {value!r}, which is none of the {len(self.classes)} training classes: {some}."
+                f"{name} holds {value!r}, which is not one of the {len(self.classes)} training classes: {some}."
             )
         return self._ids[value]
 
@@ -103,25 +179,29 @@ class Target:
         return numbers.tolist()
 
     def class_weights(self) -> Tensor:
-        """[C]: every class weighs as much as any other, a row 1 on average; a class without rows weighs nothing."""
+        """Return weights [C] with which all classes count alike and the mean over rows is 1; 0 for an absent class."""
         counts = torch.tensor([self.counts[i] for i in range(len(self.classes))], dtype=torch.float32)
         return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy and the mean of the classes' recalls; F1 of several labels; squared error and explained variance."""
+        """Compute the metrics of the label's kind.
+
+        One class: accuracy and balanced accuracy (mean recall of the classes), over real steps if it is per step.
+        Several classes: micro-averaged F1. Numbers: mean squared error and R2.
+        """
         outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         if self.is_number:
-            mse = mean_squared_error(outputs.reshape(-1), labels.reshape(-1))
-            return {"mse": mse, "r2": 1 - mse / max(float(labels.reshape(outputs.shape).var(axis=0).mean()), 1e-30)}
-        if self.is_list:
-            hits = float(((outputs > 0) & (labels > 0)).sum())
-            return {"f1": 2 * hits / max(float((outputs > 0).sum() + (labels > 0).sum()), 1.0)}
-        right = outputs.argmax(axis=1) == labels
-        recalls = [right[labels == c].mean() for c in np.unique(labels)]
-        return {"accuracy": accuracy(outputs, labels), "balanced_accuracy": float(np.mean(recalls))}
+            return {"mse": mean_squared_error(outputs, labels), "r2": explained_variance(outputs, labels)}
+        if self.is_list and not self.per_step:
+            return {"f1": micro_f1(outputs, labels)}
+        if self.per_step:
+            outputs, labels = outputs[labels != IGNORED], labels[labels != IGNORED]
+        return {"accuracy": accuracy(outputs, labels), "balanced_accuracy": balanced_accuracy(outputs, labels)}
 
     def shown(self, outputs: np.ndarray) -> list[str]:
-        """Predictions in words, for pictures: outputs [B, C] are logits."""
+        """Return predictions in words, for figures, from logits or numbers [B, C], or logits [B, T, C]."""
+        if self.per_step:
+            return [_most_common([self.labels[i] for i in row.argmax(axis=1)]) for row in outputs]
         if self.is_number:
             return [" ".join(f"{x:.3g}" for x in np.atleast_1d(row)) for row in outputs.reshape(len(outputs), -1)]
         if self.is_list:
@@ -129,10 +209,17 @@ class Target:
         return [self.labels[i] for i in outputs.argmax(axis=1)]
 
     def truth(self, labels: np.ndarray) -> list[str]:
-        """Labels in words."""
+        """Return labels in words, for figures."""
+        if self.per_step:
+            return [_most_common([self.labels[i] for i in row[row != IGNORED]]) for row in labels]
         if self.is_number or self.is_list:
             return self.shown(labels)
         return [self.labels[i] for i in labels]
+
+
+def _most_common(names: Sequence[str]) -> str:
+    """Return the three most common classes of a row's steps."""
+    return ", ".join(name for name, _ in Counter(names).most_common(3))
 
 
 def _present(value: Any, name: str) -> Any:

@@ -1,7 +1,6 @@
-"""Rows that are costly to make (decoded, through a CNN), made once: Arrow files under a fingerprint of their facts."""
+"""A cache of rows that are costly to make (decoded videos, features of a CNN), in Arrow files."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.config import HF_DATASETS_CACHE
 from tqdm.auto import tqdm
 
-ROWS_PER_FILE = 16  # so much work is lost at most when a run is stopped
+from hf_skiprnn.evaluation.files import whole_file
+
+ROWS_PER_FILE = 16  # rows that are lost at most when a run is stopped
 
 
 def cached_rows(
@@ -23,11 +24,18 @@ def cached_rows(
     facts: dict[str, Any],
     folder: str | None = None,
 ) -> Dataset:
-    """`make(part)` of every part, in order: read from the cache where it is there, else made and written.
+    """Return the rows `make(part)` of all parts, in order; those in the cache are read, the others made and written.
 
-    facts: everything that decides what the rows hold (files and their sizes, models, options); JSON. Other facts, other
-    files. A run that was stopped goes on after the last file that it finished. folder: default is `hf_skiprnn` in the
-    cache of `datasets`.
+    A run that was stopped goes on after the last file that it finished.
+
+    Args:
+        name: of the cache's folder and in the progress bar.
+        parts: what rows are made from.
+        make: part -> row.
+        features: of the rows.
+        facts: everything that decides what the rows hold (files and their sizes, models, options), as JSON. They are
+            hashed into the folder's name: other facts, other files.
+        folder: of all caches; default: `hf_skiprnn` in the cache of `datasets`.
     """
     content = json.dumps({"facts": facts, "features": str(features)}, sort_keys=True, default=str)
     fingerprint = xxhash.xxh64(content.encode()).hexdigest()
@@ -49,14 +57,9 @@ def cached_rows(
 def _write(
     path: Path, parts: Sequence[Any], make: Callable[[Any], dict[str, Any]], features: Features, bar: Any
 ) -> None:
-    """One file: all of it or nothing, and two processes at once do no harm."""
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with ArrowWriter(path=str(draft), features=features) as writer:
-            for part in parts:
-                writer.write(make(part))
-                bar.update()
-            writer.finalize()
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    """Make the rows of one file and write it."""
+    with whole_file(path) as draft, ArrowWriter(path=str(draft), features=features) as writer:
+        for part in parts:
+            writer.write(make(part))
+            bar.update()
+        writer.finalize()

@@ -1,0 +1,171 @@
+"""The files that describe a run: run.json (what it is made of) and results.json (what came of it).
+
+A checkpoint's files may come from anybody, so what is read from them is data: the name of a task that exists, and
+values for that task's own fields, checked against their types. Nothing else in them is ever an option.
+"""
+
+import dataclasses
+import json
+import platform
+import re
+import shlex
+import sys
+import types
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from hf_skiprnn import __version__
+from hf_skiprnn.evaluation.metrics import operation_counts
+from hf_skiprnn.tasks import TASKS
+from hf_skiprnn.training.provenance import cpu_name
+from hf_skiprnn.training.trainer import SkipRNNTrainer
+
+from .option_parser import model_arguments
+from .train_options import Settings
+
+RUN_FILE = "run.json"  # in output_dir; a resumed run must be made of the same
+RESULTS = "results.json"
+WRITTEN_TO = ("cache_folder",)  # options of tasks that name a place to write to: never taken from a file
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Return what a run is made of: the content of run.json."""
+    training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+    fields = [field.name for field in dataclasses.fields(model_arguments())]
+    return {
+        "task": settings.task.name,
+        "start": dataclasses.asdict(settings.start),
+        "task_options": dataclasses.asdict(settings.task),
+        "model": {name: getattr(settings.config, name) for name in fields},
+        "training": {name: getattr(settings.args, name) for name in training},
+        "budget": dataclasses.asdict(settings.budget),
+    }
+
+
+def check_run(folder: Path, run: dict[str, Any]) -> None:
+    """Exit where the folder holds checkpoints of another run, and say what differs."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return
+    before = read_object(path)
+    changes = [
+        f"{name} was {before.get(group, {}).get(name)!r} and is now {value!r}"
+        for group in ("start", "task_options", "model", "training", "budget")
+        for name, value in run[group].items()
+        if before.get(group, {}).get(name) != value
+    ]
+    if before.get("task") != run["task"]:
+        changes.insert(0, f"the task was {before.get('task')} and is now {run['task']}")
+    if changes:
+        raise SystemExit(
+            f"{folder} holds another run: {'; '.join(changes)}. Choose another --output_dir, or delete that folder."
+        )
+
+
+def results_of(
+    settings: Settings, trainer: SkipRNNTrainer, train: dict[str, Any], test: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content of results.json; evaluates on the validation split."""
+    args = settings.args
+    validation = plain_names(trainer.evaluate(metric_key_prefix="validation"))
+    return {
+        **describe(settings),
+        "training": settings.chosen | {"seed": args.seed},
+        "metrics": {"validation": validation, "test": test},
+        "multiply_accumulates": operation_counts(settings.config, test),
+        "train": train,
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name(),
+        "processes": args.world_size,
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"hf_skiprnn": __version__, "python": platform.python_version()},
+        "command": command_line(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def command_line() -> str:
+    """Return the command that this process was started with, as it can be typed again."""
+    program = Path(sys.argv[0])
+    if program.stem == "hf-skiprnn":
+        return shlex.join([program.stem, *sys.argv[1:]])
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def plain_names(metrics: dict[str, float]) -> dict[str, float]:
+    """Return metrics without Trainer's prefix and without its speeds, which do not describe the model."""
+    return {
+        name.split("_", 1)[1]: value for name, value in metrics.items() if "_" in name and "_per_second" not in name
+    }
+
+
+def run_of(checkpoint: str | None) -> tuple[str | None, dict[str, Any]]:
+    """Return (task, its options) of the run that a checkpoint folder belongs to; (None, {}) where nothing says so.
+
+    They come from the folder's run.json or results.json, or, for a folder checkpoint-N, from run.json beside it.
+
+    Raises:
+        ValueError: a file is no JSON object, or holds an option of the wrong type.
+    """
+    folder = Path(checkpoint or "")
+    found = [folder / RUN_FILE, folder / RESULTS]
+    if re.fullmatch(r"checkpoint-\d+", folder.name):
+        found.insert(1, folder.parent / RUN_FILE)
+    path = next((path for path in found if checkpoint and path.is_file()), None)
+    if path is None:
+        return None, {}
+    run = read_object(path)
+    task = run.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        return None, {}
+    options = task_options(task, run.get("task_options"), path)
+    # Published results keep the last part of a local folder's path, which names nothing here.
+    if path.name == RESULTS and "/" not in str(options.get("dataset_name", "/")):
+        options.pop("dataset_name")
+    return task, options
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; raises ValueError where it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}.")
+    return content
+
+
+def task_options(task: str, found: Any, path: Path) -> dict[str, Any]:
+    """Return the values of a task's own fields among what a file holds; all else in it is ignored.
+
+    Raises:
+        ValueError: a value is not of its field's type.
+    """
+    held = found if isinstance(found, dict) else {}
+    hints: dict[str, Any] = get_type_hints(TASKS[task])
+    names = [field.name for field in dataclasses.fields(TASKS[task]) if field.init and field.name not in WRITTEN_TO]
+    for name in names:
+        if name in held and not fits(held[name], hints[name]):
+            raise ValueError(f"{path}: option {name} of task {task} must be {hints[name]}; got {held[name]!r}.")
+    return {name: held[name] for name in names if name in held}
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Return whether a value out of a JSON file is of a field's type."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in get_args(annotation))
+    if origin is Literal:
+        return value in get_args(annotation)
+    if origin is list:
+        return isinstance(value, list) and all(fits(part, get_args(annotation)[0]) for part in value)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)

@@ -1,0 +1,167 @@
+"""The settings of a training: a recipe's, with the command line's over them."""
+
+import dataclasses
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import TrainingArguments
+
+from hf_skiprnn import SkipRNNConfig
+from hf_skiprnn.tasks import TASKS, Task
+from hf_skiprnn.training.callbacks import BudgetArguments, StoppingArguments
+
+from .option_parser import OptionParser, model_arguments
+from .recipe_files import RECIPES, as_options, did_you_mean, read_recipe
+
+DESCRIPTION = """Train a Skip RNN on a task.
+
+    hf-skiprnn train --task digits
+    hf-skiprnn train --config adding-skip-lstm-paper --seed 1 --output_dir runs/adding-1
+    hf-skiprnn train --dataset_name HUB_ID_OR_FOLDER --label_column NAME
+    hf-skiprnn train --task mnist --model_name_or_path model_cards/skip-lstm-mnist --shift 1    # fine-tune
+
+`--task NAME` is short for `--config NAME-skip-lstm`; without either, `--dataset_name` is for own data. A recipe sets
+options of the task, of the model and of training; the command line wins over it.
+
+The same command again, after a kill, goes on from the last complete checkpoint in `output_dir`. At the end, the
+model, its processor, results.json and a picture of the steps that were read are there.
+"""
+STEERING_STEPS = 25  # at most: lambda is steered at every log
+STEERED = ("budget_loss", "budget_target", "budget_weight")  # a recipe's, which --target_update_rate takes the place of
+# Fields of SkipRNNConfig that the shapes of a checkpoint's parameters depend on.
+SHAPE = (
+    *("cell_type", "gru_reset", "input_size", "hidden_size", "num_hidden_layers", "vocab_size"),
+    "learn_initial_state",
+)
+
+
+@dataclasses.dataclass
+class StartArguments:
+    """Where weights start."""
+
+    model_name_or_path: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Fine-tune this checkpoint (a folder or Hub id): its shape, weights and processor, the recipe's "
+            "other settings, and a new classifier where the classes are others."
+        },
+    )
+
+
+class Settings(NamedTuple):
+    """All that a run is made of."""
+
+    start: StartArguments
+    task: Task
+    config: SkipRNNConfig
+    args: TrainingArguments
+    chosen: dict[str, Any]  # TrainingArguments set by the recipe or on the command line
+    budget: BudgetArguments
+    stopping: StoppingArguments
+
+
+def parse(argv: list[str]) -> Settings:
+    """Return the recipe's settings with the command line's over them.
+
+    Raises:
+        SystemExit: something is unknown, out of its range or contradictory; the message says what to do.
+    """
+    first = first_parser()
+    path, rest = recipe_of(first, argv)
+    recipe = fitted(read_recipe(path), rest)
+    task_class = TASKS[recipe.pop("task")]
+    groups: dict[str, Any] = {
+        f"task {task_class.name}": task_class,
+        "model": model_arguments(),
+        "budget": BudgetArguments,
+        "start and end": StartArguments,
+        "when to stop": StoppingArguments,
+        "training (transformers.TrainingArguments)": TrainingArguments,
+    }
+    parser = OptionParser(groups, usage="hf-skiprnn train [options]", parents=[first], description=DESCRIPTION)
+    parser.set_defaults(
+        output_dir=str(Path("runs", path.name.replace(".yaml", "").replace(":", "-"))),
+        remove_unused_columns=False,  # collators pick their columns
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+    names = [field.name for part in groups.values() for field in dataclasses.fields(part) if field.init]
+    options = [*as_options(recipe, names, path), *rest]
+    try:
+        task, model, budget, start, stopping, args, _, unknown = parser.parse_args_into_dataclasses(
+            options, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # a dataclass refuses a value
+        parser.error(str(error))
+    if unknown:
+        near = did_you_mean(unknown[0].partition("=")[0].lstrip("-"), names)
+        parser.error(f"unknown: {' '.join(unknown)}.{near} --task {task_class.name} --help lists every option")
+    if budget.target_update_rate is not None:
+        prepare_steering(args)
+    fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
+    return Settings(start, task, config_of(start, task, fields), args, chosen_of(args, options), budget, stopping)
+
+
+def first_parser() -> ArgumentParser:
+    """Return the parser of the two options that decide which others there are."""
+    first = ArgumentParser(prog="hf-skiprnn train", add_help=False, allow_abbrev=False)
+    first.add_argument("--task", choices=sorted(TASKS), help="task; short for --config TASK-skip-lstm")
+    first.add_argument(
+        "--config", type=Path, help="recipe: its name, a YAML file, or FILE.yaml:ROW of a file with several"
+    )
+    return first
+
+
+def recipe_of(first: ArgumentParser, argv: list[str]) -> tuple[Path, list[str]]:
+    """Return (the recipe that is asked for, the other options)."""
+    named, rest = first.parse_known_args(argv)
+    if named == Namespace(task=None, config=None) and given(rest, "dataset_name"):
+        named.task = "own_data"
+    if (named.task is None) == (named.config is None):
+        first.error(f"give either --task ({', '.join(sorted(TASKS))}) or --config RECIPE")
+    return named.config or RECIPES / f"{named.task}-skip-lstm.yaml", rest
+
+
+def given(options: list[str], name: str) -> bool:
+    """Return whether an option is among `options`."""
+    return any(option.partition("=")[0] in (f"--{name}", f"--{name.replace('_', '-')}") for option in options)
+
+
+def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
+    """Return the recipe without settings that an option takes the place of."""
+    left_out: set[str] = set()
+    if given(options, "target_update_rate"):  # its loss is lambda * N, and lambda is found
+        left_out |= set(STEERED)
+    if given(options, "model_name_or_path"):  # the shape is the checkpoint's
+        left_out |= set(SHAPE)
+    return {name: value for name, value in recipe.items() if name not in left_out}
+
+
+def chosen_of(args: TrainingArguments, options: list[str]) -> dict[str, Any]:
+    """Return the training arguments that the options set."""
+    names = {option[2:].split("=")[0].replace("-", "_").removeprefix("no_") for option in options if option[:2] == "--"}
+    return {name: value for name, value in args.to_dict().items() if name in names}
+
+
+def prepare_steering(args: TrainingArguments) -> None:
+    """Log often enough to steer lambda, and keep the last checkpoint: the best may be older than the wanted rate."""
+    args.load_best_model_at_end = False
+    if not 1 <= args.logging_steps <= STEERING_STEPS:
+        args.logging_steps = STEERING_STEPS
+
+
+def config_of(start: StartArguments, task: Task, fields: dict[str, Any]) -> SkipRNNConfig:
+    """Return the config that the task asks for, with the chosen fields; fine-tuned, a checkpoint keeps its shape."""
+    if start.model_name_or_path is None:
+        return SkipRNNConfig(**(task.model_defaults() | fields))
+    task.use_processor(start.model_name_or_path)
+    config = SkipRNNConfig.from_pretrained(start.model_name_or_path, **(task.model_defaults() | fields))
+    held = SkipRNNConfig.from_pretrained(start.model_name_or_path)
+    if others := [name for name in SHAPE if getattr(held, name) != getattr(config, name)]:
+        raise SystemExit(
+            f"{start.model_name_or_path} does not fit this task or these options: it has "
+            f"{', '.join(f'{name} {getattr(held, name)!r}' for name in others)}; wanted "
+            f"{', '.join(repr(getattr(config, name)) for name in others)}."
+        )
+    return config

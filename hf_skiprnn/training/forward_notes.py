@@ -1,0 +1,75 @@
+"""What the Skip RNN in a model read during a forward pass, wherever in the model it stands.
+
+A loss of one's own (an overridden `compute_loss`, a `compute_loss_func`) sees only the logits, and a model of one's own
+may contain a Skip RNN and return none of its numbers. Forward hooks see them all the same.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_skiprnn.evaluation.metrics import real_lengths
+
+
+class ForwardNotes(NamedTuple):
+    """The numbers of the Skip RNN's forward passes; usually there is one."""
+
+    budget_losses: list[Tensor]  # scalars
+    updates: list[Tensor]  # [B] each
+    lengths: list[Tensor]  # [B] each, real steps
+
+    @property
+    def budget_loss(self) -> Tensor:
+        """The sum over forward passes; under DataParallel, where each device runs a part of the batch, their mean."""
+        devices = {part.device for part in self.budget_losses}
+        first = self.budget_losses[0]
+        return torch.stack([part.mean().to(first.device) for part in self.budget_losses]).sum() / len(devices)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return updates and real steps of all rows, [B] each."""
+        device = self.updates[0].device
+        updates, lengths = (torch.cat([part.to(device) for part in parts]) for parts in (self.updates, self.lengths))
+        return updates.detach(), lengths
+
+
+def skip_rnns(model: nn.Module) -> list[Any]:
+    """Return the SkipRNNModels in a model. By name: code that came with a checkpoint has a class of its own."""
+    return [module for module in model.modules() if "SkipRNNModel" in {base.__name__ for base in type(module).__mro__}]
+
+
+@contextmanager
+def noted_forwards(model: nn.Module) -> Iterator[ForwardNotes]:
+    """Fill the notes that it gives while the model runs."""
+    notes = ForwardNotes([], [], [])
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if isinstance(out, Mapping):
+            notes.budget_losses.append(out["budget_loss"])
+            notes.updates.append(out["num_updates"])
+            names = inspect.signature(module.forward).parameters  # more than there are positional arguments
+            notes.lengths.append(real_lengths(dict(zip(names, args, strict=False)) | kwargs))
+
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in skip_rnns(model)]
+    try:
+        yield notes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def depends_on(loss: Tensor, part: Tensor) -> bool | None:
+    """Whether `part` is in the autograd graph of `loss`; None if one of them has no graph."""
+    if loss.grad_fn is None or part.grad_fn is None:
+        return None
+    seen, waiting = {loss.grad_fn}, [loss.grad_fn]
+    while waiting:
+        if (node := waiting.pop()) is part.grad_fn:
+            return True
+        following = {function for function, _ in node.next_functions if function is not None} - seen
+        seen |= following
+        waiting += following
+    return False

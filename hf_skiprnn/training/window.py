@@ -1,0 +1,137 @@
+"""Sums of losses and updates: over the training steps since the last log, and over the rows of an evaluation.
+
+Sums stay on the device as tensors. Nothing waits for the device until a log, a checkpoint or the end of an evaluation.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_skiprnn.evaluation.files import write_whole
+from hf_skiprnn.evaluation.metrics import update_statistics
+
+
+class BatchCounts(NamedTuple):
+    """What is counted in one micro-batch: two scalar losses, and two tensors [B]."""
+
+    task_loss: Tensor
+    budget_loss: Tensor
+    updates: Tensor  # of each row
+    lengths: Tensor  # real steps of each row
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """Return the widest float of a device: float64, and float32 on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class TrainingWindow:
+    """The sums over the micro-batches since the last log."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # [5]: task loss, budget loss, updates, real steps, empty rows
+        self.weight = 0.0  # optimizer steps
+        self.rows = 0.0
+
+    def add(self, counts: BatchCounts, weight: float) -> None:
+        """Add a micro-batch; `weight` is its share of an optimizer step, 1 / accumulation steps."""
+        task, budget, updates, lengths = counts
+        parts = (task * weight, budget * weight, updates.sum(), lengths.sum(), (lengths == 0).sum())
+        sums = torch.stack([part.to(updates.device, exact(updates.device)) for part in parts])
+        self.sums = sums if self.sums is None else self.sums.to(sums) + sums
+        self.weight += weight
+        self.rows += len(lengths)
+
+    def _reduced(self, accelerator: Any) -> list[float]:
+        """Return the sums over all processes: task loss, budget loss, updates, steps, empty rows, weight, rows."""
+        assert self.sums is not None
+        known = torch.tensor([self.weight, self.rows], dtype=self.sums.dtype, device=self.sums.device)
+        return accelerator.reduce(torch.cat([self.sums, known]), "sum").tolist()
+
+    def means(self, accelerator: Any) -> dict[str, float]:
+        """Return the means over all processes, and `empty_rows`, a count; nothing if no micro-batch was added."""
+        if self.sums is None:
+            return {}
+        task, budget, updates, steps, empty, weight, rows = self._reduced(accelerator)
+        return {
+            "loss": (task + budget) / weight,
+            "task_loss": task / weight,
+            "budget_loss": budget / weight,
+            "updates": updates / rows,
+            "update_rate": updates / max(steps, 1.0),
+            "empty_rows": empty,
+        }
+
+    def save(self, path: Path, accelerator: Any, should_save: bool) -> None:
+        """Write the sums of all processes beside a checkpoint, so that a resumed run logs what the whole run logs."""
+        sums = None if self.sums is None else self._reduced(accelerator)
+        if should_save:
+            write_whole(path, json.dumps({"sums": sums}))
+
+    def load(self, path: Path) -> None:
+        """Go on with the sums in a file of `save`, if there is one. One process alone loads them: they are of all.
+
+        Raises:
+            ValueError: the file is damaged; the message names it.
+        """
+        if not path.is_file():
+            return
+        try:
+            sums = json.loads(path.read_text(encoding="utf-8"))["sums"]
+            if sums is None:
+                return
+            numbers = [float(number) for number in sums]
+            if len(numbers) == 6:  # of a release that counted no empty rows, and had the weight in the third place
+                task, budget, weight, updates, steps, rows = numbers
+                numbers = [task, budget, updates, steps, 0.0, weight, rows]
+            if len(numbers) != 7 or not all(map(math.isfinite, numbers)) or min(numbers[2:]) < 0:
+                raise ValueError(f"7 finite numbers were expected; got {sums}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Resume from an earlier checkpoint, or delete "
+                "this file: then the next training log counts only what follows."
+            ) from error
+        *sums, self.weight, self.rows = numbers
+        self.sums = torch.tensor(sums, dtype=torch.float64)
+
+
+class EvaluatedRows:
+    """The losses and updates of an evaluation; every row counts once."""
+
+    def __init__(self) -> None:
+        self.last: BatchCounts | None = None  # of the batch that was evaluated last
+        self.losses: list[Tensor] = []  # [3] each: task loss and budget loss times rows, rows; of this process
+        self.updates: list[Tensor] = []  # [B] each, of all processes
+        self.lengths: list[Tensor] = []
+
+    def add(self, task: Tensor, budget: Tensor, rows: int, updates: Tensor, lengths: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            task: mean task loss of this process's `rows` rows; ignored without rows.
+            budget: their mean budget loss.
+            rows: rows of this process that are no repetitions.
+            updates: [B], of all processes.
+            lengths: [B], of all processes.
+        """
+        if rows:
+            losses = torch.stack([task, budget, task.new_ones(())]).to(exact(task.device))
+            self.losses.append(rows * losses)
+        self.updates.append(updates.float())
+        self.lengths.append(lengths)
+
+    def metrics(self, accelerator: Any, device: torch.device) -> dict[str, float]:
+        """Return the means over all processes; nothing if no batch had labels."""
+        if not self.updates:
+            return {}
+        none = torch.zeros(3, dtype=exact(device), device=device)
+        sums = torch.stack([none, *(losses.to(none) for losses in self.losses)]).sum(dim=0)
+        task, budget, rows = accelerator.reduce(sums, "sum").tolist()
+        columns = [torch.cat(parts).cpu().numpy().astype(np.float64) for parts in (self.updates, self.lengths)]
+        task, budget = task / rows, budget / rows
+        return {"loss": task + budget, "task_loss": task, "budget_loss": budget, **update_statistics(*columns)}

@@ -1,0 +1,87 @@
+"""The rows of the benchmarks' CSV files: where a number comes from, its percentiles, reading and renewing a file."""
+
+import csv
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+from hf_skiprnn import __version__
+from hf_skiprnn.training.provenance import commit, cpu_name
+
+Row = dict[str, str]
+Rows = list[Row]
+ROOT = Path(__file__).resolve().parents[2]
+SPEED = ROOT / "model_cards" / "speed"
+
+
+def instruction_set() -> str:
+    """Return the vector instruction set of this process: "portable", "avx2" or "avx512".
+
+    Raises:
+        SystemExit: the native engine and PyTorch are held to different sets.
+    """
+    torchs = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    ours = os.environ.get("HF_SKIPRNN_CPU_ISA", torchs)
+    if ours != torchs:
+        raise SystemExit(
+            f"HF_SKIPRNN_CPU_ISA={ours}, but PyTorch uses {torchs}: the comparison would not be fair. "
+            f"Hold both to one set: python scripts/benchmark.py --isa {ours}"
+        )
+    return ours
+
+
+def provenance() -> dict[str, str]:
+    """Return the columns that say where, when and with what a row was measured."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": cpu_name(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hf_skiprnn": __version__,
+        "commit": commit(),
+    }
+
+
+def cpu_provenance() -> dict[str, str]:
+    """Return `provenance`, and the instruction set that ours and the peers are held to."""
+    return provenance() | {"instruction_set": instruction_set()}
+
+
+def percentiles(times: Sequence[float], unit: str = "") -> dict[str, float]:
+    """Return the 20th, 50th and 80th percentile of `times`; the columns' names end with `unit`, as "_ms"."""
+    fifths = quantiles(times, n=5)
+    values = {"p20": fifths[0], "p50": median(times), "p80": fifths[3]}
+    return {f"{name}{unit}": round(value, 4) for name, value in values.items()}
+
+
+def read(path: Path) -> Rows:
+    """Return the rows of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: Sequence[Mapping[str, object]], key: Sequence[str]) -> Rows:
+    """Put `rows` into a CSV file in place of the rows with the same values in the columns `key`; keep the others.
+
+    Returns:
+        All rows of the file.
+    """
+    known = read(path)
+    new = [{name: str(value) for name, value in row.items()} for row in rows]
+    merged = list({tuple(row.get(name, "") for name in key): row for row in [*known, *new]}.values())
+    columns = list(dict.fromkeys(name for row in [*new, *known] for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(merged)
+    part.replace(path)
+    return merged

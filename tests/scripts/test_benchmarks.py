@@ -1,0 +1,82 @@
+"""The benchmarks without their numbers: one instruction set for all, rows that are renewed, targets that are judged."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from paths import SCRIPTS
+
+from scripts import benchmark
+from scripts.benchmarks import rows, streaming, targets
+from scripts.benchmarks.peers import skip_layer
+from scripts.benchmarks.workload import Shape, Workload
+
+
+def test_the_launcher_holds_every_library_to_one_set(tmp_path: Path) -> None:
+    options = ["--isa", "portable", "--dry_run", "--shapes", "2,6,1,3", "--cells", "gru", "--rates", "0.5"]
+    command = [sys.executable, str(SCRIPTS / "benchmark.py"), *options, "--seconds", "0", "--peers", "native", "ours"]
+    wider = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}  # replaced
+    done = subprocess.run(command, cwd=tmp_path, env=wider, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, *measured = done.stdout.splitlines()
+    assert ", portable: " in first
+    assert [line.split()[1] for line in measured] == ["inference", "inference", "training", "training"]
+    assert all("of peak" in line for line in measured[1::2])
+
+
+def test_a_set_names_a_value_for_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    held = benchmark.environment("avx2")
+    assert {held[name] for name in benchmark.PEERS["avx2"]} == {"AVX2", "avx2"}
+    assert held["HF_SKIPRNN_CPU_ISA"] == "avx2"
+    assert not set(benchmark.PEERS["avx2"]) & benchmark.environment(None).keys()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setenv("HF_SKIPRNN_CPU_ISA", "avx2")
+    with pytest.raises(SystemExit, match=r"the comparison would not be fair.*--isa avx2"):
+        rows.instruction_set()
+
+
+def test_rows_are_renewed_and_others_kept(tmp_path: Path) -> None:
+    path = tmp_path / "speed" / "cpu.csv"
+    rows.write(path, [{"name": "ours", "set": "avx2", "ms": 3}, {"name": "native", "set": "avx2", "ms": 5}], ["name"])
+    known = rows.write(path, [{"name": "ours", "set": "avx2", "ms": 2, "new": 1}], ["name", "set"])
+    assert {row["name"]: row["ms"] for row in known} == {"ours": "2", "native": "5"}
+    assert [row["new"] for row in rows.read(path)] == ["1", ""]
+    assert rows.read(tmp_path / "none.csv") == []
+
+
+def row(isa: str, ms: float, name: str = "ours", **values: object) -> dict[str, str]:
+    workload = Shape(16, 784, 1, 110).columns() | {"level": "layer", "cell": "lstm", "mode": "inference", "rate": 1.0}
+    measured = {"spread": "constant", "threads": 1, "p50_ms": ms, "native_over_this": 6 / ms, "share_of_peak": 0.5}
+    everything = workload | measured | {"name": name, "instruction_set": isa} | values
+    return {column: str(value) for column, value in everything.items()}
+
+
+def test_each_set_is_judged_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    targets.report([row("avx2", 6.0), row("avx512", 3.0), row("avx512", 1.5, threads=2), row("avx2", 5.0, threads=2)])
+    avx2, avx512 = capsys.readouterr().out.split("== avx2 ==")[1].split("== avx512 ==")
+    assert "100%:   1.00 (1.2) MISS" in avx2
+    assert "1.20 (1.7) MISS" in avx2
+    assert "100%:   2.00 (1.2) pass" in avx512
+    assert "2.00 (1.7) pass" in avx512
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.1])
+def test_a_workload_updates_as_often_as_it_says(rate: float) -> None:
+    workload = Workload(Shape(2, 40, 1, 4), "lstm", "inference", rate)
+    layer = skip_layer(workload)
+    with torch.no_grad():
+        out = layer.scan(workload.x, layer.initial_state(2))
+    assert out.num_updates.sum() == workload.updates() == 2 * math.ceil(40 * rate)
+
+
+def test_streams_are_timed_by_the_step() -> None:
+    timed = list(streaming.streams(1, 3))[:2]
+    measured = streaming.measure(timed, 0.0)
+    assert [item["name"] for item in measured] == ["nn.LSTMCell", "stream lstm"]
+    assert measured[0]["times_faster"] == 1.0
+    assert {item["unit"] for item in measured} == {"us/step"}
