@@ -6,10 +6,12 @@ measured on validation rows at some shifts.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .cells_skip_rnn import state_dtype
 from .configuration_skip_rnn import SkipRNNConfig
 
 Shift = float | Sequence[float] | Tensor
@@ -22,7 +24,7 @@ def row_shifts(
     gate_shift: Shift | None,
     update_rate: Shift | None,
     training: bool,
-    generator: torch.Generator | None,
+    generator: torch.Generator | None = None,
 ) -> Tensor | None:
     """Return what is added to the gate's bias row by row: [B] in the dtype and on the device of `like`.
 
@@ -49,6 +51,13 @@ def row_shifts(
         draws = torch.rand(batch, generator=generator, device=generator.device if generator else like.device)
         shift = shift + noise * (2 * draws.to(like) - 1)
     return shift
+
+
+def fixed_shifts(model: Any, batch: int, gate_shift: Shift | None, update_rate: Shift | None) -> Tensor | None:
+    """Return `row_shifts` of a model in inference, on its device and in the precision of its states."""
+    weight = model.base_model.layers[0].weight_hh
+    like = torch.empty(0, dtype=state_dtype(weight), device=weight.device)
+    return row_shifts(model.config, batch, like, gate_shift, update_rate, training=False)
 
 
 def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:
