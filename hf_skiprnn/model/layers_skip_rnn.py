@@ -174,10 +174,10 @@ class SkipStack(nn.Module):
         """
         if self.gate != "learned":
             return None
-        weight, bias = self.update_gate.weight, self.update_gate.bias
+        bias: Tensor = self.update_gate.bias
         if shift is None and self._gate_shift:
             bias = bias + self._gate_shift
-        return GateWeights(weight, bias, shift)
+        return GateWeights(self.update_gate.weight, bias, shift)
 
     @property
     def scan_backend(self) -> str:

@@ -112,7 +112,7 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         self.post_init()
 
     @property
-    def _gate_shift(self) -> float:  # type: ignore[override]  # the config holds it, so that it is saved
+    def _gate_shift(self) -> float:  # the config holds it, so that it is saved
         return self.config.gate_shift
 
     @_gate_shift.setter

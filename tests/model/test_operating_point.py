@@ -1,6 +1,7 @@
 """The operating point: shifts and rates of each row in calls, streams, pull and pipelines; saved; checked."""
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_a_calibrated_model_reads_the_share_that_is_asked_for() -> None:
     model, generator = build(), torch.Generator().manual_seed(2)
     seen, new = (torch.randn(100, 60, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     pairs = calibrate(model, [{"input_values": seen[:50]}, {"input_values": seen[50:], "labels": torch.zeros(50)}])
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(pairs, pairs[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(pairs))
     for rate in (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9):
         assert (model(new, update_rate=rate).num_updates / 60).mean() == pytest.approx(rate, rel=0.15)
     rates = torch.linspace(0.1, 0.9, 100).double()

@@ -218,7 +218,7 @@ def triton_scan(
     operand = next((part.dtype for part in flat if part is not None), inputs.dtype)
     kept = torch.promote_types(operand, torch.float32)
     weights = [inputs.new_empty(0, dtype=operand) if part is None else part for part in flat]
-    gates = [part.to(kept) for part in gate or ()]
+    gates = [part.to(kept) for part in gate or () if part is not None]
     start = [None if part is None else part.to(kept) for part in state]
     floats = [inputs, *weights, *gates, *(part for part in start if part is not None)]
     record = torch.is_grad_enabled() and any(part.requires_grad for part in floats)
