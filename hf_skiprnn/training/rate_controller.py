@@ -103,7 +103,7 @@ class RateController(TrainerCallback, ExportableState):
         self.astray = self.astray + 1 if is_astray else 0
         if self.astray == PATIENCE:
             logger.warning(
-                "The gate has read %.1f %% of the steps in the last %d optimizer steps (now at %d); %.1f %% are wanted. "
+                "The gate has read %.1f %% of the steps for %d optimizer steps (now at %d); %.1f %% are wanted. "
                 "Lambda is moved until it reads %s. Nothing needs to be done unless training ends so.",
                 *(100 * share, PATIENCE, step, 100 * self.target),
                 "less" if share > self.target else "more",
