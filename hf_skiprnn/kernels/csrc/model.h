@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr i64 kDirectInputs = 4;
-
 // Working memory of one call. It is taken before the threads start: they allocate nothing.
 class Arena {
  public:
