@@ -51,8 +51,9 @@ struct Tile {
   i64 ahead_lines;
 };
 
+// A function of its own: where gcc inlines it, it keeps some sums on the stack.
 template <class T, int R, int N>
-void multiply_tile(const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
+__attribute__((noinline)) void multiply_tile(const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
   using S = Simd<T>;
   const T *w = tile.w, *x[R];
   typename S::V acc[R][N];
@@ -198,8 +199,9 @@ void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* f
   }
 }
 
+// A function of its own: where gcc inlines it, it keeps some sums on the stack.
 template <class T, int C, int N>
-void outer_tile(i64 events, const T* g, const T* a, T* out, i64 ld) {
+__attribute__((noinline)) void outer_tile(i64 events, const T* g, const T* a, T* out, i64 ld) {
   using S = Simd<T>;
   typename S::V acc[C][N];
 #pragma GCC unroll 8

@@ -11,6 +11,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define SKIP_RNN_INLINE inline __attribute__((always_inline))
@@ -31,7 +33,7 @@ constexpr int kBytes = 32;
 constexpr int kRows = 4, kVectors = 3;
 #elif defined(__aarch64__)  // 32 registers
 constexpr int kBytes = 16;
-constexpr int kRows = 6, kVectors = 4;
+constexpr int kRows = 4, kVectors = 4;
 #else  // 16 registers; a product and its sum are two instructions
 constexpr int kBytes = 16;
 constexpr int kRows = 4, kVectors = 2;
@@ -138,10 +140,15 @@ SKIP_RNN_INLINE D clamp(D x, double l) {
   return (D)_mm256_max_pd((__m256d)splat(-l), _mm256_min_pd((__m256d)splat(l), (__m256d)x));
 }
 #else
+#if defined(__aarch64__)
+SKIP_RNN_INLINE F fma(F a, F b, F c) { return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+SKIP_RNN_INLINE D fma(D a, D b, D c) { return (D)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#else
 template <class V>
 SKIP_RNN_INLINE V fma(V a, V b, V c) {
   return a * b + c;
 }
+#endif
 template <class V, class T>
 SKIP_RNN_INLINE V clamp(V x, T l) {
   const V high = splat(l), low = splat(-l);
