@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS
 
-ABI = 3  # csrc/call.h
+ABI = 4  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
 REMEDY = (
@@ -37,7 +37,7 @@ class Call(ctypes.Structure):
         ),
         *((name, ctypes.c_int64) for name in ("threads", "every", "rows")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
-        *((name, ctypes.c_void_p) for name in ("h0", "c0", "increment0", "since0")),
+        *((name, ctypes.c_void_p) for name in ("h0", "c0", "increment0", "since0", "gate_shift", "cancel")),
         *(
             (name, ctypes.c_void_p)
             for name in ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
@@ -47,6 +47,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("grad_num_updates", "grad_update_gates", "grad_x", "grad_weights")),
         *((name, ctypes.c_void_p) for name in ("grad_gate_weight", "grad_gate_bias")),
         *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_since0")),
+        ("grad_gate_shift", ctypes.c_void_p),
     ]
 
 
