@@ -109,7 +109,7 @@ def test_the_rate_budget_is_the_share_of_steps(rows) -> None:
 def test_share_read_is_the_mean_over_rows(rows) -> None:
     out = build()(rows, gate_shift=0.5)
     parts = [{"input_values": rows[:2]}, {"input_values": rows[2:]}]
-    assert share_read(build(), parts, 0.5) == pytest.approx(float((out.num_updates / 60).mean()))
+    assert share_read(build(), parts, 0.5) == pytest.approx((out.num_updates / 60).mean().item())
 
 
 @pytest.mark.parametrize(
