@@ -42,6 +42,11 @@ class GateWeights(NamedTuple):
 
     weight: Tensor  # [1, H]
     bias: Tensor  # [1]
+    shift: Tensor | None = None  # [B], added to the bias row by row: moves a row's operating point
+
+    def of_rows(self, rows: Tensor) -> "GateWeights":
+        """Return the gate of some rows of the batch ([N], integer)."""
+        return self if self.shift is None else self._replace(shift=self.shift[rows])
 
 
 class Step(NamedTuple):
@@ -102,8 +107,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
-    """Compute D = sigmoid(W_p top + b_p), eq. 4: [N, H] -> [N]."""
-    return torch.sigmoid(F.linear(top, gate.weight.to(top.dtype), gate.bias.to(top.dtype))).squeeze(-1)
+    """Return D = sigmoid(W_p top + b_p + shift), eq. 4: [N, H] -> [N]."""
+    z = F.linear(top, gate.weight.to(top.dtype), gate.bias.to(top.dtype)).squeeze(-1)
+    return torch.sigmoid(z if gate.shift is None else z + gate.shift.to(z.dtype))
 
 
 def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:

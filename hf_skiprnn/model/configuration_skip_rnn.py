@@ -3,6 +3,7 @@
 import difflib
 import math
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -48,8 +49,17 @@ class SkipRNNConfig(PreTrainedConfig):
         pad_token_id: token whose embedding stays zero.
         budget_weight: lambda of the budget loss (section 3.3), per update of a sequence.
         budget_loss: "cost": lambda * N; "l1": lambda * |N - budget_target * L|; "l2": its square times lambda; with N
-            updates over the L real steps of a row.
-        budget_target: wanted share of real steps read, in [0, 1]; needed by "l1" and "l2", refused with "cost".
+            updates over the L real steps of a row. "rate": lambda * N / L, the share of steps read. It has no scale of
+            its own, so one lambda serves sequences of any length; it may be negative (a reward for reading), as
+            `hf_skiprnn.training.RateController` needs to hold a share.
+        budget_target: wanted share of real steps read, in [0, 1]; needed by "l1" and "l2", refused with "cost"; with
+            "rate" it is what training was asked for.
+        gate_shift: added to the gate's bias b_p at run time: the operating point. Below 0 fewer steps are read, above 0
+            more. Saved with the checkpoint; `gate_shift=` and `update_rate=` of a call replace it.
+        gate_noise: a; in training each row's gate is shifted by a draw from U(-a, a), so that the trained model bears
+            other shifts. 0 switches it off.
+        gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
+            increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
         update_bias: initial value of b_p; at 1 every step is an update at the start of training.
         forget_bias: initial value of an LSTM's forget gate bias.
@@ -83,8 +93,11 @@ class SkipRNNConfig(PreTrainedConfig):
     vocab_size: int | None = None
     pad_token_id: int | None = None
     budget_weight: float | int = 1e-4
-    budget_loss: Literal["cost", "l1", "l2"] = "cost"
+    budget_loss: Literal["cost", "l1", "l2", "rate"] = "cost"
     budget_target: float | int | None = None
+    gate_shift: float | int = 0.0
+    gate_noise: float | int = 0.0
+    gate_calibration: list[list[float | int]] | None = None
     learn_initial_state: bool = True
     update_bias: float | int = 1.0
     forget_bias: float | int = 1.0
@@ -146,13 +159,15 @@ class SkipRNNConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}.")
 
     def validate_finite(self) -> None:
-        """Check that the weight of the budget, initial biases and the noise are finite."""
-        for name in ("budget_weight", "update_bias", "forget_bias"):
+        """Check that the weight of the budget, initial biases, shift and noise are finite."""
+        for name in ("budget_weight", "update_bias", "forget_bias", "gate_shift"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
         if not 0 <= self.input_noise < math.inf:
             raise ValueError(f"input_noise must be a finite standard deviation, at least 0; got {self.input_noise}.")
-        if self.budget_weight < 0:
+        if not 0 <= self.gate_noise < math.inf:
+            raise ValueError(f"gate_noise must be a finite width of a uniform distribution; got {self.gate_noise}.")
+        if self.budget_weight < 0 and self.budget_loss != "rate":
             raise ValueError(
                 f"budget_weight must not be negative; got {self.budget_weight}. 0 switches the budget off."
             )
@@ -164,12 +179,30 @@ class SkipRNNConfig(PreTrainedConfig):
                 f"budget_loss='cost' has no target; got budget_target={self.budget_target}. "
                 "Use budget_loss='l1' or 'l2'."
             )
-        if self.budget_loss != "cost" and self.budget_target is None:
+        if self.budget_loss in ("l1", "l2") and self.budget_target is None:
             raise ValueError(
                 f"budget_loss={self.budget_loss!r} needs budget_target, the wanted share of steps in [0, 1]."
             )
         if self.budget_target is not None and not 0 <= self.budget_target <= 1:
             raise ValueError(f"budget_target is a share of a row's real steps, in [0, 1]; got {self.budget_target}.")
+
+    def validate_operating_point(self) -> None:
+        """Check that only a learned gate is moved, and that shares increase with shifts in a calibration."""
+        if self.gate != "learned" and (self.gate_shift or self.gate_noise or self.gate_calibration):
+            raise ValueError(
+                f"gate_shift, gate_noise and gate_calibration need gate='learned'; got gate={self.gate!r}."
+            )
+        pairs = self.gate_calibration
+        if pairs is None:
+            return
+        is_right = bool(pairs) and all(
+            len(pair) == 2 and 0 <= pair[0] <= 1 and math.isfinite(pair[1]) for pair in pairs
+        )
+        if not is_right or any(a[0] >= b[0] or a[1] >= b[1] for a, b in pairwise(pairs)):
+            raise ValueError(
+                "gate_calibration must hold pairs [share of steps read, gate_shift], both increasing, shares in "
+                f"[0, 1]; got {pairs!r}."
+            )
 
     def validate_tokens(self) -> None:
         """Check that settings of tokens have a vocabulary, and that input noise has none."""

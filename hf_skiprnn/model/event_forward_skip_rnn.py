@@ -151,7 +151,7 @@ class Front:
 
     def advance(self, x: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell) -> None:
         """Update every row from its input [A, I]."""
-        increment = update(x, self.h, self.c, layers, gate, cell)
+        increment = update(x, self.h, self.c, layers, gate and gate.of_rows(self.rows), cell)
         self.increment = torch.zeros_like(self.increment) if increment is None else increment
         self.steps_since_update = torch.zeros_like(self.increment)
         self.ran = self.at + 1

@@ -37,7 +37,7 @@ class Plan(NamedTuple):
     def unpack(self, tensors: Sequence[Any]) -> tuple[Tensor, SkipRNNState, GateWeights | None, list[LayerWeights]]:
         """Return inputs, state, gate and layers from the flat list of tensors that `event_scan` makes of them."""
         inputs, state, rest = tensors[0], SkipRNNState(*tensors[1:5]), list(tensors[5:])
-        gate = GateWeights(rest.pop(0), rest.pop(0)) if self.learned else None
+        gate = GateWeights(*(rest.pop(0) for _ in range(3))) if self.learned else None
         return inputs, state, gate, [LayerWeights(*rest[4 * i : 4 * i + 4]) for i in range(self.num_layers)]
 
 
@@ -221,7 +221,8 @@ class Reverse:
                 constant = constant + ((step.c - c) * carry.c[index][local]).sum(-1)
             x = step.h
         top = step.h if step.c is None else step.c
-        return constant, increment_of(self.gate, top) - self.events.increments[event]
+        gate = self.gate.of_rows(self.events.rows[event])
+        return constant, increment_of(gate, top) - self.events.increments[event]
 
     def _recur(
         self,
@@ -290,18 +291,25 @@ class Reverse:
             if index == 0:
                 grad_x = torch.zeros_like(self.flat_inputs)
                 grad_x[self.events.flat] = product(inputs, w.weight_ih.T).to(grad_x.dtype)
-        gate: list[Tensor] = []
+        gate: list[Tensor | None] = []
         if self.gate is not None:
+            shift = self.gate.shift
             grad_z = torch.cat([self.events.steps_since_update[:0], *self.grad_z[::-1]])
             top = (self.events.c or self.events.h)[-1][self.plan.time.batch :]
             gate = [
                 (grad_z @ top).unsqueeze(0).to(self.gate.weight.dtype),
                 grad_z.sum(0, keepdim=True).to(self.gate.bias.dtype),
+                None if shift is None else self._by_row(grad_z).to(shift.dtype),
             ]
         carry = self.carry
         steps_since_update = carry.accumulator * self.events.increments[: self.plan.time.batch]
         state = [torch.stack(carry.h), torch.stack(carry.c) if carry.c else None, carry.increment, steps_since_update]
         return grad_x.view_as(self.inputs), *state, *gate, *weights
+
+    def _by_row(self, values: Tensor) -> Tensor:
+        """Return the sums over each row's updates: [N] -> [B]."""
+        batch = self.plan.time.batch
+        return values.new_zeros(batch).index_add(0, self.events.rows[batch:], values)
 
     def _weight_gradients(self, index: int, w: LayerWeights, inputs: Tensor, recurrent: Tensor) -> list[Tensor | None]:
         """Compute the gradients of one layer's LayerWeights from the cotangents of all updates [N, G*H]."""
@@ -352,7 +360,7 @@ class SkipScan(torch.autograd.Function):
                 "Use the 'dense' backend: model.set_scan_backend('dense')."
             )
         plan, saved = ctx.plan, list(ctx.saved_tensors)
-        count = 5 + 2 * plan.learned + 4 * plan.num_layers
+        count = 5 + 3 * plan.learned + 4 * plan.num_layers
         tensors, saved = saved[:count], saved[count:]
         h, c = saved[: plan.num_layers], saved[plan.num_layers : -6]
         increments, rows, flat, previous, steps_since_update, gates = saved[-6:]

@@ -166,12 +166,18 @@ class SkipStack(nn.Module):
             raise ValueError(f"The gate's shift must be a finite number; got {shift}.")
         self._gate_shift = float(shift)
 
-    def gate_weights(self) -> GateWeights | None:
-        """Return the update gate's weights with the shift added; None if the gate is not learned."""
+    def gate_weights(self, shift: Tensor | None = None) -> GateWeights | None:
+        """Return the update gate in force, or None where nothing is learned.
+
+        Args:
+            shift: [B], each row's shift, instead of the one that `set_gate_shift` set for all rows.
+        """
         if self.gate != "learned":
             return None
-        weight, bias = self.update_gate.weight, self.update_gate.bias
-        return GateWeights(weight, bias + self._gate_shift if self._gate_shift else bias)
+        bias: Tensor = self.update_gate.bias
+        if shift is None and self._gate_shift:
+            bias = bias + self._gate_shift
+        return GateWeights(self.update_gate.weight, bias, shift)
 
     @property
     def scan_backend(self) -> str:
@@ -205,11 +211,12 @@ class SkipStack(nn.Module):
         sequence: bool = False,
         generator: torch.Generator | None = None,
         table: Tensor | None = None,
+        gate_shift: Tensor | None = None,
     ) -> ScanOutput:
         """Run the stack over inputs [B, T, input_size] from `state`.
 
         With a table of embeddings [V, input_size], which is for inference, inputs are token ids [B, T]: the native
-        engine then looks up only the tokens that are read.
+        engine then looks up only the tokens that are read. `gate_shift` [B] is each row's shift of the gate.
         """
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
@@ -221,7 +228,7 @@ class SkipStack(nn.Module):
         dtype = torch.get_autocast_dtype(device) if is_autocast and engine.follows_autocast else None
         # Entering autocast takes time: as much as a tenth of a short scan.
         with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
-            layers, gate = [layer.weights(dtype) for layer in self.layers], self.gate_weights()
+            layers, gate = [layer.weights(dtype) for layer in self.layers], self.gate_weights(gate_shift)
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
             if table is not None and engine.scan_tokens is not None:
                 return engine.scan_tokens(inputs, table, layers, gate, state, **options)

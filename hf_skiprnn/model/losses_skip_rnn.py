@@ -17,13 +17,15 @@ def budget_loss(num_updates: Tensor, lengths: Tensor, weight: float, kind: str, 
         num_updates: [B], N.
         lengths: [B], real steps of each row, L.
         weight: lambda.
-        kind: "cost": N; "l1": |N - target * L|; "l2": (N - target * L)^2.
-        target: wanted share of real steps read; None with "cost".
+        kind: "cost": N; "l1": |N - target * L|; "l2": (N - target * L)^2; "rate": N / L, 0 for a row without steps.
+        target: wanted share of real steps read; only "l1" and "l2" use it.
 
     Returns:
         A scalar, differentiable through the straight-through gate.
     """
-    if kind == "cost" or target is None:
+    if kind == "rate":
+        cost = num_updates / lengths.clamp(min=1)
+    elif kind == "cost" or target is None:
         cost = num_updates
     else:
         excess = num_updates - target * lengths

@@ -30,6 +30,7 @@ class Case:
     state: str = "fresh"  # "fresh" | "running" (in the middle of skipped steps)
     sequence: bool = False
     bias: bool = True
+    shifted: bool = False  # every row has a shift of its own on the gate's bias
     gate_bias: float = -1.5  # at 0 about every other step is skipped; lower skips more
 
     def __str__(self) -> str:
@@ -66,7 +67,7 @@ class Problem:
         named = {"inputs": self.inputs}
         named |= {f"state.{k}": v for k, v in self.state._asdict().items() if v is not None}
         if self.gate is not None:
-            named |= {f"update_gate.{k}": v for k, v in self.gate._asdict().items()}
+            named |= {f"update_gate.{k}": v for k, v in self.gate._asdict().items() if v is not None}
         for index, w in enumerate(self.layers):
             named |= {f"layers.{index}.{k}": v for k, v in w._asdict().items() if v is not None}
         return named
@@ -108,6 +109,8 @@ def make_problem(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) 
     gate = None
     if case.gate in ("learned", "forced"):
         gate = GateWeights(randn(1, units, scale=2.0 / units**0.5), torch.tensor([case.gate_bias], dtype=torch.float64))
+        if case.shifted:
+            gate = gate._replace(shift=randn(case.batch))
     problem = Problem(
         case,
         randn(case.batch, case.steps, case.inputs),

@@ -220,11 +220,11 @@ class Operands(NamedTuple):
         missing = inputs.new_empty(0, dtype=dtype)
         if dtypes == {dtype}:
             weights = [missing if part is None else part for part in flat]
-            return cls(inputs, weights, list(gate or ()), list(state), differentiable)
+            return cls(inputs, weights, [part for part in gate or () if part is not None], list(state), differentiable)
         return cls(
             inputs.to(dtype),
             [missing if part is None else part.to(dtype) for part in flat],
-            [part.to(dtype) for part in gate or ()],
+            [part.to(dtype) for part in gate or () if part is not None],
             [None if part is None else part.to(dtype) for part in state],
             differentiable,
         )
