@@ -1,9 +1,8 @@
 """Arguments and results of a scan as the operators of the `cpu` and `triton` engines see them.
 
 Weights are a flat list, four tensors a layer: W_ih [G*H, I], W_hh [G*H, H], the bias [G*H] and b_hn [H] of a GRU with
-the reset gate after the product; the last two are empty where a layer has none. The gate is [weight, bias], [weight, bias, shift
-of each row], or empty.
-The state is (h, c, increment, steps_since_update).
+the reset gate after the product; the last two are empty where a layer has none. The gate is [weight, bias], or
+[weight, bias, shift of each row], or empty. The state is (h, c, increment, steps_since_update).
 """
 
 from collections.abc import Sequence

@@ -196,7 +196,7 @@ def _run(function: Any, call: Call) -> None:
 def empty_results(
     inputs: Tensor, ids: Optional, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool
 ) -> list[Tensor]:
-    """Empty tensors for the forward operators' results: held, h, c, increment, steps_since_update, num_updates, update_gates."""
+    """Return empty tensors for the results of a forward call, the first seven of RESULTS."""
     batch, steps = (inputs if ids is None else ids).shape[:2]
     layers, units = len(weights) // 4, weights[1].shape[1]
     return [
