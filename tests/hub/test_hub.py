@@ -141,7 +141,7 @@ def test_metadata_that_the_hub_does_not_know_is_refused_before_anything_is_made(
 ) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "copy")
     (folder / "README.md").write_text((folder / "README.md").read_text().replace("apache-2.0", "mine", 1))
-    with pytest.raises(HubError, match=r'The Hub refuses README.md: .*license.* must be one of'):
+    with pytest.raises(HubError, match=r"The Hub refuses README.md: .*license.* must be one of"):
         publish(folder, repo_id)
     with pytest.raises(RepositoryNotFoundError):
         HfApi().repo_info(repo_id)
