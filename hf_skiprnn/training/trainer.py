@@ -33,6 +33,7 @@ from .checkpoints import (
 )
 from .forward_notes import ForwardNotes, depends_on, noted_forwards, skip_rnns
 from .gradient_guard import GradientGuard, largest_element
+from .rate_controller import RateController
 from .window import BatchCounts, EvaluatedRows, TrainingWindow, exact
 
 logger = logging.get_logger(__name__)
@@ -70,11 +71,13 @@ class SkipRNNTrainer(Trainer):
             )
         super().__init__(model, args, *rest, **kwargs)
         self.args.logging_nan_inf_filter = False  # training_step stops instead
-        # A method would be lost in a subclass that overrides it; so whatever stands there is wrapped.
-        self.compute_loss = functools.partial(self._with_budget, self.compute_loss)  # type: ignore[method-assign] # above
+        # Wrapped, not overridden: a subclass that overrides compute_loss would lose what an override here does.
+        wrapped = functools.partial(self._with_budget, self.compute_loss)
+        self.compute_loss = wrapped  # type: ignore[method-assign] # so also for callers within Trainer
         self._loss_holds_budget: bool | None = None  # known from the first training batch on
         self._is_warned: set[str] = set()
         self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step
+        self._reads: list[Tensor] = []  # [sum of N / L, rows, sum of task losses] of each of its micro-batches
         self._flos_updates = torch.zeros(())  # since the last store_flos
         self._guard = GradientGuard()
         self._window = TrainingWindow()
@@ -123,6 +126,7 @@ class SkipRNNTrainer(Trainer):
         counts = BatchCounts(task.detach(), budget.detach(), *notes.rows())
         if training:
             self._window.add(counts, 1 / parts)
+            self._reads.append(counts.reads())
             updates = counts.updates.sum()
             self._flos_updates = self._flos_updates + updates.to(exact(updates.device))
         else:
@@ -154,14 +158,17 @@ class SkipRNNTrainer(Trainer):
 
     def _check_step(self, model: nn.Module) -> None:
         """Check the losses of an optimizer step's micro-batches and its gradients."""
-        sums = torch.stack(self._unchecked).sum(dim=0)
+        checks = torch.stack(self._unchecked).sum(dim=0)
+        reads = torch.stack([torch.zeros(3).to(checks), *(part.to(checks) for part in self._reads)]).sum(dim=0)
+        sums = torch.cat([checks, reads])
         self._unchecked.clear()
+        self._reads.clear()
         largest = largest_element(model.parameters(), sums.device).to(sums)
         values = torch.cat([sums, largest.view(1)])
         if self.args.world_size > 1:  # all processes stop together; of sharded weights, each sees its shards only
             gathered = self.accelerator.gather(values.view(1, -1))
-            values = torch.cat([gathered[:, :2].sum(dim=0), gathered[:, 2:].amax(dim=0)])
-        loss, broken, largest_value = values.tolist()
+            values = torch.cat([gathered[:, :-1].sum(dim=0), gathered[:, -1:].amax(dim=0)])
+        loss, broken, shares, rows, task, largest_value = values.tolist()
         step = self.state.global_step + 1
         if not math.isfinite(loss):
             reason = "Lower the learning rate, or pass check_inputs=True to the model to see whether the data hold NaN."
@@ -170,6 +177,9 @@ class SkipRNNTrainer(Trainer):
             raise FloatingPointError(f"The loss is {loss} at step {step}. Nothing was updated by it. {reason}")
         if self.accelerator.scaler is None:  # with one, accelerate leaves out updates that are not finite
             self._guard.apply(model.parameters(), step, largest_value)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RateController) and rows:
+                callback.observe(self._config, shares / rows, task / rows, step)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0 for a Skip RNN: `store_flos` counts the updates, without a wait at every batch."""
@@ -271,6 +281,8 @@ class SkipRNNTrainer(Trainer):
                 "A stream that every process reads a part of (dispatch_batches=False) does not say which rows at its "
                 "end are repetitions. Evaluate on a dataset of known length, or do not set dispatch_batches."
             )
+        if has_length(dataloader) and len(dataloader) == 0:
+            raise ValueError(f"There are no rows to evaluate on ({description}): the data set is empty.")
         self._evaluated = EvaluatedRows()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._evaluated.metrics(self.accelerator, self.args.device)

@@ -355,6 +355,11 @@ def test_evaluation_counts_every_row_once_in_any_batch_size(tmp_path, batch_size
     assert trainer.state.log_history[-1]["eval_updates"] == metrics["eval_updates"]
 
 
+def test_an_empty_evaluation_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no rows to evaluate on \(Evaluation\): the data set is empty"):
+        new_trainer(tmp_path).evaluate(rows(2).select([]))
+
+
 def test_predicting_without_labels_needs_no_losses(tmp_path):
     unlabelled = rows(5).remove_columns("labels")
     trainer = new_trainer(tmp_path)

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_skiprnn.kernels.triton import backward_pass as triton_reverse
-from hf_skiprnn.kernels.triton import forward_pass as triton_engine
-from hf_skiprnn.kernels.triton import tiling as triton_tiling
-from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.kernels.triton import backward_pass, forward_pass, tiling
 
 TYPES = {
     torch.float16: "*fp16",
@@ -28,46 +25,65 @@ TYPES = {
     torch.bool: "*i1",
 }
 KERNELS = {
-    triton_engine: ("resident_forward", "streamed_forward"),
-    triton_reverse: ("transition", "segments", "resident_backward", "streamed_backward"),
+    forward_pass: ("resident_forward", "streamed_forward"),
+    backward_pass: ("segments", "resident_backward", "streamed_backward"),
 }
 
 
-class Compiler:
-    """Stands where a kernel does: a launch compiles it for every target, and the arguments stay as they are."""
+class Arguments:
+    """A launch's arguments as the compiler takes them: a type of each, and the values that it knows."""
 
-    def __init__(self, kernel: Any, targets: tuple[int, ...], compiled: dict[str, Any]):
-        self.kernel, self.targets, self.compiled = kernel, targets, compiled
+    def __init__(self) -> None:
+        self.constants: dict[tuple[int, ...], Any] = {}
+        self.attributes: dict[tuple[int, ...], Any] = {}
+
+    def describe(self, value: Any, *path: int) -> Any:
+        if isinstance(value, tuple):
+            return type(value)(*(self.describe(part, *path, index) for index, part in enumerate(value)))
+        if isinstance(value, torch.Tensor):
+            self.attributes[path] = [["tt.divisibility", 16]]
+            return TYPES[value.dtype]
+        if isinstance(value, triton.language.constexpr) or value is None:
+            self.constants[path] = value
+            return "constexpr"
+        return "i32"
+
+
+class Compiler:
+    """Stands where a kernel does: a launch compiles it for every target, and the arguments stay as they are.
+
+    Of a tuned kernel the candidates `configs` are compiled.
+    """
+
+    def __init__(self, kernel: Any, targets: tuple[int, ...], configs: Sequence[int], compiled: dict[str, Any]):
+        candidates = getattr(kernel, "configs", None)
+        self.kernel = kernel if candidates is None else kernel.fn
+        self.options = [candidates[i].all_kwargs() for i in configs if i < len(candidates)] if candidates else [{}]
+        self.targets, self.compiled = targets, compiled
 
     def __getitem__(self, grid: tuple[int, ...]) -> "Compiler":
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        names = self.kernel.arg_names
-        values = dict(zip(names, args, strict=False)) | {n: v for n, v in kwargs.items() if n in names}
-        options = {name: value for name, value in kwargs.items() if name not in names}
-        constants = {p.name for p in self.kernel.params if p.is_constexpr}
-        assert all(
-            p.do_not_specialize for p in self.kernel.params if isinstance(values[p.name], int) and not p.is_constexpr
-        )
-        signature, fixed, attributes = {}, {}, {}
-        for index, name in enumerate(names):
-            value = values[name]
-            if isinstance(value, torch.Tensor):
-                signature[name], attributes[index,] = TYPES[value.dtype], [["tt.divisibility", 16]]
-            elif name in constants:
-                signature[name], fixed[index,] = "constexpr", value
-            else:
-                signature[name] = "i32"
-        if "counts" in values:  # what follows goes by them: as if every step were an update
-            values["counts"].fill_(values["T"])
-            values["gates"].fill_(1)
-            if values["RECORD"]:
-                values["times"].copy_(torch.arange(values["T"]))
+        params = self.kernel.params
+        values = dict(zip(self.kernel.arg_names, args, strict=False))
+        launch = {name: value for name, value in kwargs.items() if name not in self.kernel.arg_names}
+        arguments = Arguments()
+        signature = {}
+        for index, param in enumerate(params):
+            value = values.get(param.name, kwargs.get(param.name))
+            assert param.is_constexpr or param.do_not_specialize or not isinstance(value, int), param.name
+            value = triton.language.constexpr(value) if param.is_constexpr else value
+            signature[param.name] = arguments.describe(value, index)
+        if "results" in values:  # what follows goes by them: as if every step were an update
+            values["results"].counts.fill_(values["T"])
+            values["results"].gates.fill_(1)
         for target in self.targets:
-            source = ASTSource(self.kernel, signature, fixed, attributes)
-            result = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-            self.compiled[f"{self.kernel.__name__} sm_{target} {values.get('CELL', '')}"] = result
+            for options in self.options:
+                source = ASTSource(self.kernel, signature, arguments.constants, arguments.attributes)
+                result = triton.compile(source, target=GPUTarget("cuda", target, 32), options=launch | options)
+                warps = f"{result.metadata.num_warps} warps, {result.metadata.num_stages} stages"
+                self.compiled[f"{self.kernel.__name__} sm_{target} {warps}"] = result
 
 
 class Usage(NamedTuple):
@@ -90,25 +106,14 @@ def usage(kernel: Any, folder: Path) -> Usage:
 
 
 @contextmanager
-def compiling(*targets: int, resident: bool = True, choice: int = 0) -> Iterator[dict[str, Any]]:
-    """Inside, scans on the CPU compute nothing, but compile what they would launch on a GPU of 132 multiprocessors.
-
-    `choice` is the index among the tuner's candidates, the last if there are fewer.
-    """
+def compiling(*targets: int, resident: bool = True, configs: Sequence[int] = (0,)) -> Iterator[dict[str, Any]]:
+    """Inside, scans on the CPU compute nothing, but compile what they would launch on a GPU of 132 multiprocessors."""
     compiled: dict[str, Any] = {}
-
-    def pick(weights: list[torch.Tensor], cell: str, width: int) -> triton_tiling.Choice:
-        units, layers = weights[1].shape[1], len(weights) // 4
-        found = triton_tiling.choices(units, CELLS[cell].num_gates, layers, weights[1].dtype)
-        return found[min(choice, len(found) - 1)]
-
     with pytest.MonkeyPatch.context() as patch:
         for module, names in KERNELS.items():
-            for name in names:  # the others do not know the choice
-                wanted = targets if choice == 0 or "ward" in name else ()
-                patch.setattr(module, name, Compiler(getattr(module, name), wanted, compiled))
-            patch.setattr(module, "multiprocessors", lambda device: 132)
-            patch.setattr(module, "best_choice", pick)
+            for name in names:
+                patch.setattr(module, name, Compiler(getattr(module, name), targets, configs, compiled))
+        patch.setattr(forward_pass, "multiprocessors", lambda device: 132)
         if not resident:
-            patch.setattr(triton_tiling, "RESIDENT_BYTES", 0)
+            patch.setattr(tiling, "RESIDENT_BYTES", 0)
         yield compiled

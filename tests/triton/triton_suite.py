@@ -1,12 +1,12 @@
-"""The Triton engine against the definition: `python tests/triton_suite.py` on a CUDA GPU, or on the CPU, interpreted.
+"""The Triton engine against the definition, on a CUDA GPU, or on the CPU, interpreted.
 
-    TRITON_INTERPRET=1 python tests/triton_suite.py        # small shapes, no GPU
-    python tests/triton_suite.py                           # a GPU: the same, and larger shapes and other precisions
-    python tests/triton_suite.py "options, gru" TF32       # only checks whose names contain one of these
+    TRITON_INTERPRET=1 python tests/triton/triton_suite.py     # small shapes, no GPU
+    python tests/triton/triton_suite.py                        # a GPU: larger shapes and other precisions, too
+    python tests/triton/triton_suite.py "options, gru" TF32    # only checks whose names contain one of these
 
-Without pytest, which a GPU machine may lack; where the package is not installed, with PYTHONPATH at its root. One line
-a check; the exit status is 1 if any fails. --results FILE keeps the outcomes, renewed after every check; --limit is
-the number of seconds after which what still runs has failed. Nothing is tuned but where a check says so.
+It needs no pytest, which a GPU machine may lack. PYTHONPATH: the checkout and its tests/scans. It prints one line a
+check; the exit status is 1 if any fails. --results FILE keeps the outcomes, renewed after every check; --limit is the
+number of seconds after which what still runs has failed. No kernel is tuned but where a check says so.
 """
 
 import argparse
@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton_room_cases
-from triton_cases import CHECKS, GPU_CHECKS, INTERPRETED
-
-from hf_skiprnn.kernels.triton import tuning as triton_tuning
-
-CHECKS = CHECKS | triton_room_cases.CHECKS
+from triton_cases import CHECKS, GPU_CHECKS, INTERPRETED, engine
 
 
 def run_check(name: str) -> bool:
@@ -35,7 +30,8 @@ def run_check(name: str) -> bool:
     start = time.perf_counter()
     wrong = ""
     try:
-        (CHECKS | GPU_CHECKS)[name]()
+        with engine():
+            (CHECKS | GPU_CHECKS)[name]()
     except Exception:  # noqa: BLE001 - the other checks still tell something
         wrong = f"\n{traceback.format_exc()}"
     print(f"{name}: {'FAILED' if wrong else 'ok'} ({time.perf_counter() - start:.1f} s){wrong}", flush=True)
@@ -109,7 +105,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-    os.environ[triton_tuning.VARIABLE] = "0"
     if INTERPRETED:
         import triton_interpreter  # noqa: F401 - speeds the interpreter up
     elif not torch.cuda.is_available():

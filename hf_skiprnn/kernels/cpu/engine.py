@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_skiprnn.kernels.operands import check_operands
 from hf_skiprnn.model.cells_skip_rnn import CELLS
 
-ABI = 3  # csrc/call.h
+ABI = 4  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
 REMEDY = (
@@ -37,23 +38,30 @@ class Call(ctypes.Structure):
         ),
         *((name, ctypes.c_int64) for name in ("threads", "every", "rows")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
-        *((name, ctypes.c_void_p) for name in ("h0", "c0", "increment0", "since0")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
+            for name in ("h0", "c0", "increment0", "steps_since_update0", "gate_shift", "cancel")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("sequence", "h", "c", "increment", "steps_since_update", "num_updates", "update_gates")
         ),
         *((name, ctypes.c_void_p) for name in ("updates", "counts", "checkpoints", "products")),
-        *((name, ctypes.c_void_p) for name in ("grad_sequence", "grad_h", "grad_c", "grad_increment", "grad_since")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("grad_sequence", "grad_h", "grad_c", "grad_increment", "grad_steps_since_update")
+        ),
         *((name, ctypes.c_void_p) for name in ("grad_num_updates", "grad_update_gates", "grad_x", "grad_weights")),
         *((name, ctypes.c_void_p) for name in ("grad_gate_weight", "grad_gate_bias")),
-        *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_since0")),
+        *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_steps_since_update0")),
+        ("grad_gate_shift", ctypes.c_void_p),
     ]
 
 
 CELL_NUMBERS = {name: number for number, name in enumerate(CELLS)}
 # The results of a forward call, in order: the operators' first seven, and a training forward's records.
 RESULTS = (
-    *("sequence", "h", "c", "increment", "since", "num_updates", "update_gates"),
+    *("sequence", "h", "c", "increment", "steps_since_update", "num_updates", "update_gates"),
     *("updates", "counts", "checkpoints", "products"),
 )
 RECORDS = ("increment", "updates", "counts", "checkpoints", "products")  # what a backward call reads of them
@@ -170,8 +178,9 @@ def _call(
         *(torch.get_num_threads(), every, rows),
         *map(pointers.of, (inputs, ids, mask, forced)),
         pointers.array(weights),
-        *map(pointers.of, gate or (None, None)),
+        *map(pointers.of, gate[:2] or (None, None)),
         *map(pointers.of, state),
+        *map(pointers.of, gate[2:]),
     )
     return call, pointers
 
@@ -187,7 +196,7 @@ def _run(function: Any, call: Call) -> None:
 def empty_results(
     inputs: Tensor, ids: Optional, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool
 ) -> list[Tensor]:
-    """Empty tensors for the forward operators' results: held, h, c, increment, since, num_updates, update_gates."""
+    """Empty tensors for the forward operators' results: held, h, c, increment, steps_since_update, num_updates, update_gates."""
     batch, steps = (inputs if ids is None else ids).shape[:2]
     layers, units = len(weights) // 4, weights[1].shape[1]
     return [
@@ -223,56 +232,13 @@ def check(
     forced: Optional,
     cell: str,
 ) -> None:
-    """Everything the native code relies on but the ids' range."""
-
-    def expect(name: str, tensor: Tensor, *shape: int, dtype: torch.dtype = inputs.dtype) -> None:
-        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
-            raise ValueError(
-                f"{name} must be {dtype} of shape {shape} on the CPU; "
-                f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
-            )
-
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}.")
+    """Check everything that the native code relies on but the ids' range."""
     if inputs.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"The native CPU scan computes in float32 or float64; got {inputs.dtype}.")
     for name, part in (("inputs", inputs), ("ids", ids)):
         if part is not None and not part.is_cpu:
             raise ValueError(f"{name} must be on the CPU; got {part.device}. Use another backend there.")
-    if inputs.dim() != (3 if ids is None else 2) or inputs.shape[-1] < 1:
-        raise ValueError(f"inputs must be [B, T, I] with I >= 1; got {tuple(inputs.shape)}.")
-    if not weights or len(weights) % 4 or weights[1].dim() != 2 or weights[1].shape[1] < 1:
-        raise ValueError(f"Four weights a layer, H >= 1, are needed; got {[tuple(w.shape) for w in weights]}.")
-    if ids is not None and (ids.dim() != 2 or ids.dtype != torch.int64):
-        raise ValueError(f"ids must be int64 [B, T]; got {ids.dtype} of shape {tuple(ids.shape)}.")
-    (batch, steps), units, layers = (inputs if ids is None else ids).shape[:2], weights[1].shape[1], len(weights) // 4
-    gates = CELLS[cell].num_gates
-    for i in range(layers):
-        input_weight, recurrent_weight, bias, bias_hh_n = weights[4 * i : 4 * i + 4]
-        expect(f"layer {i}: weight_ih", input_weight, gates * units, units if i else inputs.shape[-1])
-        expect(f"layer {i}: weight_hh", recurrent_weight, gates * units, units)
-        if bias.numel():
-            expect(f"layer {i}: bias", bias, gates * units)
-        if bias_hh_n.numel():
-            expect(f"layer {i}: bias_hh_n", bias_hh_n, units)
-            if cell != "gru_reset_after":
-                raise ValueError(f"layer {i}: bias_hh_n is only for 'gru_reset_after'; the cell is {cell!r}.")
-    if gate:
-        expect("the gate's weight", gate[0], 1, units)
-        expect("the gate's bias", gate[1], 1)
-    h, c, increment, since = state
-    if h is None or increment is None or since is None or (c is not None) != CELLS[cell].has_cell_state:
-        raise ValueError(
-            f"The state of a {cell!r} has h{', c' * CELLS[cell].has_cell_state}, increment, steps_since_update."
-        )
-    expect("state.h", h, layers, batch, units)
-    if c is not None:
-        expect("state.c", c, layers, batch, units)
-    expect("state.increment", increment, batch)
-    expect("state.steps_since_update", since, batch)
-    for name, part in (("mask", mask), ("forced_gates", forced)):
-        if part is not None:
-            expect(name, part, batch, steps, dtype=torch.bool)
+    check_operands(inputs, weights, gate, state, mask, forced, cell, kept=inputs.dtype, ids=ids)
 
 
 def forward(
@@ -321,9 +287,11 @@ def reverse(
     for name, grad in zip(COTANGENTS, grads, strict=True):
         setattr(call, name, keep.of(grad))
     of_inputs, *of_state = map(keep.of, results[:5])
-    call.grad_x, call.grad_h0, call.grad_c0, call.grad_increment0, call.grad_since0 = of_inputs, *of_state
+    call.grad_x, call.grad_h0, call.grad_c0, call.grad_increment0, call.grad_steps_since_update0 = of_inputs, *of_state
     if gate:
         call.grad_gate_weight, call.grad_gate_bias = map(keep.of, results[5:7])
+    if len(gate) > 2:
+        call.grad_gate_shift = keep.of(results[7])
     call.grad_weights = keep.array(results[5 + len(gate) :])
     _run(engine().skip_rnn_backward, call)
     return results

@@ -5,26 +5,43 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_skiprnn.model.cells_skip_rnn import CELLS, state_dtype
+from hf_skiprnn.kernels.operands import check_operands
+from hf_skiprnn.model.cells_skip_rnn import state_dtype
 
-Optional = Tensor | None
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CHUNK_NUMBERS = 1 << 25  # in a chunk's buffers: 128 MiB of float32
+SHORTEST_CHUNK = 16  # steps
+
+
+def check(
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    gate: Sequence[Tensor],
+    state: Sequence[Tensor | None],
+    mask: Tensor | None,
+    forced: Tensor | None,
+    cell: str,
+) -> None:
+    """Check everything that the kernels rely on."""
+    if inputs.dtype not in DTYPES:
+        raise ValueError(f"Inputs and weights must be one of {', '.join(map(str, DTYPES))}; got {inputs.dtype}.")
+    check_operands(inputs, weights, gate, state, mask, forced, cell, kept=state_dtype(inputs))
 
 
 def empty_results(
-    inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool, record: bool, slots: int = 0
+    inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Tensor | None], sequence: bool, record: bool
 ) -> list[Tensor]:
-    """Tensors for a forward call's results: held, h, c, increment, since, num_updates, update_gates; and its records.
+    """Empty tensors for a forward call's results, and with `record` for what its backward pass needs.
 
-    These are the states h and c in `slots` slots a row (see `triton_forward`), the updates' increments, times and
-    counts; empty unless `record`. 0 slots: T + 1, as always with `sequence`.
+    The results are held [B, T, H], h and c [L, B, H], increment, steps_since_update and num_updates [B], update_gates
+    [B, T]. The records are the states before the first and after every update, h and c [L, B, T + 1, H], and the
+    increments [B, T + 1]: there is memory for an update at every step, as how many there will be is not known. What is
+    not asked for is empty.
     """
     (batch, steps), (layers, units) = inputs.shape[:2], (len(weights) // 4, weights[1].shape[1])
-    dtype = state_dtype(weights[1])
-    has_c = state[1] is not None
-    slots = steps + 1 if sequence or not slots else slots
+    dtype, has_c = state_dtype(inputs), state[1] is not None
 
-    def empty(*shape: int, needed: bool = True, dtype: torch.dtype = dtype) -> Tensor:
+    def empty(*shape: int, needed: bool = True) -> Tensor:
         return inputs.new_empty(shape if needed else (0,), dtype=dtype)
 
     return [
@@ -35,66 +52,17 @@ def empty_results(
         empty(batch),
         empty(batch),
         empty(batch, steps),
-        empty(layers, batch, slots, units, needed=record),
-        empty(layers, batch, slots, units, needed=record and has_c),
+        empty(layers, batch, steps + 1, units, needed=record),
+        empty(layers, batch, steps + 1, units, needed=record and has_c),
         empty(batch, steps + 1, needed=record),
-        empty(batch, steps, needed=record, dtype=torch.int32),
-        empty(batch, needed=record, dtype=torch.int32),
     ]
 
 
-def check(
-    inputs: Tensor,
-    weights: Sequence[Tensor],
-    gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
-    cell: str,
-) -> None:
-    """Everything the kernels rely on."""
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}.")
-    if inputs.dim() != 3 or inputs.shape[-1] < 1:
-        raise ValueError(f"inputs must be [B, T, I] with I >= 1; got {tuple(inputs.shape)}.")
-    if not weights or len(weights) % 4 or weights[1].dim() != 2 or weights[1].shape[1] < 1:
-        raise ValueError(f"Four weights a layer, H >= 1, are needed; got {[tuple(w.shape) for w in weights]}.")
-    if weights[1].dtype not in DTYPES:
-        raise ValueError(f"Weights must be one of {', '.join(map(str, DTYPES))}; got {weights[1].dtype}.")
-    (batch, steps), units, layers = inputs.shape[:2], weights[1].shape[1], len(weights) // 4
-    gates, operand, kept = CELLS[cell].num_gates, weights[1].dtype, state_dtype(weights[1])
+def chunk_steps(batch: int, steps: int, width: int, units: int, layers: int) -> int:
+    """Steps a chunk of the backward pass, so that its buffers have at most CHUNK_NUMBERS numbers.
 
-    def expect(name: str, tensor: Tensor, *shape: int, dtype: torch.dtype = operand) -> None:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != inputs.device:
-            raise ValueError(
-                f"{name} must be {dtype} of shape {shape} on {inputs.device}; "
-                f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
-            )
-
-    expect("inputs", inputs, batch, steps, inputs.shape[-1])
-    for i in range(layers):
-        input_weight, recurrent_weight, bias, bias_hh_n = weights[4 * i : 4 * i + 4]
-        expect(f"layer {i}: weight_ih", input_weight, gates * units, units if i else inputs.shape[-1])
-        expect(f"layer {i}: weight_hh", recurrent_weight, gates * units, units)
-        if bias.numel():
-            expect(f"layer {i}: bias", bias, gates * units)
-        if bias_hh_n.numel():
-            expect(f"layer {i}: bias_hh_n", bias_hh_n, units)
-            if cell != "gru_reset_after":
-                raise ValueError(f"layer {i}: bias_hh_n belongs to 'gru_reset_after'; the cell is {cell!r}.")
-    if gate:
-        expect("gate weight", gate[0], 1, units, dtype=kept)
-        expect("gate bias", gate[1], 1, dtype=kept)
-    h, c, increment, since = state
-    if h is None or increment is None or since is None or (c is not None) != CELLS[cell].has_cell_state:
-        raise ValueError(
-            f"The state of a {cell!r} has h{', c' if CELLS[cell].has_cell_state else ''}, increment, steps."
-        )
-    for name, part in (("h", h), ("c", c)):
-        if part is not None:
-            expect(f"state.{name}", part, layers, batch, units, dtype=kept)
-    expect("state.increment", increment, batch, dtype=kept)
-    expect("state.steps_since_update", since, batch, dtype=kept)
-    for name, part in (("mask", mask), ("forced_gates", forced)):
-        if part is not None:
-            expect(name, part, batch, steps, dtype=torch.bool)
+    A step has 16 numbers a unit and layer that stay, and 12 of the layer at hand. Gradients depend on the length of a
+    chunk in their last bits; so shapes alone decide it.
+    """
+    numbers = max(1, batch) * (units * (16 * layers + 12) + width)
+    return max(1, min(steps, max(SHORTEST_CHUNK, CHUNK_NUMBERS // numbers)))

@@ -1,20 +1,19 @@
-"""Calls of the Triton kernels on checked tensors: the forward scan. The backward pass is in `triton_reverse`."""
+"""The forward pass: results from checked tensors, with one launch of a Triton kernel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS, state_dtype
 from hf_skiprnn.model.event_forward_skip_rnn import Timeline
 
-from .buffers import Optional, check, empty_results
-from .kernels_forward import resident_forward, streamed_forward
-from .tiling import INLINE_INPUTS, LANGUAGE, Choice, Tiling, multiprocessors, precision, tiling
-from .tuning import choose, trial
-
-GROUPS_ROWS = True  # rows with like numbers of updates side by side; False, as they came: the benchmark compares
+from .buffers import check, empty_results
+from .kernels_common import Form, Scratch, States, Weights
+from .kernels_forward import Results, Rows, resident_forward, streamed_forward
+from .tiling import INLINE_INPUTS, LANGUAGE, Tiling, multiprocessors, precision, tiling
 
 
 def stacked(weights: Sequence[Tensor], index: int, *shape: int) -> Tensor:
@@ -23,12 +22,45 @@ def stacked(weights: Sequence[Tensor], index: int, *shape: int) -> Tensor:
     return parts[0].contiguous().unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
+def kernel_weights(weights: Sequence[Tensor], gate: Sequence[Tensor], cell: str, inline: bool) -> Weights:
+    """The weights as kernels take them; `inline`: they multiply the inputs, too."""
+    units = weights[1].shape[1]
+    outputs = CELLS[cell].num_gates * units
+    return Weights(
+        weights[0].contiguous() if inline else None,
+        stacked(weights, 1, outputs, units),
+        stacked(weights[4:], 0, outputs, units) if len(weights) > 4 else None,
+        stacked(weights, 2, outputs),
+        stacked(weights, 3, units) if cell == "gru_reset_after" else None,
+        *([part.contiguous() for part in gate] or (None, None)),
+    )
+
+
+def form_of(cut: Tiling, weights: Sequence[Tensor], cell: str, keep: bool) -> Form:
+    """What a kernel is compiled for."""
+    operand = weights[1].dtype
+    types = (LANGUAGE[state_dtype(weights[1])], LANGUAGE[operand], precision(operand))
+    sizes = (weights[1].shape[1], len(weights) // 4, cell, CELLS[cell].num_gates, keep)
+    return Form(*map(triton.language.constexpr, (*sizes, *types, *cut[1:])))
+
+
+def cut_of(weights: Sequence[Tensor], cell: str, batch: int) -> Tiling:
+    """How a scan of B rows is cut into programs on the weights' device."""
+    units, layers, dtype = weights[1].shape[1], len(weights) // 4, weights[1].dtype
+    return tiling(batch, units, CELLS[cell].num_gates, layers, dtype, multiprocessors(weights[1].device))
+
+
+def partial_sums(cut: Tiling, blocks: int, sums: int, like: Tensor) -> Tensor | None:
+    """Memory for parts of that many sums over units, where programs share them."""
+    return like.new_empty(blocks, 2, sums, cut.split, cut.block_rows) if cut.split > 1 else None
+
+
 def by_length(updates: Tensor) -> Tensor:
     """Rows [B] by a bound on their updates, most first: a block of rows ends with its slowest."""
-    return updates.argsort(descending=True) if GROUPS_ROWS else torch.arange(len(updates), device=updates.device)
+    return updates.argsort(descending=True)
 
 
-def row_order(time: Timeline, forced: Optional) -> Tensor:
+def row_order(time: Timeline, forced: Tensor | None) -> Tensor:
     """`by_length`, by how many updates rows can have; of a learned gate's nothing is known beforehand."""
     if forced is not None:
         return by_length(forced.sum(1) if time.mask is None else (forced & time.mask).sum(1))
@@ -41,137 +73,94 @@ def forward(
     inputs: Tensor,
     weights: Sequence[Tensor],
     gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
+    state: Sequence[Tensor | None],
+    mask: Tensor | None,
+    forced: Tensor | None,
     cell: str,
     sequence: bool,
     record: bool,
-    slots: int = 0,
-    choice: Choice | None = None,
 ) -> list[Tensor]:
-    """A forward call: `empty_results`, filled; the choice is the tuned one, if none is given."""
+    """A forward call: `empty_results`, filled."""
     check(inputs, weights, gate, state, mask, forced, cell)
-    results = empty_results(inputs, weights, state, sequence, record, slots)
-    (batch, steps), units, layers = inputs.shape[:2], weights[1].shape[1], len(weights) // 4
-    h0, c0, increment, since = state
+    results = empty_results(inputs, weights, state, sequence, record)
+    held, h, c, last_increment, last_steps, num_updates, gates, all_h, all_c, increments = results
+    (batch, steps), (layers, _, units) = inputs.shape[:2], h.shape
+    h0, c0, increment, steps_since_update = state
     assert h0 is not None
     assert increment is not None
-    assert since is not None
-    dtype, keeps = state_dtype(weights[1]), record or sequence
-    slots = results[7].shape[2] if record else steps + 1 if keeps else 2
-    h = results[7] if record else h0.new_empty(layers, batch, slots, units)
-    h[:, :, 0] = h0
-    c = h
-    if c0 is not None:
-        c = results[8] if record else h0.new_empty(layers, batch, slots, units)
-        c[:, :, 0] = c0
-    gates = results[6].zero_()
-    increments, times = results[9:11]
-    counts = results[11] if record else h0.new_empty(batch, dtype=torch.int32)
+    assert steps_since_update is not None
+    keep = record or sequence
+    slots = steps + 1 if keep else 3
+    states = States(*(_with_first(part, kept, slots) for part, kept in ((h0, all_h), (c0, all_c))))
+    assert states.h is not None
+    counts = torch.zeros(batch, dtype=torch.int32, device=inputs.device)
+    gates.zero_()
     if record:
         increments[:, 0] = increment
-    if not batch or not steps:
-        counts.zero_()
-        results[3].copy_(increment)
-        results[4].copy_(since)
-    else:
+    if batch and steps:
         time = Timeline(batch, steps, mask, forced, inputs.device)
-        choice = choice or best_choice(weights, cell, inputs.shape[2])
-        processors = multiprocessors(inputs.device)
-        cut = tiling(batch, units, CELLS[cell].num_gates, layers, weights[1].dtype, processors, choice)
-        recorded = (h, c, gates, times, increments, results[3], results[4], counts)
-        launch(cut, inputs, weights, gate, increment, since, time, forced, cell, keeps, record, recorded, dtype)
-    results[5].copy_(counts)
-    last = (counts.long() % slots).view(1, batch, 1, 1).expand(layers, -1, -1, units)
-    results[1].copy_(h.gather(2, last).squeeze(2))
-    if c0 is not None:
-        results[2].copy_(c.gather(2, last).squeeze(2))
+        written = Results(gates, increments if record else None, last_increment, last_steps, counts)
+        launch(inputs, weights, gate, (increment, steps_since_update), time, forced, cell, states, written, keep)
+    else:
+        last_increment.copy_(increment)
+        last_steps.copy_(steps_since_update)
+    num_updates.copy_(counts)
+    last = torch.where(counts > 0, 1 + (counts - 1) % max(1, slots - 1), 0).long()
+    last = last.view(1, batch, 1, 1).expand(layers, -1, -1, units)
+    h.copy_(states.h.gather(2, last).squeeze(2))
+    if states.c is not None:
+        c.copy_(states.c.gather(2, last).squeeze(2))
     if sequence:
-        held = gates.cumsum(1).long().unsqueeze(-1).expand(-1, -1, units)
-        torch.gather(h[-1], 1, held, out=results[0])
+        index = gates.cumsum(1).long().unsqueeze(-1).expand(-1, -1, units)
+        torch.gather(states.h[-1], 1, index, out=held)
     return results
 
 
-def best_choice(weights: Sequence[Tensor], cell: str, width: int) -> Choice:
-    """The tuned choice for layers like these."""
-
-    def prepare() -> Callable[[Choice], object]:
-        inputs, like, gate, state = trial(weights, cell, width)
-        return lambda choice: forward(inputs, like, gate, state, None, None, cell, False, False, choice=choice)
-
-    return choose("forward", weights, cell, width, prepare)
+def _with_first(first: Tensor | None, kept: Tensor, slots: int) -> Tensor | None:
+    """Memory for states [L, B, S, H] with the initial one [L, B, H] in it: the records where they are `kept`."""
+    if first is None:
+        return None
+    states = kept if kept.numel() else first.new_empty(*first.shape[:2], slots, first.shape[2])
+    states[:, :, 0] = first
+    return states
 
 
 def launch(
-    cut: Tiling,
     inputs: Tensor,
     weights: Sequence[Tensor],
     gate: Sequence[Tensor],
-    increment: Tensor,
-    since: Tensor,
+    clock: Sequence[Tensor],
     time: Timeline,
-    forced: Optional,
+    forced: Tensor | None,
     cell: str,
-    keeps: bool,
-    record: bool,
-    recorded: Sequence[Tensor],
-    dtype: torch.dtype,
+    states: States,
+    results: Results,
+    keep: bool,
 ) -> None:
-    """One launch of the kernel that fits; results go to `recorded`."""
-    (batch, steps, width), units, layers = inputs.shape, weights[1].shape[1], len(weights) // 4
-    outputs = CELLS[cell].num_gates * units
-    h, c, gates, times, increments, last_increment, last_since, counts = recorded
+    """Launch the kernel that fits, once; it writes `states` and `results`."""
+    batch, steps, width = inputs.shape
     inline = width <= INLINE_INPUTS
-    bias = stacked(weights, 2, outputs)
+    of_kernel = kernel_weights(weights, gate, cell, inline)
     # Wide inputs of skipped steps are multiplied too: which are skipped is known in the scan only, where every update
     # would fetch all of W_ih for each block of rows. By arithmetic, not measured, that takes longer than one product of
     # all steps, down to a tenth of them being updates.
-    read = inputs.contiguous() if inline else torch.nn.functional.linear(inputs, weights[0], bias[0])
-    blocks = triton.cdiv(batch, cut.rows)
-    empty = h.new_empty(1)
-    kernel = resident_forward if cut.resident else streamed_forward
-    kernel[(blocks, cut.split)](
+    read = inputs.contiguous() if inline else F.linear(inputs, weights[0], of_kernel.bias[0])
+    source = Rows(
         read,
-        weights[0].contiguous(),
-        stacked(weights, 1, outputs, units),
-        stacked(weights[4:], 0, outputs, units) if layers > 1 else weights[0],
-        bias,
-        stacked(weights, 3, units),
-        gate[0].contiguous() if gate else empty,
-        gate[1].contiguous() if gate else empty,
         row_order(time, forced),
         time.lengths.int(),
-        empty if time.positions is None else time.positions.int().contiguous(),
-        empty if time.planned is None else time.planned.int().contiguous(),
-        h,
-        c,
-        increment.contiguous(),
-        since.contiguous(),
-        gates,
-        times,
-        increments if record else empty,
-        last_increment,
-        last_since,
-        counts,
-        h.new_empty(batch, units) if cell == "gru" and not cut.resident else empty,
-        h.new_empty(blocks, 2, cut.split, cut.block_rows) if cut.split > 1 else empty,
-        torch.zeros(blocks, dtype=torch.int32, device=h.device),
-        batch,
-        steps,
-        width,
-        h.shape[2],
-        H=units,
-        LAYERS=layers,
-        CELL=cell,
-        LEARNED=bool(gate),
-        PLANNED=time.planned is not None,
-        MASKED=time.positions is not None,
-        KEEP=keeps,
-        RECORD=record,
-        INLINE=inline,
-        STATE=LANGUAGE[dtype],
-        PRECISION=precision(weights[1].dtype),
-        **cut.constants(),
-        **cut.options(),
+        None if time.positions is None else time.positions.int().contiguous(),
+        None if time.planned is None else time.planned.int().contiguous(),
+        *(part.contiguous() for part in clock),
     )
+    cut = cut_of(weights, cell, batch)
+    blocks, h = triton.cdiv(batch, cut.rows), states.h
+    common = (source, of_kernel, states, results)
+    sizes = (batch, steps, width, h.shape[2], form_of(cut, weights, cell, keep))
+    if cut.resident:
+        resident_forward[(blocks,)](*common, *sizes, **cut.options())
+        return
+    reset = h.new_empty(batch, h.shape[3]) if cell == "gru" else None
+    scratch = Scratch(reset, partial_sums(cut, blocks, 1, h))
+    arrived = torch.zeros(blocks, dtype=torch.int32, device=h.device)
+    streamed_forward[(blocks, cut.split)](*common, scratch, arrived, *sizes, **cut.options())

@@ -1,428 +1,367 @@
 """Backward in Triton: from update to update, latest first, each row at its own position, a chunk of time a launch.
 
-What needs no order was computed before (triton_steps.py) or is computed after, from the cotangents of the gates'
-pre-activations that are left here (triton_reverse.py). `resident_backward` and `streamed_backward` as in the forward.
+What needs no order was computed before (kernels_skipped.py) or is computed after, from the cotangents of the gates'
+pre-activations that are left here (backward_pass.py). `resident_backward` and `streamed_backward` as in the forward.
+
+Places in a chunk are counted by `index`: run `index` (0 .. C) begins behind the update at the chunk's step index - 1.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .kernels_common import gather, meet, product, share
-from .kernels_forward import row_block
-
-
-@triton.jit
-def transposed_tile(matrix, inner, outer, K, H_OUT):
-    """A tile [K, N] of a matrix [K, H_OUT] as torch stores it, zero beyond its edges."""
-    ok = (inner[:, None] < K) & (outer[None, :] < H_OUT)
-    return tl.load(matrix + inner[:, None].to(tl.int64) * H_OUT + outer[None, :], mask=ok, other=0.0)
-
-
-@triton.jit
-def add_transposed(
-    total,  # [R, N]
-    source,  # pointers to rows [R], K numbers each
-    row_ok,
-    matrix,  # [K, H]
-    units,
-    K: tl.constexpr,
-    H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STATE: tl.constexpr,
-):
-    """total + source @ matrix."""
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        d = tl.load(
-            source[:, None] + k[None, :], mask=row_ok[:, None] & (k < K)[None, :], other=0.0, cache_modifier=".cg"
-        )
-        total += product(d, transposed_tile(matrix, k, units, K, H), PRECISION, STATE)
-    return total
+from .kernels_common import (
+    add_transposed,
+    columns,
+    gather,
+    gru_backward,
+    lstm_backward,
+    meet,
+    product,
+    row_block,
+    share,
+    sum_place,
+    tile_of,
+    transposed_tile,
+)
+from .tiling import RESIDENT, STREAMED, tuned
 
 
-@triton.jit
-def through_run(matrix, constant, at, ok, q, d, of_state_q, of_state_d):  # [R] each
-    """(g_q, g_D) before a run of skipped steps from those after it."""
-    m = matrix + at * 4
-    m00, m01 = tl.load(m, mask=ok, other=1.0), tl.load(m + 1, mask=ok, other=0.0)
-    m10, m11 = tl.load(m + 2, mask=ok, other=0.0), tl.load(m + 3, mask=ok, other=1.0)
-    new_q = m00 * q + m01 * d + tl.load(constant + at * 2, mask=ok, other=0.0) + of_state_q
-    new_d = m10 * q + m11 * d + tl.load(constant + at * 2 + 1, mask=ok, other=0.0) + of_state_d
-    return tl.where(ok, new_q, q), tl.where(ok, new_d, d)
+class Chunk(NamedTuple):
+    """What is known of a chunk's steps; N = B * C."""
+
+    order: Tensor  # [B], which rows stand side by side
+    previous: Tensor  # [B, C + 1], the latest run that begins at or before each place
+    h: Tensor  # [L, N, H], before every step
+    new_h: Tensor  # [L, N, H], after it, as if it were an update; and so the following
+    c: Tensor | None
+    new_c: Tensor | None
+    activations: Tensor  # [L, 4, N, H], i f g o; r z n, and W_hn h + b_hn of "gru_reset_after"
+
+
+class Gradients(NamedTuple):
+    """What a chunk leaves at its updates, zero before."""
+
+    inputs: Tensor  # [L, N, G * H], of the input product
+    recurrent: Tensor | None  # [L, N, H], of the recurrent product's n, for "gru_reset_after"
+    gate: Tensor | None  # [N], of a learned gate's pre-activation W_p top + b_p
 
 
 @triton.jit
-def through_gate(
-    grad_gates, since, times, increments, rows, event, moves, q, d, of_state, T, LEARNED: tl.constexpr
-):  # [R] each
-    """g_u at a row's update `event` (1, 2, ...), and the cotangent of its gate's pre-activation W_p top + b_p."""
-    if LEARNED:
-        step = rows * T + tl.load(times + rows * T + event - 1, mask=moves, other=0)
-        e = increments + rows * (T + 1) + event
-        now, before = tl.load(e, mask=moves, other=0.0), tl.load(e - 1, mask=moves, other=0.0)
-        update_prob = tl.load(since + step, mask=moves, other=0.0) * before
-        r = tl.load(grad_gates + step, mask=moves, other=0.0)
-        return r + of_state + d * (now - before) - q * update_prob, d * now * (1 - now)
-    return tl.zeros_like(q), tl.zeros_like(q)
+def through_run(runs, run, alive, q, d, of_q, of_d):
+    """(g_q, g_D) before a run of skipped steps from those behind it, and from the state's cotangent: [R] each."""
+    m = runs.matrix + run * 4
+    m00, m01 = tl.load(m, mask=alive, other=1.0), tl.load(m + 1, mask=alive, other=0.0)
+    m10, m11 = tl.load(m + 2, mask=alive, other=0.0), tl.load(m + 3, mask=alive, other=1.0)
+    new_q = m00 * q + m01 * d + tl.load(runs.constant + run * 2, mask=alive, other=0.0) + of_q
+    new_d = m10 * q + m11 * d + tl.load(runs.constant + run * 2 + 1, mask=alive, other=0.0) + of_d
+    return tl.where(alive, new_q, q), tl.where(alive, new_d, d)
 
 
 @triton.jit
-def lstm_backward(gh, gc, i, f, g, o, c_new, c_old):
-    """Cotangents of the pre-activations i f g o, and of the previous c."""
-    t = 2 * tl.sigmoid(2 * c_new) - 1
-    gc = gc + gh * o * (1 - t * t)
-    return gc * g * i * (1 - i), gc * c_old * f * (1 - f), gc * i * (1 - g * g), gh * t * o * (1 - o), gc * f
+def through_gate(steps, step, moves, q, d, of_state):
+    """g_u at an update, and the cotangent of its gate's pre-activation W_p top + b_p: [R] each."""
+    now = tl.load(steps.new_increment + step, mask=moves, other=0.0)
+    before = tl.load(steps.increment + step, mask=moves, other=0.0)
+    r = tl.load(steps.grad_gates + step, mask=moves, other=0.0)
+    grad_u = r + of_state + d * (now - before) - q * tl.load(steps.update_prob + step, mask=moves, other=0.0)
+    return grad_u, d * now * (1 - now)
 
 
-@triton.jit(do_not_specialize=["B", "T", "U"])
+@triton.jit
+def through_sums(by, g, run_tile, copy, ok):
+    """Of g_q and g_D, by one tile of the state's cotangent g: [R] each."""
+    of_q = tl.sum(g * tl.load(by + run_tile, mask=ok, other=0.0), 1)
+    return of_q, tl.sum(g * tl.load(by + copy + run_tile, mask=ok, other=0.0), 1)
+
+
+@triton.jit
+def of_change(old, new, g, tile, ok):
+    """<g, S(s, x) - s> of one tile: [R]."""
+    return tl.sum(g * (tl.load(new + tile, mask=ok, other=0.0) - tl.load(old + tile, mask=ok, other=0.0)), 1)
+
+
+@triton.jit
+def load_activations(chunk, layer, tile, ok, N, F):
+    """The four of a tile of states [L, N, H]; of "gru" the last is none."""
+    first = chunk.activations + layer * 3 * N * F.H + tile  # `tile` has passed `layer` times N * H
+    a = ()
+    for g in tl.static_range(4):
+        a = a + (tl.load(first + g * N * F.H, mask=ok, other=0.0),)
+    return a
+
+
+@triton.jit
+def store_gradient(pointer, value, ok):
+    """In the weights' precision."""
+    tl.store(pointer, value.to(pointer.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def resident_cell(tiles, chunk, gradients, gh, gc, into_gate, n, units, ok, B, C, F):
+    """Back through an update of all units: the previous h's and c's cotangents."""
+    N = B.to(tl.int64) * C
+    tile = tile_of(n, units, F)
+    a = load_activations(chunk, 0, tile, ok, N, F)
+    out = gradients.inputs + n[:, None] * (F.GATES * F.H) + units[None, :]
+    if F.CELL == "lstm":
+        c_new, c_old = tl.load(chunk.new_c + tile, mask=ok, other=0.0), tl.load(chunk.c + tile, mask=ok, other=0.0)
+        d, gc = lstm_backward(gh, gc + into_gate, a, c_new, c_old)
+        gh = product(d[0], tiles[0], F) + product(d[1], tiles[1], F)
+        gh += product(d[2], tiles[2], F) + product(d[3], tiles[3], F)
+        store_gradient(out + 3 * F.H, d[3], ok)
+    else:
+        h_old = tl.load(chunk.h + tile, mask=ok, other=0.0)
+        grad = gh + into_gate
+        d1, d2 = gru_backward(grad, a[1], a[2], h_old)
+        if F.CELL == "gru":
+            of_reset = product(d2, tiles[2], F)
+            d = (of_reset * h_old * a[0] * (1 - a[0]), d1, d2)
+            gh = grad * a[1] + of_reset * a[0]
+        else:
+            d = (d2 * a[3] * a[0] * (1 - a[0]), d1, d2)
+            gh = grad * a[1] + product(d2 * a[0], tiles[2], F)
+            store_gradient(gradients.recurrent + tile, d2 * a[0], ok)
+        gh += product(d[0], tiles[0], F) + product(d1, tiles[1], F)
+        gc = gh
+    for g in tl.static_range(3):
+        store_gradient(out + g * F.H, d[g], ok)
+    return gh, gc
+
+
+@tuned(RESIDENT, restores=["carry", "clock"])
+@triton.jit(do_not_specialize=["B", "T", "C", "first_step"])
 def resident_backward(
-    weight_hh,  # [1, G * H, H]
-    upper_ih,  # unused: there is one layer
-    gate_weight,  # [H]
-    order,  # [B]
-    updates,  # [B], in the chunk
-    base,  # [B], before it
-    times,  # [B, T]
-    increments,  # [B, T + 1]
-    since,  # [B, T]
-    grad_gates,  # [B, T]
-    held_h,  # [L, B, U + 1, H]
-    held_c,
-    gates,  # [L, B, U, 4, H]
-    matrix,  # [B, U + 1, 4]; this and the following: see `segments`
-    constant,
-    by_h,
-    by_c,
-    output_sum,
-    carry_h,  # [L, B, H], in and out
-    carry_c,
-    carry_d,  # [B]
-    carry_q,
-    grad_inputs,  # [L, B, U, G * H], out: of the input product, at updates
-    grad_recurrent,  # [L, B, U, H], out: of the recurrent product's n, for "gru_reset_after"
-    grad_gate,  # [B, U], out: of the gate's pre-activation
-    above,  # unused
-    partial,  # unused
-    arrived,  # unused
+    chunk,
+    weights,
+    steps,
+    runs,
+    gradients,
+    carry,  # [1 or 2, L, B, H], cotangents of h and c, in and out
+    clock,  # [2, B], of the accumulator and the increment, in and out
     B,
     T,
-    U,  # updates in the chunk of the row with most of them
-    H: tl.constexpr,
-    LAYERS: tl.constexpr,
-    CELL: tl.constexpr,
-    LEARNED: tl.constexpr,
-    SEQUENCE: tl.constexpr,
-    STATE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr,
+    C,
+    first_step,
+    F,
 ):
     """A chunk of a block of rows, one layer, the recurrent weights on chip, the cotangents in registers."""
-    G: tl.constexpr = 4 if CELL == "lstm" else 3
-    HAS_C: tl.constexpr = CELL == "lstm"
-    rows, ok = row_block(order, B, ROWS, BLOCK_ROWS)
-    units = tl.arange(0, BLOCK_UNITS)
-    unit_ok = units < H
-    carried = rows[:, None] * H + units[None, :]
-    carried_ok = ok[:, None] & unit_ok[None, :]
-    gh = tl.load(carry_h + carried, mask=carried_ok, other=0.0)
+    rows, ok = row_block(chunk.order, B, F)
+    units, carry_ok = columns(0, F.H, ok, F)
+    carried = tile_of(rows, units, F)
+    gh = tl.load(carry + carried, mask=carry_ok, other=0.0)
     gc = gh
-    if HAS_C:
-        gc = tl.load(carry_c + carried, mask=carried_ok, other=0.0)
-    d, q = tl.load(carry_d + rows, mask=ok, other=0.0), tl.load(carry_q + rows, mask=ok, other=0.0)
-    w0 = transposed_tile(weight_hh, units, units, H, H)
-    w1 = transposed_tile(weight_hh + H * H, units, units, H, H)
-    w2 = transposed_tile(weight_hh + 2 * H * H, units, units, H, H)
-    w3 = w2
-    if HAS_C:
-        w3 = transposed_tile(weight_hh + 3 * H * H, units, units, H, H)
-    w_p = tl.zeros([1, BLOCK_UNITS], STATE)
-    if LEARNED:
-        w_p = tl.load(gate_weight + units, mask=unit_ok, other=0.0).to(STATE)[None, :]
-    copy = B * (U + 1) * H + rows * 0  # from by_h of g_q to that of g_D
-    slot = tl.load(updates + rows, mask=ok, other=0)
-    events = tl.load(base + rows, mask=ok, other=0)
+    if F.CELL == "lstm":
+        gc = tl.load(carry + B * F.H + carried, mask=carry_ok, other=0.0)
+    q, d = tl.load(clock + rows, mask=ok, other=0.0), tl.load(clock + B + rows, mask=ok, other=0.0)
+    tiles = ()
+    for g in tl.static_range(F.GATES):
+        tiles = tiles + (transposed_tile(weights.recurrent + g * F.H * F.H, units, units, F.H, F.H),)
+    copy = B.to(tl.int64) * (C + 1) * F.H  # from by_h of g_q to that of g_D
+    into_gate = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+    if weights.gate is not None:
+        w_p = tl.load(weights.gate + units, mask=units < F.H, other=0.0).to(F.STATE)[None, :]
+    index = tl.load(chunk.previous + rows * (C + 1) + C, mask=ok, other=0)
     alive = ok
     while tl.max(alive.to(tl.int32), 0) > 0:
-        at = rows * (U + 1) + slot
-        moves = alive & (slot > 0)
-        tile, tile_ok = at[:, None] * H + units[None, :], alive[:, None] & unit_ok[None, :]
-        if LEARNED:
-            of_q = tl.sum(gh * tl.load(by_h + tile, mask=tile_ok, other=0.0), 1)
-            of_d = tl.sum(gh * tl.load(by_h + copy[:, None] + tile, mask=tile_ok, other=0.0), 1)
-            if HAS_C:
-                of_q += tl.sum(gc * tl.load(by_c + tile, mask=tile_ok, other=0.0), 1)
-                of_d += tl.sum(gc * tl.load(by_c + copy[:, None] + tile, mask=tile_ok, other=0.0), 1)
-            q, d = through_run(matrix, constant, at, alive, q, d, of_q, of_d)
-        if SEQUENCE:
-            gh += tl.load(output_sum + tile, mask=tile_ok, other=0.0)
-        # The update that made this slot's state.
-        n = rows * U + slot - 1
-        tile_ok = moves[:, None] & unit_ok[None, :]
-        now, before = n[:, None] * H + units[None, :], tile - H
-        h_new, h_old = (
-            tl.load(held_h + tile, mask=tile_ok, other=0.0),
-            tl.load(held_h + before, mask=tile_ok, other=0.0),
-        )
-        of_state = tl.sum(gh * (h_new - h_old), 1)
-        c_new, c_old = h_new, h_old
-        if HAS_C:
-            c_new = tl.load(held_c + tile, mask=tile_ok, other=0.0)
-            c_old = tl.load(held_c + before, mask=tile_ok, other=0.0)
-            of_state += tl.sum(gc * (c_new - c_old), 1)
-        grad_u, grad_z = through_gate(
-            grad_gates, since, times, increments, rows, events + slot, moves, q, d, of_state, T, LEARNED
-        )
-        place = gates + n[:, None] * (4 * H) + units[None, :]
-        a0 = tl.load(place, mask=tile_ok, other=0.0)
-        a1 = tl.load(place + H, mask=tile_ok, other=0.0)
-        a2 = tl.load(place + 2 * H, mask=tile_ok, other=0.0)
-        a3 = tl.load(place + 3 * H, mask=tile_ok, other=0.0)
-        out = grad_inputs + n[:, None] * (G * H) + units[None, :]
-        if HAS_C:
-            d0, d1, d2, d3, gc_old = lstm_backward(gh, gc + grad_z[:, None] * w_p, a0, a1, a2, a3, c_new, c_old)
-            gc = tl.where(moves[:, None], gc_old, gc)
-            tl.store(out + 3 * H, d3.to(out.dtype.element_ty), mask=tile_ok)
-            gh_old = product(d0, w0, PRECISION, STATE)
-            gh_old += product(d1, w1, PRECISION, STATE)
-            gh_old += product(d2, w2, PRECISION, STATE)
-            gh_old += product(d3, w3, PRECISION, STATE)
+        run = rows * (C + 1) + index
+        run_tile, run_ok = tile_of(run, units, F), alive[:, None] & carry_ok
+        if weights.gate is not None:
+            of_q, of_d = through_sums(runs.by_h, gh, run_tile, copy, run_ok)
+            if F.CELL == "lstm":
+                more_q, more_d = through_sums(runs.by_c, gc, run_tile, copy, run_ok)
+                of_q, of_d = of_q + more_q, of_d + more_d
+            q, d = through_run(runs, run, alive, q, d, of_q, of_d)
+        if runs.output_sum is not None:
+            gh += tl.load(runs.output_sum + run_tile, mask=run_ok, other=0.0)
+        # The update behind which the run begins.
+        moves = alive & (index > 0)
+        n = rows * C + index - 1
+        tile, tile_ok = tile_of(n, units, F), moves[:, None] & carry_ok
+        grad_u = tl.zeros_like(q)
+        if weights.gate is not None:
+            of_state = of_change(chunk.h, chunk.new_h, gh, tile, tile_ok)
+            if F.CELL == "lstm":
+                of_state += of_change(chunk.c, chunk.new_c, gc, tile, tile_ok)
+            step = rows * T + first_step + index - 1
+            grad_u, grad_z = through_gate(steps, step, moves, q, d, of_state)
+            tl.store(gradients.gate + n, grad_z, mask=moves)
+            into_gate = grad_z[:, None] * w_p
+        q, d = tl.where(moves, grad_u, q), tl.where(moves, grad_u, d)
+        old_gh, old_gc = resident_cell(tiles, chunk, gradients, gh, gc, into_gate, n, units, tile_ok, B, C, F)
+        gh, gc = tl.where(moves[:, None], old_gh, gh), tl.where(moves[:, None], old_gc, gc)
+        alive = moves
+        index = tl.load(chunk.previous + run - 1, mask=moves, other=0)
+    tl.store(carry + carried, gh, mask=carry_ok)
+    if F.CELL == "lstm":
+        tl.store(carry + B * F.H + carried, gc, mask=carry_ok)
+    tl.store(clock + rows, q, mask=ok)
+    tl.store(clock + B + rows, d, mask=ok)
+
+
+@triton.jit
+def output_cotangent(runs, rows, index, units, ok, C, F):
+    """Of the top layer's tile, from the outputs of a run: [R, N]."""
+    return tl.load(runs.output_sum + tile_of(rows * (C + 1) + index, units, F), mask=ok, other=0.0)
+
+
+@triton.jit
+def streamed_sums(chunk, runs, carry, rows, index, alive, moves, B, C, F):
+    """What this program's units say to the gate: of g_q, of g_D, and <g, S(s, x) - s>; [R] each."""
+    of_q = tl.zeros([F.BLOCK_ROWS], F.STATE)
+    of_d, of_state = of_q, of_q
+    copy = F.LAYERS * B.to(tl.int64) * (C + 1) * F.H  # from by_h of g_q to that of g_D
+    for layer in range(F.LAYERS):
+        row = layer * B + rows
+        for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+            units, ok = columns(first, F.H, alive, F)
+            run_tile, tile = tile_of(row * (C + 1) + index, units, F), tile_of(row * C + index - 1, units, F)
+            tile_ok, carried = ok & moves[:, None], carry + tile_of(row, units, F)
+            g = tl.load(carried, mask=ok, other=0.0)
+            more_q, more_d = through_sums(runs.by_h, g, run_tile, copy, ok)
+            of_q, of_d = of_q + more_q, of_d + more_d
+            if runs.output_sum is not None:
+                if layer == F.LAYERS - 1:
+                    g += output_cotangent(runs, rows, index, units, ok, C, F)
+            of_state += of_change(chunk.h, chunk.new_h, g, tile, tile_ok)
+            if F.CELL == "lstm":
+                g = tl.load(carried + F.LAYERS * B * F.H, mask=ok, other=0.0)
+                more_q, more_d = through_sums(runs.by_c, g, run_tile, copy, ok)
+                of_q, of_d = of_q + more_q, of_d + more_d
+                of_state += of_change(chunk.c, chunk.new_c, g, tile, tile_ok)
+    return of_q, of_d, of_state
+
+
+@triton.jit
+def streamed_cell(chunk, weights, runs, gradients, carry, above, grad_z, layer, rows, index, alive, moves, B, C, F):
+    """Back through an update of this program's units of a layer, as far as no other unit is needed."""
+    row = layer * B + rows
+    n = row * C + index - 1
+    for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+        units, ok = columns(first, F.H, alive, F)
+        tile, tile_ok, carried = tile_of(n, units, F), ok & moves[:, None], carry + tile_of(row, units, F)
+        gh = tl.load(carried, mask=ok, other=0.0)
+        into_gate = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+        if layer == F.LAYERS - 1:
+            if runs.output_sum is not None:
+                gh += output_cotangent(runs, rows, index, units, ok, C, F)
+                tl.store(carried, gh, mask=ok)
+            if weights.gate is not None:
+                w_p = tl.load(weights.gate + units, mask=units < F.H, other=0.0).to(F.STATE)
+                into_gate += grad_z[:, None] * w_p[None, :]
+        elif weights.upper is not None:
+            gh += tl.load(above + tile_of(rows, units, F), mask=tile_ok, other=0.0)
+        a = load_activations(chunk, layer, tile, tile_ok, B.to(tl.int64) * C, F)
+        out = gradients.inputs + n[:, None] * (F.GATES * F.H) + units[None, :]
+        if F.CELL == "lstm":
+            carried += F.LAYERS * B * F.H
+            gc = tl.load(carried, mask=tile_ok, other=0.0) + into_gate
+            c_new = tl.load(chunk.new_c + tile, mask=tile_ok, other=0.0)
+            d, gc = lstm_backward(gh, gc, a, c_new, tl.load(chunk.c + tile, mask=tile_ok, other=0.0))
+            tl.store(carried, gc, mask=tile_ok)
+            for g in tl.static_range(4):
+                store_gradient(out + g * F.H, d[g], tile_ok)
         else:
-            g = gh + grad_z[:, None] * w_p
-            d2 = g * (1 - a1) * (1 - a2 * a2)
-            d1 = g * (h_old - a2) * a1 * (1 - a1)
-            if CELL == "gru":
-                of_reset = product(d2, w2, PRECISION, STATE)
-                d0 = of_reset * h_old * a0 * (1 - a0)
-                gh_old = g * a1 + of_reset * a0
-            else:
-                d0 = d2 * a3 * a0 * (1 - a0)
-                gh_old = g * a1 + product(d2 * a0, w2, PRECISION, STATE)
-                recurrent = grad_recurrent + now
-                tl.store(recurrent, (d2 * a0).to(recurrent.dtype.element_ty), mask=tile_ok)
-            gh_old += product(d0, w0, PRECISION, STATE)
-            gh_old += product(d1, w1, PRECISION, STATE)
-        tl.store(out, d0.to(out.dtype.element_ty), mask=tile_ok)
-        tl.store(out + H, d1.to(out.dtype.element_ty), mask=tile_ok)
-        tl.store(out + 2 * H, d2.to(out.dtype.element_ty), mask=tile_ok)
-        tl.store(grad_gate + n, grad_z, mask=moves)
-        gh = tl.where(moves[:, None], gh_old, gh)
-        q, d = tl.where(moves, grad_u, q), tl.where(moves, grad_u, d)
-        slot -= 1
-        alive = alive & (slot >= 0)
-    tl.store(carry_h + carried, gh, mask=carried_ok)
-    if HAS_C:
-        tl.store(carry_c + carried, gc, mask=carried_ok)
-    tl.store(carry_d + rows, d, mask=ok)
-    tl.store(carry_q + rows, q, mask=ok)
+            grad = gh + into_gate
+            d1, d2 = gru_backward(grad, a[1], a[2], tl.load(chunk.h + tile, mask=tile_ok, other=0.0))
+            if F.CELL == "gru_reset_after":  # else r waits for the product with W_hn
+                store_gradient(out, d2 * a[3] * a[0] * (1 - a[0]), tile_ok)
+                store_gradient(gradients.recurrent + tile, d2 * a[0], tile_ok)
+            tl.store(carried, grad * a[1], mask=tile_ok)
+            store_gradient(out + F.H, d1, tile_ok)
+            store_gradient(out + 2 * F.H, d2, tile_ok)
 
 
-@triton.jit(do_not_specialize=["B", "T", "U"])
-def streamed_backward(
-    weight_hh,  # [L, G * H, H]; as resident_backward's, and so the rest
-    upper_ih,  # [L - 1, G * H, H]
-    gate_weight,
-    order,
-    updates,
-    base,
-    times,
-    increments,
-    since,
-    grad_gates,
-    held_h,
-    held_c,
-    gates,
-    matrix,
-    constant,
-    by_h,
-    by_c,
-    output_sum,
-    carry_h,
-    carry_c,
-    carry_d,
-    carry_q,
-    grad_inputs,
-    grad_recurrent,
-    grad_gate,
-    above,  # [B, H], of a layer's input from the layer above
-    partial,  # [blocks, 2, 3, SPLIT, BLOCK_ROWS]
-    arrived,  # [blocks], zero
-    B,
-    T,
-    U,
-    H: tl.constexpr,
-    LAYERS: tl.constexpr,
-    CELL: tl.constexpr,
-    LEARNED: tl.constexpr,
-    SEQUENCE: tl.constexpr,
-    STATE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+@triton.jit
+def streamed_reset(chunk, weights, gradients, carry, layer, rows, index, moves, B, C, F):
+    """Back through the reset gate of "gru": it entered the product with W_hn."""
+    row = layer * B + rows
+    n = row * C + index - 1
+    d, matrix = gradients.inputs + n * (F.GATES * F.H), weights.recurrent + (layer * F.GATES + 2) * F.H * F.H
+    for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+        units, ok = columns(first, F.H, moves, F)
+        tile, carried = tile_of(n, units, F), carry + tile_of(row, units, F)
+        of_reset = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+        of_reset = add_transposed(of_reset, d + 2 * F.H, moves, matrix, units, F.H, F)
+        r = load_activations(chunk, layer, tile, ok, B.to(tl.int64) * C, F)[0]
+        tl.store(carried, tl.load(carried, mask=ok, other=0.0) + of_reset * r, mask=ok)
+        h_old = tl.load(chunk.h + tile, mask=ok, other=0.0)
+        store_gradient(d[:, None] + units[None, :], of_reset * h_old * r * (1 - r), ok)
+
+
+@triton.jit
+def streamed_products(weights, gradients, carry, above, layer, rows, index, moves, B, C, F):
+    """The cotangents of the previous h, and of the layer's input from below, which all units' cotangents enter."""
+    row = layer * B + rows
+    n = row * C + index - 1
+    d, matrix = gradients.inputs + n * (F.GATES * F.H), weights.recurrent + layer * F.GATES * F.H * F.H
+    for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
+        units, ok = columns(first, F.H, moves, F)
+        carried = carry + tile_of(row, units, F)
+        gh = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+        if F.CELL == "lstm":
+            gh = add_transposed(gh, d, moves, matrix, units, 4 * F.H, F)
+        else:
+            gh += tl.load(carried, mask=ok, other=0.0)
+            gh = add_transposed(gh, d, moves, matrix, units, 2 * F.H, F)
+            if F.CELL == "gru_reset_after":
+                of_n = gradients.recurrent + n * F.H
+                gh = add_transposed(gh, of_n, moves, matrix + 2 * F.H * F.H, units, F.H, F)
+        tl.store(carried, gh, mask=ok)
+        if weights.upper is not None:
+            if layer > 0:
+                of_input = tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
+                upper = weights.upper + (layer - 1) * F.GATES * F.H * F.H
+                of_input = add_transposed(of_input, d, moves, upper, units, F.GATES * F.H, F)
+                tl.store(above + tile_of(rows, units, F), of_input, mask=ok)
+
+
+@tuned(STREAMED, resets=["arrived"], restores=["carry", "clock"])
+@triton.jit(do_not_specialize=["B", "T", "C", "first_step"])
+def streamed_backward(chunk, weights, steps, runs, gradients, carry, clock, scratch, arrived, B, T, C, first_step, F):
     """A chunk of a block of rows, any stack; SPLIT programs share the units of a row block."""
-    G: tl.constexpr = 4 if CELL == "lstm" else 3
-    HAS_C: tl.constexpr = CELL == "lstm"
-    rows, ok = row_block(order, B, ROWS, BLOCK_ROWS)
-    program = tl.program_id(1)
-    leader = (tl.zeros([BLOCK_ROWS], tl.int32) + program) == 0
+    rows, ok = row_block(chunk.order, B, F)
+    writes = (rows * 0 + tl.program_id(1)) == 0  # the first of the programs that share a row
     arrived += tl.program_id(0)
-    partial += tl.program_id(0) * 6 * SPLIT * BLOCK_ROWS
-    part = SPLIT * BLOCK_ROWS
-    first_unit, all_units = program * BLOCK_UNITS, SPLIT * BLOCK_UNITS
-    d, q = tl.load(carry_d + rows, mask=ok, other=0.0), tl.load(carry_q + rows, mask=ok, other=0.0)
-    slot = tl.load(updates + rows, mask=ok, other=0)
-    events = tl.load(base + rows, mask=ok, other=0)
-    alive = ok
     visits = 0
-    rounds = 0
+    q, d = tl.load(clock + rows, mask=ok, other=0.0), tl.load(clock + B + rows, mask=ok, other=0.0)
+    index = tl.load(chunk.previous + rows * (C + 1) + C, mask=ok, other=0)
+    alive = ok
+    turn = 0
     while tl.max(alive.to(tl.int32), 0) > 0:
-        moves = alive & (slot > 0)
-        # What all units together say to the gate.
-        of_q, of_d, of_state = tl.zeros_like(q), tl.zeros_like(q), tl.zeros_like(q)
-        if LEARNED:
-            for layer in range(LAYERS):
-                for start in range(first_unit, H, all_units):
-                    units = start + tl.arange(0, BLOCK_UNITS)
-                    ok_now = alive[:, None] & (units < H)[None, :]
-                    ok_move = moves[:, None] & (units < H)[None, :]
-                    held = ((layer * B + rows) * (U + 1) + slot)[:, None] * H + units[None, :]
-                    copy = (((LAYERS + layer) * B + rows) * (U + 1) + slot)[:, None] * H + units[None, :]
-                    g = tl.load(carry_h + (layer * B + rows)[:, None] * H + units[None, :], mask=ok_now, other=0.0)
-                    of_q += tl.sum(g * tl.load(by_h + held, mask=ok_now, other=0.0), 1)
-                    of_d += tl.sum(g * tl.load(by_h + copy, mask=ok_now, other=0.0), 1)
-                    if SEQUENCE:
-                        if layer == LAYERS - 1:
-                            at = (rows * (U + 1) + slot)[:, None] * H + units[None, :]
-                            g += tl.load(output_sum + at, mask=ok_now, other=0.0)
-                    change = tl.load(held_h + held, mask=ok_move, other=0.0)
-                    change -= tl.load(held_h + held - H, mask=ok_move, other=0.0)
-                    of_state += tl.sum(g * change, 1)
-                    if HAS_C:
-                        g = tl.load(carry_c + (layer * B + rows)[:, None] * H + units[None, :], mask=ok_now, other=0.0)
-                        of_q += tl.sum(g * tl.load(by_c + held, mask=ok_now, other=0.0), 1)
-                        of_d += tl.sum(g * tl.load(by_c + copy, mask=ok_now, other=0.0), 1)
-                        change = tl.load(held_c + held, mask=ok_move, other=0.0)
-                        change -= tl.load(held_c + held - H, mask=ok_move, other=0.0)
-                        of_state += tl.sum(g * change, 1)
-            turn = partial + (rounds % 2) * 3 * part
-            share(of_q, turn, program, SPLIT, BLOCK_ROWS)
-            share(of_d, turn + part, program, SPLIT, BLOCK_ROWS)
-            share(of_state, turn + 2 * part, program, SPLIT, BLOCK_ROWS)
+        moves = alive & (index > 0)
+        grad_u, grad_z = tl.zeros_like(q), tl.zeros_like(q)
+        if weights.gate is not None:
+            sums = streamed_sums(chunk, runs, carry, rows, index, alive, moves, B, C, F)
+            for g in tl.static_range(3):
+                share(sums[g], scratch.partial, sum_place(turn, g, 3, F), F)
             visits += 1
-            meet(arrived, visits, SPLIT)
-            of_q = gather(of_q, turn, SPLIT, BLOCK_ROWS)
-            of_d = gather(of_d, turn + part, SPLIT, BLOCK_ROWS)
-            of_state = gather(of_state, turn + 2 * part, SPLIT, BLOCK_ROWS)
-            q, d = through_run(matrix, constant, rows * (U + 1) + slot, alive, q, d, of_q, of_d)
-        grad_u, grad_z = through_gate(
-            grad_gates, since, times, increments, rows, events + slot, moves, q, d, of_state, T, LEARNED
-        )
-        tl.store(grad_gate + rows * U + slot - 1, grad_z, mask=moves & leader)
-
-        for down in range(LAYERS):
-            layer = LAYERS - 1 - down
-            w_hh = weight_hh + layer * G * H * H
-            n = (layer * B + rows) * U + slot - 1
-            row = (layer * B + rows) * H
-            d_rows = grad_inputs + n * (G * H)
-            for start in range(first_unit, H, all_units):
-                units = start + tl.arange(0, BLOCK_UNITS)
-                unit_ok = units < H
-                ok_now, tile_ok = alive[:, None] & unit_ok[None, :], moves[:, None] & unit_ok[None, :]
-                carried = row[:, None] + units[None, :]
-                now = n[:, None] * H + units[None, :]
-                before = ((layer * B + rows) * (U + 1) + slot - 1)[:, None] * H + units[None, :]
-                gh = tl.load(carry_h + carried, mask=ok_now, other=0.0)
-                into_gate = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], STATE)
-                if down == 0:
-                    if SEQUENCE:
-                        at = (rows * (U + 1) + slot)[:, None] * H + units[None, :]
-                        gh += tl.load(output_sum + at, mask=ok_now, other=0.0)
-                        tl.store(carry_h + carried, gh, mask=ok_now)
-                    if LEARNED:
-                        w_p = tl.load(gate_weight + units, mask=unit_ok, other=0.0).to(STATE)
-                        into_gate += grad_z[:, None] * w_p[None, :]
-                else:
-                    gh += tl.load(above + rows[:, None] * H + units[None, :], mask=tile_ok, other=0.0)
-                place = gates + n[:, None] * (4 * H) + units[None, :]
-                a0 = tl.load(place, mask=tile_ok, other=0.0)
-                a1 = tl.load(place + H, mask=tile_ok, other=0.0)
-                a2 = tl.load(place + 2 * H, mask=tile_ok, other=0.0)
-                a3 = tl.load(place + 3 * H, mask=tile_ok, other=0.0)
-                out = d_rows[:, None] + units[None, :]
-                if HAS_C:
-                    gc = tl.load(carry_c + carried, mask=tile_ok, other=0.0) + into_gate
-                    c_new = tl.load(held_c + before + H, mask=tile_ok, other=0.0)
-                    c_old = tl.load(held_c + before, mask=tile_ok, other=0.0)
-                    d0, d1, d2, d3, gc = lstm_backward(gh, gc, a0, a1, a2, a3, c_new, c_old)
-                    tl.store(carry_c + carried, gc, mask=tile_ok)
-                    tl.store(out, d0.to(out.dtype.element_ty), mask=tile_ok)
-                    tl.store(out + 3 * H, d3.to(out.dtype.element_ty), mask=tile_ok)
-                else:
-                    g = gh + into_gate
-                    h_old = tl.load(held_h + before, mask=tile_ok, other=0.0)
-                    d2 = g * (1 - a1) * (1 - a2 * a2)
-                    d1 = g * (h_old - a2) * a1 * (1 - a1)
-                    if CELL != "gru":  # else it waits for the product with W_hn
-                        d0 = d2 * a3 * a0 * (1 - a0)
-                        tl.store(out, d0.to(out.dtype.element_ty), mask=tile_ok)
-                        recurrent = grad_recurrent + now
-                        tl.store(recurrent, (d2 * a0).to(recurrent.dtype.element_ty), mask=tile_ok)
-                    tl.store(carry_h + carried, g * a1, mask=tile_ok)
-                tl.store(out + H, d1.to(out.dtype.element_ty), mask=tile_ok)
-                tl.store(out + 2 * H, d2.to(out.dtype.element_ty), mask=tile_ok)
-            visits += 1
-            meet(arrived, visits, SPLIT)
-            if CELL == "gru":
-                for start in range(first_unit, H, all_units):
-                    units = start + tl.arange(0, BLOCK_UNITS)
-                    tile_ok = moves[:, None] & (units < H)[None, :]
-                    carried = row[:, None] + units[None, :]
-                    before = ((layer * B + rows) * (U + 1) + slot - 1)[:, None] * H + units[None, :]
-                    of_reset = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], STATE)
-                    of_reset = add_transposed(
-                        of_reset, d_rows + 2 * H, moves, w_hh + 2 * H * H, units, H, H, BLOCK_K, PRECISION, STATE
-                    )
-                    a0 = tl.load(gates + n[:, None] * (4 * H) + units[None, :], mask=tile_ok, other=0.0)
-                    gh = tl.load(carry_h + carried, mask=tile_ok, other=0.0)
-                    tl.store(carry_h + carried, gh + of_reset * a0, mask=tile_ok)
-                    d0 = of_reset * tl.load(held_h + before, mask=tile_ok, other=0.0) * a0 * (1 - a0)
-                    out = d_rows[:, None] + units[None, :]
-                    tl.store(out, d0.to(out.dtype.element_ty), mask=tile_ok)
-                visits += 1
-                meet(arrived, visits, SPLIT)
-            for start in range(first_unit, H, all_units):
-                units = start + tl.arange(0, BLOCK_UNITS)
-                tile_ok = moves[:, None] & (units < H)[None, :]
-                carried = row[:, None] + units[None, :]
-                gh = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], STATE)
-                if CELL == "lstm":
-                    gh = add_transposed(gh, d_rows, moves, w_hh, units, 4 * H, H, BLOCK_K, PRECISION, STATE)
-                else:
-                    gh += tl.load(carry_h + carried, mask=tile_ok, other=0.0)
-                    gh = add_transposed(gh, d_rows, moves, w_hh, units, 2 * H, H, BLOCK_K, PRECISION, STATE)
-                    if CELL != "gru":
-                        gh = add_transposed(
-                            gh, grad_recurrent + n * H, moves, w_hh + 2 * H * H, units, H, H, BLOCK_K, PRECISION, STATE
-                        )
-                tl.store(carry_h + carried, gh, mask=tile_ok)
-                if layer > 0:
-                    of_input = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], STATE)
-                    w_ih = upper_ih + (layer - 1) * G * H * H
-                    of_input = add_transposed(of_input, d_rows, moves, w_ih, units, G * H, H, BLOCK_K, PRECISION, STATE)
-                    tl.store(above + rows[:, None] * H + units[None, :], of_input, mask=tile_ok)
-            tl.debug_barrier()  # the units that a program reads next, it wrote itself
+            meet(arrived, visits, F)
+            totals = ()
+            for g in tl.static_range(3):
+                totals = totals + (gather(sums[g], scratch.partial, sum_place(turn, g, 3, F), F),)
+            q, d = through_run(runs, rows * (C + 1) + index, alive, q, d, totals[0], totals[1])
+            step = rows * T + first_step + index - 1
+            grad_u, grad_z = through_gate(steps, step, moves, q, d, totals[2])
+            tl.store(gradients.gate + rows * C + index - 1, grad_z, mask=moves & writes)
         q, d = tl.where(moves, grad_u, q), tl.where(moves, grad_u, d)
-        slot -= 1
-        rounds += 1
-        alive = alive & (slot >= 0)
-    tl.store(carry_d + rows, d, mask=ok & leader)
-    tl.store(carry_q + rows, q, mask=ok & leader)
+        for down in range(F.LAYERS):
+            layer = F.LAYERS - 1 - down
+            streamed_cell(
+                chunk, weights, runs, gradients, carry, scratch.units, grad_z, layer, rows, index, alive, moves, B, C, F
+            )
+            visits += 1
+            meet(arrived, visits, F)
+            if F.CELL == "gru":
+                streamed_reset(chunk, weights, gradients, carry, layer, rows, index, moves, B, C, F)
+                visits += 1
+                meet(arrived, visits, F)
+            streamed_products(weights, gradients, carry, scratch.units, layer, rows, index, moves, B, C, F)
+            tl.debug_barrier()  # the units that a program reads next, it wrote itself
+        alive = moves
+        index = tl.load(chunk.previous + rows * (C + 1) + index - 1, mask=moves, other=0)
+        turn += 1
+    tl.store(clock + rows, q, mask=ok & writes)
+    tl.store(clock + B + rows, d, mask=ok & writes)

@@ -1,12 +1,14 @@
-"""How a scan is cut into programs: from shapes, precision, device and a choice that has neither B nor T in it.
+"""How a scan is cut into programs: from shapes, precision and device, never from data or from the length T.
 
-Neither enters a kernel's compiled form either: a new length compiles nothing anew, and a new batch size at most one of
-the few sizes of a row block. Triton keeps what it has compiled on disk; triton_tuning.py keeps the choices.
+So a new length compiles nothing anew, and a new batch size at most one of the few sizes of a row block. What shapes
+leave open (warps, stages) `triton.autotune` finds out when a kernel is first launched, and keeps on disk beside
+Triton's compiled kernels. Inside a CUDA graph nothing can be timed: run the model once before it is captured.
 """
 
 import functools
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,15 +30,27 @@ LANGUAGE = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
+# What is tried of every kernel; the first serves where nothing is.
+RESIDENT = [triton.Config({}, num_warps=warps, num_stages=1) for warps in (8, 16)]
+STREAMED = [triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (2, 3), (4, 2))]
 
 
-class Choice(NamedTuple):
-    """What the shapes leave open, to be found by trying."""
+def tuned(
+    configs: list[triton.Config], resets: Sequence[str] = (), restores: Sequence[str] = ()
+) -> Callable[[Any], Any]:
+    """Return a decorator: a kernel is timed with each of `configs`, once for every Form, and Triton keeps the fastest.
 
-    warps: int
-    block_units: int  # at least, where units are cut; a resident kernel takes all
-    block_k: int  # likewise
-    stages: int  # of products whose weights pass through the caches: how many tiles are on their way
+    Before every trial the arguments `resets` are zeroed; `restores`, which the kernel reads and writes, are put back.
+    Interpreted, the first config alone serves.
+    """
+    decorator: Callable[[Any], Any] = triton.autotune(
+        configs[:1] if INTERPRETED else configs,
+        key=["F"],
+        reset_to_zero=list(resets),
+        restore_value=list(restores),
+        cache_results=True,
+    )
+    return decorator
 
 
 class Tiling(NamedTuple):
@@ -48,41 +62,28 @@ class Tiling(NamedTuple):
     block_units: int
     block_k: int
     split: int  # programs that share a row block's units
-    warps: int
-    stages: int
-
-    def constants(self) -> dict[str, int]:
-        """As the kernels name them."""
-        return {
-            "ROWS": self.rows,
-            "BLOCK_ROWS": self.block_rows,
-            "BLOCK_UNITS": self.block_units,
-            "BLOCK_K": self.block_k,
-            "SPLIT": self.split,
-        }
 
     def options(self) -> dict[str, object]:
         """Of the launch."""
-        cooperative: dict[str, object] = {"launch_cooperative_grid": True} if self.split > 1 else {}
-        return FUSED | {"num_warps": self.warps, "num_stages": self.stages} | cooperative
+        return FUSED | ({"launch_cooperative_grid": True} if self.split > 1 else {})
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Programs that run at the same time; 2 when interpreted, so that small batches have several row blocks."""
+    """How many programs run at the same time; 2 when interpreted, so that small batches have several row blocks."""
     if INTERPRETED:
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of float32 products, by torch's own switch (torch.backends.cuda.matmul.fp32_precision, allow_tf32)."""
+    """How float32 products round, by torch's own switch (torch.backends.cuda.matmul.fp32_precision, allow_tf32)."""
     is_single = dtype == torch.float32
     return "tf32" if is_single and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def padded_units(units: int) -> int:
-    """H as a tile takes it."""
+    """H as a tile takes it: a power of two, at least 16."""
     return int(max(16, triton.next_power_of_2(units)))
 
 
@@ -96,41 +97,19 @@ def is_shared(units: int, gates: int, dtype: torch.dtype) -> bool:
     return SHARES and not INTERPRETED and gates * units * units * dtype.itemsize > SHARED_BYTES
 
 
-def choices(units: int, gates: int, layers: int, dtype: torch.dtype) -> list[Choice]:
-    """Those worth trying for H units and L layers of weights in `dtype`; the first is taken where none are tried."""
+def tiling(batch: int, units: int, gates: int, layers: int, dtype: torch.dtype, processors: int) -> Tiling:
+    """The cut of a scan of B rows, H units and L layers of weights in `dtype`, on that many multiprocessors."""
     padded = padded_units(units)
-    if is_resident(units, gates, layers, dtype):
-        few, many = (8, 16) if padded > 64 else (4, 8) if padded > 32 else (4, 2)
-        return [Choice(few, padded, padded, 1), Choice(many, padded, padded, 1)]
-    block_units = 16 if is_shared(units, gates, dtype) else min(padded, 32)
-    block_k = min(padded, 64 if dtype.itemsize == 2 else 32)
-    first = Choice(4, block_units, block_k, 3)
-    others = [
-        first._replace(warps=2),
-        first._replace(block_k=min(padded, 2 * block_k)),
-        first._replace(warps=8, block_units=min(padded, 2 * block_units)),
-    ]
-    return list(dict.fromkeys([first, *others]))
-
-
-def tiling(
-    batch: int, units: int, gates: int, layers: int, dtype: torch.dtype, processors: int, choice: Choice | None = None
-) -> Tiling:
-    """For a scan of B rows, H units and L layers of weights in `dtype`, on a device with that many multiprocessors.
-
-    It is the same for every precision of float32 but for the rows of a tile, and the same for every T.
-    """
-    warps, block_units, block_k, stages = choice or choices(units, gates, layers, dtype)[0]
     if is_resident(units, gates, layers, dtype):
         # As few rows as keep every multiprocessor busy: the tensor cores take 16 at the price of one, and a block
         # waits for its slowest row.
         rows = min(16, triton.next_power_of_2(triton.cdiv(batch, processors)))
         block_rows = rows if dtype == torch.float32 and precision(dtype) == "ieee" else 16
-        return Tiling(True, rows, block_rows, block_units, block_k, 1, warps, stages)
+        return Tiling(True, rows, block_rows, padded, padded, 1)
+    block_k = min(padded, 64 if dtype.itemsize == 2 else 32)
     blocks = triton.cdiv(batch, 16)
     if not is_shared(units, gates, dtype) or blocks >= processors:
-        return Tiling(False, 16, 16, min(padded_units(units), max(32, block_units)), block_k, 1, warps, stages)
-    split = min(processors // blocks, triton.cdiv(units, block_units))
-    block_units = min(64, max(block_units, triton.next_power_of_2(triton.cdiv(units, split))))
-    split = min(split, triton.cdiv(units, block_units))
-    return Tiling(False, 16, 16, block_units, block_k, split, warps, stages)
+        return Tiling(False, 16, 16, min(padded, 32), block_k, 1)
+    split = min(processors // blocks, triton.cdiv(units, 16))
+    block_units = min(64, max(16, triton.next_power_of_2(triton.cdiv(units, split))))
+    return Tiling(False, 16, 16, block_units, block_k, min(split, triton.cdiv(units, block_units)))
