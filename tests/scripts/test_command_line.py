@@ -167,7 +167,7 @@ def test_every_task_and_cell_has_both_recipes():
     for task in set(TASKS) - {"own_data"}:
         for cell in ("lstm", "gru"):
             assert f"{task}-skip-{cell}" in names
-            assert f"{task}-skip-{cell}-paper" in names or task in ("digits", "fsdd")  # not tasks of the paper
+            assert f"{task}-skip-{cell}-paper" in names or task in ("digits", "find_digit", "fsdd", "keyword")  # not the paper's
 
 
 def recipe(tmp_path, **settings):
@@ -201,7 +201,7 @@ def test_lists_dicts_and_nothing_in_a_recipe(tmp_path):
 
 
 def test_a_steered_lambda_takes_the_place_of_a_recipes_target():
-    settings = train.parse(["--task", "digits", "--target_update_rate", "0.5", *CPU])
+    settings = train.parse(["--task", "digits", "--steered_update_rate", "0.5", *CPU])
     assert read_recipe(Path("digits-skip-lstm"))["budget_loss"] == "l2"
     assert (settings.config.budget_loss, settings.config.budget_target) == ("cost", None)
     assert settings.args.load_best_model_at_end is False
