@@ -183,7 +183,7 @@ def test_every_text_option_of_a_task_is_read_from_not_written_to():
     """A new option has to be looked at: a place to write to belongs into WRITTEN_TO."""
     read = {"dataset_name", "dataset_config", "input_column", "label_column", "vectors", "feature_model"}
     read |= {"feature_folder", "features", "sound_features"}
-    read |= {"held_out_speaker", "validation_speaker", "test_speaker"}
+    read |= {"held_out_speaker", "validation_speaker", "test_speaker", "input_kind", "sequence_id"}
     for task in TASKS.values():
         texts = {
             field.name for field in dataclasses.fields(task) if "str" in str(field.type) or "Lit" in str(field.type)
