@@ -13,7 +13,7 @@ PACKAGES = {
     "evaluation": "paper_results:paper metrics figures",
     "hub": "checkpoint:folder model_card:card card_checks",
     "inference": "sources pulled_videos:videos export",
-    "training": "training_checkpoints:checkpoints gradients:gradient_guard budget:callbacks chunks stopping",
+    "training": "training_checkpoints:checkpoints gradients:gradient_guard budget:callbacks chunks stopping:callbacks",
     "model": "configuration_skip_rnn cells_skip_rnn scan_skip_rnn:dense_scan_skip_rnn layers_skip_rnn losses_skip_rnn "
     "events_skip_rnn:event_forward_skip_rnn event_scan_skip_rnn outputs_skip_rnn modeling_skip_rnn reader_skip_rnn "
     "loading_skip_rnn:checkpoint_skip_rnn auto_map_skip_rnn:checkpoint_skip_rnn streaming_skip_rnn:push_skip_rnn "

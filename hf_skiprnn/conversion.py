@@ -120,7 +120,7 @@ def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 def tensorflow_config(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return fields of SkipRNNConfig that fit the variables of the authors' SkipLSTMCell, MultiSkipLSTMCell, SkipGRUCell.
+    """Return fields of SkipRNNConfig that fit the authors' variables of SkipLSTMCell, MultiSkipLSTMCell, SkipGRUCell.
 
     variables: name -> array, as a checkpoint reader lists them. Outer scopes, the ending ":0" and the optimizer's
     variables are ignored.

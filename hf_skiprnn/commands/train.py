@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.hub.card import data_fingerprint
 from hf_skiprnn.tasks import Splits, Task
-from hf_skiprnn.training.callbacks import BudgetController
+from hf_skiprnn.training.calibration import calibrate, set_update_rate
+from hf_skiprnn.training.callbacks import BudgetController, StopWhenSettled
 from hf_skiprnn.training.checkpoints import last_complete_checkpoint
 from hf_skiprnn.training.provenance import commit
-from hf_skiprnn.training.callbacks import StopWhenSettled
+from hf_skiprnn.training.rate_controller import RateController
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 from .classes import start_classifier
@@ -26,6 +28,9 @@ from .option_parser import wrong_input_exits
 from .runs import RESULTS, RUN_FILE, check_run, describe, plain_names, results_of
 from .summary import LabelWatch, summary
 from .train_options import Settings, StartArguments, parse
+
+logger = logging.get_logger(__name__)
+CALIBRATION_ROWS = 1024  # validation rows: the standard error of a mean share is then below a hundredth
 
 
 def model_of(start: StartArguments, task: Task, config: SkipRNNConfig) -> PreTrainedModel:
@@ -60,7 +65,7 @@ def callback_outcomes(settings: Settings, trainer: SkipRNNTrainer) -> dict[str, 
     """Return what the callbacks found, for results.json."""
     found: dict[str, Any] = {}
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, BudgetController):
+        if isinstance(callback, BudgetController | RateController):
             found["steering"] = callback.outcome
         if isinstance(callback, StopWhenSettled):
             found["stopping"] = dataclasses.asdict(settings.stopping) | callback.outcome
@@ -85,6 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"Going on from {checkpoint}.", flush=True)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     train = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"], "resumed_from": checkpoint}
+    calibrate_gate(trainer)
     test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
     guess = watch.guess()
     results = results_of(settings, trainer, train, test) | {"commit": code} | callback_outcomes(settings, trainer)
@@ -94,6 +100,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         write_json(folder / RESULTS, results)
         print(summary(results, guess, folder, picture_of(trainer, settings.task, splits, folder)), flush=True)
     return results
+
+
+def calibrate_gate(trainer: SkipRNNTrainer) -> None:
+    """After training for a share of steps: move the gate to where validation rows are read by exactly this share."""
+    controllers = [c for c in trainer.callback_handler.callbacks if isinstance(c, RateController)]
+    if not controllers:
+        return
+    (controller,) = controllers
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    batches, rows = [], 0
+    for batch in trainer.get_eval_dataloader():
+        batches.append(batch)
+        rows += len(batch["labels"])
+        if rows * trainer.args.world_size >= CALIBRATION_ROWS:
+            break
+    calibrate(model, batches, trainer.accelerator)
+    controller.judge(set_update_rate(model, controller.target), model.config)
+    if text := controller.warning():
+        logger.warning(text)
 
 
 def picture_of(trainer: SkipRNNTrainer, task: Task, splits: Splits, folder: Path) -> str:

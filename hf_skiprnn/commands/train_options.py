@@ -10,8 +10,7 @@ from transformers import TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig
 from hf_skiprnn.tasks import TASKS, Task
-from hf_skiprnn.training.callbacks import BudgetArguments
-from hf_skiprnn.training.callbacks import StoppingArguments
+from hf_skiprnn.training.callbacks import BudgetArguments, StoppingArguments
 
 from .option_parser import OptionParser, model_arguments
 from .recipe_files import RECIPES, as_options, did_you_mean, read_recipe
@@ -30,7 +29,8 @@ The same command again, after a kill, goes on from the last complete checkpoint 
 model, its processor, results.json and a picture of the steps that were read are there.
 """
 STEERING_STEPS = 25  # at most: lambda is steered at every log
-STEERED = ("budget_loss", "budget_target", "budget_weight")  # a recipe's, which --target_update_rate takes the place of
+# Of a recipe: --target_update_rate and --steered_update_rate take their place.
+STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
 # Fields of SkipRNNConfig that the shapes of a checkpoint's parameters depend on.
 SHAPE = (
     *("cell_type", "gru_reset", "input_size", "hidden_size", "num_hidden_layers", "vocab_size"),
@@ -98,8 +98,8 @@ def parse(argv: list[str]) -> Settings:
     if unknown:
         near = did_you_mean(unknown[0].partition("=")[0].lstrip("-"), names)
         parser.error(f"unknown: {' '.join(unknown)}.{near} --task {task_class.name} --help lists every option")
-    if budget.target_update_rate is not None:
-        prepare_steering(args)
+    if budget.target_update_rate is not None or budget.steered_update_rate is not None:
+        prepare_steering(args, at_logs=budget.steered_update_rate is not None)
     fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     return Settings(start, task, config_of(start, task, fields), args, chosen_of(args, options), budget, stopping)
 
@@ -132,7 +132,7 @@ def given(options: list[str], name: str) -> bool:
 def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
     """Return the recipe without settings that an option takes the place of."""
     left_out: set[str] = set()
-    if given(options, "target_update_rate"):  # its loss is lambda * N, and lambda is found
+    if given(options, "target_update_rate") or given(options, "steered_update_rate"):  # they find lambda
         left_out |= set(STEERED)
     if given(options, "model_name_or_path"):  # the shape is the checkpoint's
         left_out |= set(SHAPE)
@@ -145,10 +145,10 @@ def chosen_of(args: TrainingArguments, options: list[str]) -> dict[str, Any]:
     return {name: value for name, value in args.to_dict().items() if name in names}
 
 
-def prepare_steering(args: TrainingArguments) -> None:
-    """Log often enough to steer lambda, and keep the last checkpoint: the best may be older than the wanted rate."""
+def prepare_steering(args: TrainingArguments, at_logs: bool) -> None:
+    """Keep the last checkpoint: the best may be older than the wanted rate. Log often, if lambda is steered at logs."""
     args.load_best_model_at_end = False
-    if not 1 <= args.logging_steps <= STEERING_STEPS:
+    if at_logs and not 1 <= args.logging_steps <= STEERING_STEPS:
         args.logging_steps = STEERING_STEPS
 
 

@@ -1,12 +1,14 @@
-"""A checkpoint's README.md, rendered from what its folder holds; nothing is typed.
+"""A checkpoint's README.md, rendered from the files of its folder; no number is typed.
 
-Sources: results.json (scripts/train.py), config.json, the processor's file, pictures named steps-read-*.png
-(scripts/evaluate.py), the task's page, the paper's tables, and speed/*.csv beside the folder (scripts/benchmark.py).
-A fact that is absent leaves its section out.
+Sources: results.json (hf-skiprnn train), config.json, the processor's file, pictures named steps-read-*.png (hf-skiprnn
+evaluate), the task's page, the paper's tables, and, in this repository, speed/*.csv and *-pareto/results.json beside
+the folder. A fact that is absent leaves its section out. What a file holds is escaped: a name of a class or an option
+may come from anybody, and is shown as text.
 """
 
 import csv
 import hashlib
+import html
 import inspect
 import json
 import re
@@ -18,164 +20,136 @@ from typing import Any
 import jinja2
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCardData
+from markupsafe import Markup
 
 from hf_skiprnn.evaluation.paper import PublishedRow, published_rows
+from hf_skiprnn.evaluation.snippets import HUB_TAGS, input_kind, snippet
 from hf_skiprnn.tasks import TASKS
+from hf_skiprnn.training.card import license_of
+
+from .private import public
 
 RESULTS = "results.json"
+HUB_ID = r"\w[\w.-]*/[\w.-]+"
 VIDEO_TASKS = ("ucf101", "charades")
-# The one number that says how good a model is, by preference.
-MAIN_METRICS = ("map_100", "accuracy", "mse")
-TIMES = {"runtime", "samples_per_second", "steps_per_second"}  # of this evaluation, with whatever else was running
-# Of the author's machine, terminal and account.
-UNTOLD = ("output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "disable_tqdm")
+# The number that says how good a model is: the first of these that its task has.
+MAIN_METRICS = ("map_100", "accuracy", "f1", "mse")
+TIMES = {"runtime", "samples_per_second", "steps_per_second"}  # of an evaluation, on a machine that does other work too
 
 
-def render_card(folder: str | Path, location: str | None = None) -> str:
-    """The card of a checkpoint folder; `location`: what its example loads, default the folder's name.
+def render_card(
+    folder: str | Path, location: str | None = None, license_id: str | None = None, code_travels: bool | None = None
+) -> str:
+    """Return the card of a checkpoint folder.
+
+    Args:
+        folder: holds results.json and config.json.
+        location: what the example loads; default: the folder's name.
+        license_id: licence of the weights, as the Hub names it; default: that of the card in the folder, if any.
+        code_travels: the model's code is, or will be, in the folder; default: whether it is.
 
     Raises:
-        FileNotFoundError: no results.json or config.json, which are what a card tells.
+        FileNotFoundError: there is no results.json or config.json.
         KeyError: results.json lacks a fact that every card tells.
     """
     folder = Path(folder)
-    facts = card_facts(folder, location or folder.resolve().name)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    travels = any(folder.glob("*.py")) if code_travels is None else code_travels
+    license_id = license_id or license_of(folder / "README.md")
+    facts = card_facts(folder, location or folder.resolve().name, license_id, travels)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, finalize=as_text)
     template = environment.from_string(files("hf_skiprnn.hub").joinpath("model_card_template.md").read_text("utf-8"))
-    return template.render(facts)
+    return re.sub(r"\n{3,}", "\n\n", template.render(facts).strip()) + "\n"
 
 
-def write_card(folder: str | Path, location: str | None = None) -> Path:
+def write_card(folder: str | Path, location: str | None = None, license_id: str | None = None) -> Path:
     """Write the card to README.md in the folder; arguments and errors as render_card's."""
     path = Path(folder, "README.md")
-    path.write_text(render_card(folder, location), encoding="utf-8")
+    path.write_text(render_card(folder, location, license_id), encoding="utf-8")
     return path
 
 
-def card_facts(folder: Path, location: str) -> dict[str, Any]:
-    """What the template tells, from the files in the folder."""
+def as_text(value: Any) -> str:
+    """Return a value so that Markdown and HTML show it as it is, on one line; Markup stays."""
+    if isinstance(value, Markup):
+        return str(value)
+    line = re.sub(r"\s+", " ", html.escape(str(value), quote=False))
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
+
+
+def card_facts(folder: Path, location: str, license_id: str | None, code_travels: bool) -> dict[str, Any]:
+    """Return what the template tells, from the files in the folder."""
     results, config = public(_json(folder / RESULTS)), _json(folder / "config.json")
-    kind, code_travels = input_kind(folder, config), any(folder.glob("*.py"))
+    processor = _json(folder / "preprocessor_config.json", {})
     has_weights = any(folder.glob("*.safetensors"))
-    if not has_weights:  # too large for where the card stands; the command makes them
+    if not has_weights:  # too large for where the card is; the command makes them
         location = results["training"]["output_dir"]
-    test = results["metrics"]["test"]
+    test, task = results["metrics"]["test"], results["task"]
     metric = next((name for name in MAIN_METRICS if name in test), None)
-    settings = {name: value for name, value in results["training"].items() if name not in (*UNTOLD, "seed")}
+    about, page = task_page(task)
     return {
-        "metadata": _metadata(folder.resolve().name, kind, config, results, metric),
+        "metadata": Markup(metadata(folder.resolve().name, config, processor, results, license_id, code_travels)),
         "name": folder.resolve().name,
         "kind": f"{'Skip ' if config['gate'] == 'learned' else ''}{config['cell_type'].upper()}",
         "config": config,
         "code_travels": code_travels,
         "has_weights": has_weights,
-        "snippet": snippet(kind, config, _json(folder / "preprocessor_config.json", {}), location, code_travels),
-        "page": task_page(results["task"]),
+        "snippet": Markup(snippet(config, processor, location, task, code_travels)),
+        "about": Markup(about),
+        "page": Markup(page),
+        "classes": named_classes(config),
         "data": results.get("data"),
-        "options": {name: value for name, value in results["task_options"].items() if value is not None},
-        "published": published_rows(results["task"], config["cell_type"], results["task_options"]),
+        "options": shown_options(results["task_options"]),
+        "published": published_rows(task, config["cell_type"], results["task_options"]),
+        "rivals": rivals(folder.parent / f"{task}-pareto" / RESULTS, metric),
         "metric": metric,
         "test": test,
-        "metrics": results["metrics"],
-        "metric_names": sorted({name for split in results["metrics"].values() for name in split} - TIMES),
         "operations": results["multiply_accumulates"],
         "figures": sorted(path.name for path in folder.glob("steps-read-*.png")),
-        "speed": speed_rows(folder.parent / "speed", config, folder.resolve().name),
-        "settings": {
-            name: value
-            for name, value in {**results["model"], **results.get("budget", {}), **settings}.items()
-            if value is not None
-        },
+        "speed": speed_rows(folder.parent / "speed", folder.resolve().name),
         "start": results.get("start", {}).get("model_name_or_path"),
-        "command": results["command"],
-        "commit": results.get("commit"),
+        "command": Markup(" ".join(results["command"].split())),  # a code block: nothing in it is markup
+        "license": license_id,
         "number": number,
         "percent": percent,
         "value_of": published_value,
-        **{name: results[name] for name in ("train", "training", "device", "processes", "versions", "finished")},
+        **{name: results[name] for name in ("train", "training", "device", "versions")},
     }
 
 
-def input_kind(folder: Path, config: Mapping[str, Any]) -> str:
-    """What the checkpoint reads: "text", "image", "audio", "frames" (labels at every step) or "series"."""
-    processor = _json(folder / "preprocessor_config.json", {})
-    if "AutoModelForTokenClassification" in config.get("auto_map", {}):
-        return "frames"
-    if config["vocab_size"] is not None:
-        return "text"
-    if "image_processor_type" in processor:
-        return "image"
-    return "audio" if processor.get("sampling_rate") else "series"
+def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the task's options that say something elsewhere: not unset ones, and no folder of this machine."""
+    local = not re.fullmatch(HUB_ID, str(options.get("dataset_name")))
+    return {n: value for n, value in options.items() if value is not None and not (local and n == "dataset_name")}
 
 
-def snippet(
-    kind: str, config: Mapping[str, Any], processor: Mapping[str, Any], location: str, code_travels: bool
-) -> str:
-    """A few lines that load the checkpoint and run it on an input of the right shape.
-
-    code_travels: the model's code stands in the folder; without, the lines import this package.
-    """
-    lines = _snippet_with_code(kind, config, processor, location)
-    if code_travels:
-        return lines
-    pipeline_class = f"hf_skiprnn.SkipRNN{'Sequence' if kind == 'series' else kind.title()}ClassificationPipeline"
-    trusted = "" if kind == "frames" else f", pipeline_class={pipeline_class}"
-    return lines.replace("\n\n", "\n\nimport hf_skiprnn\n\n", 1).replace(", trust_remote_code=True", trusted)
+def named_classes(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes; [] where there are none, or only made-up ones."""
+    names = list(config.get("id2label", {}).values())
+    return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
-def _snippet_with_code(kind: str, config: Mapping[str, Any], processor: Mapping[str, Any], location: str) -> str:
-    load = 'classifier = pipeline("{}", model="' + location + '", trust_remote_code=True)'
-    show = "print(classifier({}, return_updates=True))"
-    if kind == "text":
-        return "\n".join(
-            (
-                "from transformers import pipeline\n",
-                load.format("text-classification"),
-                show.format('"A quiet film that stays with you."'),
-            )
-        )
-    if kind == "frames":
-        return "\n".join(
-            (
-                "import torch",
-                "from transformers import AutoModelForTokenClassification\n",
-                f'model = AutoModelForTokenClassification.from_pretrained("{location}", trust_remote_code=True)',
-                f"steps = torch.randn(1, 50, {config['input_size']})  # your features, [batch, time, size]",
-                "out = model(steps, output_update_gates=True)",
-                "print(out.logits.shape, out.num_updates)",
-            )
-        )
-    size = processor.get("size") or {"height": 28, "width": 28}
-    channels = f", {processor['num_channels']}" if processor.get("num_channels", 1) > 1 else ""
-    task, name, example = {
-        "image": (
-            "image-classification",
-            "picture",
-            f"np.zeros(({size['height']}, {size['width']}{channels}), np.uint8)  # yours: a file, PIL image or array",
-        ),
-        "audio": (
-            "audio-classification",
-            "sound",
-            f"np.zeros({processor.get('sampling_rate')}, np.float32)  # yours: samples at this many per second",
-        ),
-        "series": (
-            "sequence-classification",
-            "series",
-            f"np.zeros((50, {config['input_size']}), np.float32)  # yours: [time, size]",
-        ),
-    }[kind]
-    lines = ("import numpy as np", "from transformers import pipeline\n", load.format(task), f"{name} = {example}")
-    return "\n".join((*lines, show.format(name)))
+def task_page(task: str) -> tuple[str, str]:
+    """Return (the first sentence of a task's page, its second paragraph: source and licence of the data)."""
+    title, _, rest = (inspect.getdoc(inspect.getmodule(TASKS[task])) or "").partition("\n\n")
+    return title.partition(": ")[2] or title, rest.split("\n\n")[0]
 
 
-def task_page(task: str) -> str:
-    """The task's own page, without its example row."""
-    page = inspect.getdoc(inspect.getmodule(TASKS[task])) or ""
-    return page.split("\n\n    {")[0]
+def rivals(path: Path, metric: str | None) -> list[dict[str, Any]]:
+    """Return what runs without a learned gate gave, of a file of runs on the same task."""
+    runs = _json(path, {})
+    names = {"always": "plain {cell}", "random": "{cell}, random skips", "strided": "{cell}, one step in {stride}"}
+    found = []
+    for run in runs.values():
+        model, test = run["model"], run["metrics"]["test"]
+        if model["gate"] in names and metric in test:
+            name = names[model["gate"]].format(cell=model["cell_type"].upper(), stride=model["stride"])
+            value = {"value": test[metric], "updates": test["updates"], "rate": test["update_rate"]}
+            found.append({"model": name} | value)
+    return found
 
 
 def measurements(folder: Path) -> list[dict[str, Any]]:
-    """The rows of every CSV file of scripts/benchmark.py under `folder`."""
+    """Return the rows of every CSV file of measured times under `folder`."""
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -183,33 +157,15 @@ def measurements(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def speed_rows(folder: Path, config: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """What was measured of the checkpoint `name` itself and, with constant gates, of layers of its sizes.
-
-    `torch_version` names PyTorch's.
-    """
-    layers = {
-        "level": "layer",
-        "cell": config["cell_type"],
-        "inputs": str(config["input_size"]),
-        "units": str(config["hidden_size"]),
-        "layers": str(config["num_hidden_layers"]),
-        "name": "ours",
-        "spread": "constant",
-        "sequence": "False",
-    }
-    itself = {"level": "model", "name": "ours", "spread": name}
-    rows = measurements(folder)
-    ours = [r for wanted in (itself, layers) for r in rows if all(r.get(k) == v for k, v in wanted.items())]
-    numbers = ("rate", "p50_ms", "native_over_this")
-    return [
-        row | {name: float(row[name]) for name in numbers} | {"torch_version": f"PyTorch {row['torch']}"}
-        for row in ours
-    ]
+def speed_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return what was measured of the checkpoint `name` itself, on one thread: inference, and a training step."""
+    wanted = {"level": "model", "name": "ours", "spread": name, "threads": "1"}
+    rows = [row for row in measurements(folder) if all(row.get(key) == value for key, value in wanted.items())]
+    return [row | {key: float(row[key]) for key in ("p50_ms", "native_over_this")} for row in rows]
 
 
 def data_fingerprint(rows: Dataset, split: str) -> dict[str, Any]:
-    """`split`, `rows` and `sha256` of a split's content, column by column in order; paths of files do not count."""
+    """Return `split`, `rows` and `sha256` of a split's content, column by column; paths of files do not count."""
     digest = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(batch_size=1000):
         for name in sorted(batch.column_names):
@@ -222,34 +178,35 @@ def _without_path(value: Any) -> Any:
 
 
 def number(value: Any) -> str:
-    """Four digits of a float; anything else as it is."""
+    """Return four digits of a float; anything else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
+    """Return a share as a percentage with one decimal."""
     return f"{100 * value:.1f} %"
 
 
 def published_value(row: PublishedRow) -> str:
-    """The metric's cell of a row of the paper."""
+    """Return the metric's cell of a row of the paper."""
     if row.value is None:
         return "solved" if row.solved else "not solved"
     return number(row.value) + (f" ± {number(row.value_std)}" if row.value_std is not None else "")
 
 
-def _metadata(name: str, kind: str, config: Mapping[str, Any], results: Mapping[str, Any], metric: str | None) -> str:
-    """The YAML block."""
-    task, test = results["task"], results["metrics"]["test"]
-    # "other": the Hub has no category for series of numbers.
-    tag = {"text": "text-classification", "image": "image-classification", "audio": "audio-classification"}.get(
-        kind, "video-classification" if task in VIDEO_TASKS else "other"
-    )
-    dataset = getattr(TASKS[task], "dataset_name", None)
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", chosen := str(results["task_options"].get("dataset_name"))):
-        dataset = chosen  # else a local folder, which stands for the default
-    told = {metric: metric} if metric else {}
-    told |= {"updates": "steps read per sequence", "update_rate": "share of steps read"}
+def metadata(
+    name: str,
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    results: Mapping[str, Any],
+    license_id: str | None,
+    code_travels: bool,
+) -> str:
+    """Return the YAML block that the Hub reads."""
+    task, test, kind = results["task"], results["metrics"]["test"], input_kind(config, processor)
+    tag = HUB_TAGS.get(kind, "video-classification" if task in VIDEO_TASKS else "other")
+    dataset = hub_dataset(results)
+    told = {metric: metric for metric in MAIN_METRICS} | {"update_rate": "share of steps read"}
     evaluations = [
         EvalResult(
             task_type=tag,
@@ -265,30 +222,23 @@ def _metadata(name: str, kind: str, config: Mapping[str, Any], results: Mapping[
     ]
     data = ModelCardData(
         library_name="transformers",
-        license="apache-2.0",
+        license=license_id,
         pipeline_tag=tag,
-        tags=["skip-rnn", "recurrent", config["cell_type"], "custom_code"],
+        tags=["skip-rnn", config["cell_type"], *(["custom_code"] if code_travels else [])],
         datasets=[dataset] if dataset else None,
-        language="en" if kind == "text" else None,
+        language="en" if task == "imdb" else None,
         model_name=name,
         eval_results=evaluations,
     )
     return data.to_yaml().strip()
 
 
-def public(value: Any) -> Any:
-    """The same without the folders of the author's machine: of an absolute path its last part."""
-    if isinstance(value, dict):
-        return {name: public(part) for name, part in value.items()}
-    if isinstance(value, str):
-        words = [_last_part(word) for word in value.split(" ")]
-        return " ".join(words)
-    return value
-
-
-def _last_part(word: str) -> str:
-    head, sign, tail = word.rpartition("=")
-    return f"{head}{sign}{Path(tail).name}" if Path(tail).is_absolute() else word
+def hub_dataset(results: Mapping[str, Any]) -> str | None:
+    """Return the Hub id of the data; a local folder stands for the task's default."""
+    chosen = str(results["task_options"].get("dataset_name"))
+    if re.fullmatch(HUB_ID, chosen):
+        return chosen
+    return getattr(TASKS[results["task"]], "dataset_name", None) or None
 
 
 def _json(path: Path, default: Any = None) -> Any:

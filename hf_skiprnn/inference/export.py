@@ -1,8 +1,8 @@
 """Skip RNNs for other runtimes: torch.export programs and ONNX graphs whose loop runs over updates, not over steps.
 
-Two graphs. `UpdateLoop` takes whole sequences; its loop body runs once for every update of the slowest row (of a batch
-of one: once an update), and gathers the input of that step only. `OneUpdate` is for streaming runtimes: one update of
-some rows, and how many steps they then skip; the host counts them off.
+There are two graphs. `UpdateLoop` takes whole sequences: its loop body runs as often as the row with the most updates
+has updates, and reads the inputs of updates only. `OneUpdate` is for streaming: it computes one update of some rows,
+and how many steps they then skip; the host counts these.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ OPSET = 20
 
 
 class Exported(nn.Module):
-    """What both graphs share: a classifier, of sequences or of frames, and its gate."""
+    """The base of both graphs: a classifier of sequences or of frames, and its update of some rows."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -40,10 +40,13 @@ class Exported(nn.Module):
         self.cell = CELLS[base.cell]
 
     def update(self, x: Tensor, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """One update of N rows from numbers [N, I] or token ids [N].
+        """Return the states of N rows after one update, and after how many steps the gate opens next.
 
-        `states`: h of each layer, bottom first, then c of each layer; [N, H]. Returns the new ones, and how many steps
-        later the gate opens: [N, 1] int64, above LARGEST_COUNT where it never does.
+        Args:
+            x: numbers [N, I] or token ids [N].
+            states: h of each layer, bottom first, then c of each layer; each [N, H].
+
+        The second result is [N, 1] int64, from 1; above LARGEST_COUNT if the gate never opens.
         """
         layers = [layer.weights() for layer in self.base.layers]
         h, c = list(states[: len(layers)]), list(states[len(layers) :])
@@ -57,30 +60,34 @@ class Exported(nn.Module):
         return h + c, steps_to_update(increment, torch.zeros_like(increment), limit).unsqueeze(1)
 
     def start(self, rows: int) -> list[Tensor]:
-        """The states before the first step, as `update` takes them."""
+        """Return the states before the first step, as `update` takes them."""
         state = self.base.initial_state(rows)
         return [*state.h.unbind(), *(() if state.c is None else state.c.unbind())]
 
     def logits(self, states: Sequence[Tensor]) -> Tensor:
-        """[N, num_labels] from the top layer's h."""
+        """Return logits [N, num_labels] from the top layer's h."""
         return self.model.classifier(states[len(self.base.layers) - 1])
 
 
 class UpdateLoop(Exported):
-    """Whole sequences: inputs and an attention mask -> logits, num_updates, update_gates."""
+    """A graph of whole sequences: from inputs and an attention mask to logits, num_updates and update_gates."""
 
     def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, num_labels] (of a frame classifier [B, T, num_labels]), [B], and [B, T] of 0 and 1, all float32.
+        """Return logits, num_updates [B] and update_gates [B, T] of 0 and 1, all float32.
 
-        inputs: [B, T, input_size] float32, or token ids [B, T] int64; attention_mask: [B, T] int64, 1 at real steps.
+        The logits are [B, num_labels], or [B, T, num_labels] of a frame classifier.
+
+        Args:
+            inputs: [B, T, input_size] float32, or token ids [B, T] int64.
+            attention_mask: [B, T] int64, 1 at real steps.
         """
         batch, steps = inputs.shape[:2]
         real = attention_mask != 0
         lengths = real.sum(1, keepdim=True)
-        # Positions of the real steps, in order, then those of the others: a sort by keys that all differ.
+        # Positions of the real steps, in order, then of the masked ones. All keys differ, so the order is unique.
         place = torch.arange(steps, device=inputs.device)
         order = torch.topk(torch.where(real, steps - place, -place), steps, dim=1).indices
-        # One column more, for rows that have ended: what stands there is computed and dropped.
+        # One more column, which rows read that have ended; the result is dropped.
         flat_order = (
             torch.cat((order, order[:, :1]), 1) + torch.arange(batch, device=inputs.device).unsqueeze(1) * steps
         )
@@ -99,19 +106,19 @@ class UpdateLoop(Exported):
             return later, gates.scatter(1, at, one), *kept, *self.keep_logits(kept_logits, kept)
 
         gates = torch.zeros(batch, steps + 1, dtype=torch.uint8, device=inputs.device)  # in the order of `order`
-        start = [part.clone() for part in self.start(batch)]  # a loop's operands have memory of their own
+        start = [part.clone() for part in self.start(batch)]  # while_loop refuses operands that share memory
         parts = len(start)
-        carried = (torch.zeros_like(lengths), gates, *start, *self.room_for_logits(start, steps))
+        carried = (torch.zeros_like(lengths), gates, *start, *self.start_logits(start, steps))
         _, gates, *out = while_loop(condition, body, carried)
         opened = torch.zeros_like(gates[:, :steps]).scatter(1, order, gates[:, :steps]).to(inputs.device)
         opened = (opened * real).to(start[0].dtype)
         return self.logits_of(out[:parts], out[parts:], opened), opened.sum(1), opened
 
-    # A frame classifier's logits change at updates only. The loop keeps those of every round (round r is the r-th
-    # update of every row that is not at its end), and step t shows those of as many updates as there were up to it.
+    # A frame classifier's logits change at updates only. The loop stores them after every round; round r is the r-th
+    # update of every row that has not ended. Step t then takes the logits of round r = its row's updates up to t.
 
-    def room_for_logits(self, start: Sequence[Tensor], steps: int) -> list[Tensor]:
-        """What the loop carries for them: the round, [1], and logits [1 + steps, B, C], the initial state's first."""
+    def start_logits(self, start: Sequence[Tensor], steps: int) -> list[Tensor]:
+        """Return the round, [1], and logits of every round, [1 + steps, B, C]; the initial state's are the first."""
         if not self.model.per_frame:
             return []
         first = self.logits(start).unsqueeze(0)
@@ -119,14 +126,14 @@ class UpdateLoop(Exported):
         return [rounds, torch.cat((first, first.new_zeros(steps, *first.shape[1:])))]
 
     def keep_logits(self, kept: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
-        """`kept` after one more round."""
+        """Return `kept` after one more round."""
         if not self.model.per_frame:
             return []
         rounds, logits = kept[0] + 1, self.logits(states).unsqueeze(0)
         return [rounds, kept[1].scatter(0, rounds.view(1, 1, 1).expand_as(logits), logits)]
 
     def logits_of(self, states: Sequence[Tensor], kept: Sequence[Tensor], opened: Tensor) -> Tensor:
-        """[B, C] from the last states, or [B, T, C] from what was kept and the gates [B, T]."""
+        """Return logits [B, C] of the last states, or [B, T, C] from those of every round and the gates [B, T]."""
         if not self.model.per_frame:
             return self.logits(states)
         updates = opened.long().cumsum(1).unsqueeze(2)
@@ -134,13 +141,16 @@ class UpdateLoop(Exported):
 
 
 class OneUpdate(Exported):
-    """One update of N rows, for a host that counts off the steps to skip and runs the graph where a step is read."""
+    """A graph of one update of N rows. The host runs it at steps that are read, and counts the steps to skip."""
 
     def forward(self, x: Tensor, fresh: Tensor, h: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
-        """logits [N, num_labels], steps_to_skip [N] int64, h, and for an LSTM c.
+        """Return logits [N, num_labels], steps_to_skip [N] int64, h, and for an LSTM c.
 
-        x: [N, input_size] float32, or token ids [N] int64; fresh: [N] bool, rows that start (what h and c hold there
-        does not matter); h, c: [L, N, H] float32.
+        Args:
+            x: [N, input_size] float32, or token ids [N] int64.
+            fresh: [N] bool, rows that start; their h and c are ignored.
+            h: [L, N, H] float32.
+            c: likewise; None for a GRU.
         """
         given = [*h.unbind(), *(() if c is None else c.unbind())]
         start = self.start(x.shape[0])
@@ -153,7 +163,7 @@ class OneUpdate(Exported):
 
 
 def program(graph: Exported) -> torch.export.ExportedProgram:
-    """The torch.export program of a graph; batch and time are dynamic."""
+    """Return the torch.export program of a graph; batch and time are dynamic."""
     config, dynamic = graph.base.config, torch.export.Dim.DYNAMIC
     text = config.vocab_size is not None
     arguments: list[Tensor | None]
@@ -174,7 +184,7 @@ def program(graph: Exported) -> torch.export.ExportedProgram:
 
 
 def names(graph: Exported) -> tuple[list[str], list[str]]:
-    """Names of a graph's inputs and outputs, in order."""
+    """Return the names of a graph's inputs and outputs, in order."""
     main = graph.base.main_input_name
     if isinstance(graph, UpdateLoop):
         return [main, "attention_mask"], ["logits", "num_updates", "update_gates"]
@@ -184,10 +194,10 @@ def names(graph: Exported) -> tuple[list[str], list[str]]:
 
 
 def save_onnx(graph: Exported, path: str | Path) -> torch.export.ExportedProgram:
-    """Write a graph as ONNX; the torch.export program that it was made from. Needs the `export` extra.
+    """Write a graph as ONNX; return the torch.export program that it was made from. Needs the `export` extra.
 
-    Inputs and outputs are named as the model's: input_values or input_ids, attention_mask -> logits, num_updates,
-    update_gates; one update: input_values or input_ids, fresh, h, c -> logits, steps_to_skip, next_h, next_c.
+    Inputs and outputs of UpdateLoop: input_values or input_ids, attention_mask; logits, num_updates, update_gates.
+    Of OneUpdate: input_values or input_ids, fresh, h, c; logits, steps_to_skip, next_h, next_c.
     """
     inputs, outputs = names(graph)
     source = program(graph)
@@ -201,22 +211,22 @@ def save_onnx(graph: Exported, path: str | Path) -> torch.export.ExportedProgram
 
 
 def quantize(path: str | Path, to: str | Path) -> None:
-    """int8 weights of an ONNX graph, activations quantized at run time; the update gate stays in float32.
+    """Quantize the weights of an ONNX graph to int8, and its activations at run time; the update gate stays float32.
 
-    States drift by the weights' rounding, and gates near the threshold with them: measure the accuracy. Needs the
-    `export` extra.
+    Rounded weights change the states, and with them gates near the threshold: measure the accuracy afterwards. Needs
+    the `export` extra.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     gates = [node.name for node in _nodes(onnx.load(path).graph) if any("update_gate" in name for name in node.input)]
-    gates += [f"{name}_MatMul" for name in gates]  # so the quantizer calls a Gemm's product when it has taken it apart
+    gates += [f"{name}_MatMul" for name in gates]  # the quantizer's name for the product of a Gemm
     options = {"EnableSubgraph": True}  # the loop's body
     quantize_dynamic(Path(path), Path(to), weight_type=QuantType.QInt8, nodes_to_exclude=gates, extra_options=options)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
-    """Nodes of an ONNX graph and of the graphs in it."""
+    """Yield the nodes of an ONNX graph and of the graphs inside it."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -225,26 +235,26 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 class Agreement(NamedTuple):
-    """An ONNX graph against its model."""
+    """How far an ONNX graph and its model agree."""
 
     rows: int
     rows_with_other_gates: int
-    logits_difference: float  # largest absolute one among rows of equal gates
+    logits_difference: float  # largest absolute difference among rows of equal gates
     updates: float  # mean per row, of the ONNX graph
 
 
 def session(path: str | Path, threads: int = 1) -> Any:
-    """An onnxruntime session on the CPU. Needs the `export` extra."""
+    """Return an onnxruntime session on the CPU. Needs the `export` extra."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3  # it remarks on every folded constant otherwise
+    options.log_severity_level = 3  # otherwise it logs a line for every folded constant
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def compare(graph: UpdateLoop, path: str | Path, inputs: Tensor, attention_mask: Tensor) -> Agreement:
-    """Run the graph at `path` in onnxruntime, and the model in PyTorch; the same inputs as UpdateLoop.forward."""
+    """Return how far the graph at `path` in onnxruntime agrees with its model; inputs as UpdateLoop.forward takes."""
     name = graph.base.main_input_name
     feed = {name: inputs.numpy(), "attention_mask": attention_mask.numpy()}
     logits, updates, gates = map(torch.from_numpy, session(path).run(None, feed))

@@ -1,7 +1,7 @@
-"""Where pulled steps stand: arrays and memmaps, iterators, Arrow columns, rows of `datasets`, video files.
+"""Sources of steps for `model.pull`: arrays and memmaps, iterators, Arrow columns, rows of `datasets`, video files.
 
-Each is a fetch for `model.pull`: called with [(row, position), ...] it touches those steps and no others. An encoder
-joins by composition, and then runs on the steps that are read:
+A source is called with [(row, position), ...] and reads those steps and no others. Call an encoder on what it returns,
+and the encoder runs only on the steps that the model reads:
 
     videos = VideoSource(paths)
     out = model.pull(lambda positions: encode(videos(positions)), videos.lengths)
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-SLACK = 1e-3  # of a step: rates are rounded
+SLACK = 1e-3  # in steps: frame rates in files are rounded
 
 
 class ArraySource:
     """Rows that can be indexed: arrays or np.memmap [T, I] (token ids [T]), in a list or as one array [B, T, I].
 
-    Only the steps that are asked for are read from the disk.
+    Only the wanted steps are read from the disk.
     """
 
     def __init__(self, rows: Sequence[Any] | npt.NDArray[Any]) -> None:
@@ -44,16 +44,15 @@ class ArraySource:
 
 
 class IteratorSource:
-    """Rows that come one step after another, such as generators or sensors; their length is not known.
+    """Rows of unknown length that yield one step after another, such as generators or sensors.
 
-    Steps that are not read are taken from the iterator and dropped: it can cheaply yield None for those that
-    `model.stream` would not take. A position can be asked for once.
+    Steps that the model skips are taken from the iterator and dropped. A position can be read once.
     """
 
     def __init__(self, rows: Iterable[Iterable[Any]]) -> None:
         self.rows: list[Iterator[Any]] = [iter(row) for row in rows]
-        self.taken = [0] * len(self.rows)  # steps taken from each
-        self._waiting: dict[Position, Any] = {}  # taken, but not answered, because another row ended
+        self.taken = [0] * len(self.rows)  # number of steps taken from each row
+        self._waiting: dict[Position, Any] = {}  # taken but not returned yet, because another row ended
 
     def __call__(self, positions: list[Position]) -> list[Any]:
         ended = {row: self.taken[row] for row, step in positions if not self._take(row, step)}
@@ -62,12 +61,12 @@ class IteratorSource:
         return [np.asarray(self._waiting.pop(position)) for position in positions]
 
     def _take(self, row: int, step: int) -> bool:
-        """Whether the row has this step; it then waits to be answered."""
+        """Take the row's steps up to this one, and keep it in `_waiting`; return False where the row has ended."""
         if (row, step) in self._waiting:
             return True
         if step < self.taken[row]:
             raise ValueError(
-                f"step {step} of row {row} has passed: an iterator goes forward; the next is {self.taken[row]}."
+                f"step {step} of row {row} has passed: an iterator only goes forward; the next is {self.taken[row]}."
             )
         for x in self.rows[row]:
             self.taken[row] += 1
@@ -78,10 +77,10 @@ class IteratorSource:
 
 
 class ArrowSource:
-    """An Arrow column, a list a row: numbers or token ids (list<number>), or vectors (list<list<number>>).
+    """An Arrow column with a list for each row: numbers or token ids (list<number>), or vectors (list<list<number>>).
 
-    Nothing is converted but the steps that are asked for, so a memory-mapped file is read in those places alone.
-    A plain number becomes a vector of one where `is_text` is not set.
+    Only the wanted steps are converted, so a memory-mapped file is read in those places only. With is_text=False a
+    number becomes a vector of one element.
     """
 
     def __init__(self, column: "pa.ChunkedArray | pa.Array", is_text: bool = False) -> None:
@@ -100,7 +99,7 @@ class ArrowSource:
 
 
 class DatasetSource:
-    """Column `column` of a `datasets.Dataset`, as ArrowSource: also after select, filter or shuffle, and on disk."""
+    """A column of a `datasets.Dataset`, read as by ArrowSource; also after select, filter or shuffle, and on disk."""
 
     def __init__(self, dataset: "Dataset", column: str, is_text: bool = False) -> None:
         if column not in dataset.column_names:
@@ -123,18 +122,18 @@ class DatasetSource:
 class VideoSource:
     """Frames of video files, uint8 [height, width, 3] RGB. Needs the `video` extra: PyAV.
 
-    A frame that is not asked for is never converted; it is decoded only where a later one is predicted from it: reading
-    jumps to the last key frame before the wanted one.
+    Reading jumps to the last key frame before the wanted frame, and decodes from there. Other frames are not decoded,
+    and only wanted frames are converted to RGB.
 
     Args:
-        paths: video files, a row each.
-        max_frames: steps of a row at most.
-        frame_rate: steps per second: a step is the frame shown at its time, in a file of constant rate. Default: every
-            frame is a step.
+        paths: video files, one for each row.
+        max_frames: largest number of steps of a row.
+        frame_rate: steps per second; a step is the frame that is shown at its time. For files of constant frame rate.
+            Default: every frame is a step.
 
     Attributes:
-        read: frames that were asked for.
-        decoded: frames that had to be decoded for them.
+        read: number of frames that were returned.
+        decoded: number of frames that were decoded for them.
     """
 
     def __init__(
@@ -151,12 +150,12 @@ class VideoSource:
 
     @property
     def decoded(self) -> int:
-        """Frames that were decoded so far."""
+        """Number of frames that were decoded so far."""
         return sum(file.decoded for file in self.files.values())
 
     @property
     def lengths(self) -> list[int]:
-        """Frames of each file, at most max_frames; the files' headers and packets tell, nothing is decoded."""
+        """Steps of each file, at most max_frames; counted from the files' packets, without decoding."""
         files = map(self._file, range(len(self.paths)))
         counts = [math.ceil(len(file.order) / self._frames_a_step(file) - SLACK) for file in files]
         return counts if self.max_frames is None else [min(count, self.max_frames) for count in counts]
@@ -164,7 +163,7 @@ class VideoSource:
     def __call__(self, positions: list[Position]) -> list[npt.NDArray[np.uint8]]:
         frames = [self._frame(self._file(row), step) for row, step in positions]
         missing = [row for (row, _), frame in zip(positions, frames, strict=True) if frame is None]
-        if missing:  # the file breaks off
+        if missing:  # the file is cut off
             files = {row: self._file(row) for row in missing}
             raise EndOfSequence({row: math.ceil(f.at / self._frames_a_step(f) - SLACK) for row, f in files.items()})
         self.read += len(frames)
@@ -185,7 +184,7 @@ class VideoSource:
 
 
 class _Video:
-    """One file and how far it is decoded."""
+    """One video file, and the position up to which it is decoded."""
 
     def __init__(self, path: str | Path) -> None:
         import av
@@ -200,7 +199,7 @@ class _Video:
         packets = [packet for packet in self.container.demux(self.stream) if packet.size]
         keys = [packet.is_keyframe for packet in packets]
         times = [packet.pts for packet in packets if packet.pts is not None]
-        # Frames come out of the decoder in the order of their times. Where some have none, there are no jumps.
+        # The decoder returns frames by their times. A file with frames that have no time is decoded from its start.
         self.can_jump = len(set(times)) == len(packets)
         self.order = sorted(times) if self.can_jump else list(range(len(packets)))
         self.keys = [0]
@@ -211,14 +210,14 @@ class _Video:
         self._jump(0)
 
     def _jump(self, index: int) -> None:
-        """Go on decoding at a key frame, or at the start."""
+        """Continue decoding at the key frame `index`, or at the start."""
         self.container.seek(self.order[index] if index else 0, stream=self.stream, backward=True)
         self.frames = self.container.decode(self.stream)
         self.at = index  # the next frame
-        self.landing = self.order[index] if index else -math.inf  # time of the frame that was jumped to
+        self.landing = self.order[index] if index else -math.inf  # time of the frame at `index`
 
     def frame(self, index: int) -> npt.NDArray[np.uint8] | None:
-        """Frame `index`; None behind the end."""
+        """Return frame `index` as uint8 [height, width, 3]; None behind the end."""
         if self._last is not None and self._last[0] == index:
             return self._last[1]
         key = max((key for key in self.keys if key <= index), default=0)
@@ -227,7 +226,7 @@ class _Video:
         for frame in self.frames:
             self.decoded += 1
             if frame.pts is not None and frame.pts < self.landing:
-                continue  # shown before the key frame, and left over from the jump
+                continue  # shown before the key frame: decoded, but not wanted
             self.at += 1
             if self.at > index:
                 picture = cast("npt.NDArray[np.uint8]", frame.to_ndarray(format="rgb24"))

@@ -1,4 +1,4 @@
-"""Videos classified from the frames that the model reads, and what that saves against encoding every frame."""
+"""Classify videos from the frames that the model reads, and measure what this saves against encoding every frame."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,21 +11,21 @@ import torch
 from .sources import VideoSource
 
 Encode = Callable[[list[np.ndarray]], Any]  # n frames uint8 [height, width, 3] -> [n, input_size]
-FRAMES_AT_ONCE = 32  # where every frame is encoded
+FRAMES_AT_ONCE = 32  # frames of one encoder call where every frame is encoded
 
 
 class Saving(NamedTuple):
-    """Pulling against encoding everything, over the same clips."""
+    """Sums over the same clips, classified by pulling and by encoding everything."""
 
     clips: int
     frames: int
     frames_encoded: int  # by pulling
-    frames_decoded: int  # likewise
+    frames_decoded: int  # by pulling
     seconds_pulled: float
     seconds_everything: float
-    right_pulled: int  # clips whose class was found
+    right_pulled: int  # correctly classified clips
     right_everything: int
-    clips_with_other_gates: int  # features are rounded differently in batches of another size
+    clips_with_other_gates: int  # an encoder rounds differently in batches of another size
 
 
 def classify_pulled(
@@ -37,16 +37,16 @@ def classify_pulled(
     frame_rate: float | None = None,
     batch_size: int = 8,
 ) -> Saving:
-    """Classify every clip twice: by `model.pull` on files, and by the model on all frames' features.
+    """Classify every clip twice, by `model.pull` on its file and by the model on all frames; return the sums.
 
     Args:
         model: SkipRNNForSequenceClassification.
         paths: video files.
         labels: the class of each.
-        encode: the image model; one call a round of pulling.
-        frames: of a clip at most, from its start.
+        encode: the image model; called once in each round of pulling.
+        frames: the largest number of frames of a clip, from its start.
         frame_rate: steps per second; default: each file's own frames.
-        batch_size: clips at a time.
+        batch_size: number of clips at a time.
     """
     parts = [
         _classify_batch(
@@ -75,7 +75,7 @@ def _classify_batch(model: Any, videos: VideoSource, labels: Sequence[int], enco
 
 
 def _classify_everything(model: Any, videos: VideoSource, lengths: list[int], encode: Encode) -> Any:
-    """The model's output for all frames' features, in a padded batch."""
+    """Return the model's output for the features of all frames, as a padded batch."""
     rows = []
     for row, length in enumerate(lengths):
         starts = range(0, length, FRAMES_AT_ONCE)

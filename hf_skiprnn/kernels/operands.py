@@ -1,8 +1,8 @@
 """Arguments and results of a scan as the operators of the `cpu` and `triton` engines see them.
 
 Weights are a flat list, four tensors a layer: W_ih [G*H, I], W_hh [G*H, H], the bias [G*H] and b_hn [H] of a GRU with
-the reset gate after the product; the last two are empty where a layer has none. The gate is [weight, bias] or empty.
-The state is (h, c, increment, steps_since_update).
+the reset gate after the product; the last two are empty where a layer has none. The gate is [weight, bias], or
+[weight, bias, shift of each row], or empty. The state is (h, c, increment, steps_since_update).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def check_operands(
     Args:
         inputs: [B, T, I], or the table [V, I] that `ids` index.
         weights: four a layer; their dtype is that of inputs.
-        gate: the update gate's weight [1, H] and bias [1], or nothing.
+        gate: the update gate's weight [1, H] and bias [1], then each row's shift [B] if there is one; or nothing.
         state: h [L, B, H], c likewise or None, increment [B] and steps_since_update [B].
         mask: [B, T] bool, or None.
         forced: [B, T] bool, or None.
@@ -74,6 +74,8 @@ def check_operands(
     if gate:
         expect("the gate's weight", gate[0], 1, units, dtype=kept)
         expect("the gate's bias", gate[1], 1, dtype=kept)
+    if len(gate) > 2:
+        expect("the gate's shift", gate[2], batch, dtype=kept)
     h, c, increment, steps_since_update = state
     if h is None or increment is None or steps_since_update is None or (c is not None) != has_c:
         raise ValueError(f"The state of a {cell!r} has h{', c' * has_c}, increment, steps_since_update.")

@@ -5,12 +5,12 @@
 | update_gate         | u_t, eq. 2   | 1 where the state is updated, 0 where it is copied                            |
 | update_prob         | u~_t, eq. 5  | gate pre-activation, rounded to give u_t; here k * increment, see below       |
 | increment           | D_t, eq. 4   | sigmoid(W_p s_t + b_p), emitted at an update and held until the next          |
-| steps_since_update  | k            | steps skipped since the last update; the k-th step has update_prob = k * D    |
+| steps_since_update  | k            | steps since the last update; the k-th step after it has update_prob = k * D   |
 | h, c                | s_t          | the state: h, c for an LSTM, h alone for a GRU                                |
-| GateWeights         | W_p, b_p     | read from the top layer: c for an LSTM, h for a GRU (the authors' code)       |
+| GateWeights         | W_p, b_p     | applied to the top layer: c for an LSTM, h for a GRU (as in the authors' code)|
 
 Between two updates the accumulator of eq. 5 only adds up the held increment, so it equals k * D; the minimum of
-eq. 5 never bites below the threshold 0.5. The comparison with 0.5 is made in float32 in every precision.
+eq. 5 has no effect below the threshold 0.5. The comparison with 0.5 is made in float32 in every precision.
 
 Shapes: B rows, T steps, I inputs, H units, G gates of the cell (4 or 3), L layers, N any number of rows.
 """
@@ -42,10 +42,15 @@ class GateWeights(NamedTuple):
 
     weight: Tensor  # [1, H]
     bias: Tensor  # [1]
+    shift: Tensor | None = None  # [B], added to the bias row by row: moves a row's operating point
+
+    def of_rows(self, rows: Tensor) -> "GateWeights":
+        """Return the gate of some rows of the batch ([N], integer)."""
+        return self if self.shift is None else self._replace(shift=self.shift[rows])
 
 
 class Step(NamedTuple):
-    """One layer's step with what its backward needs."""
+    """One layer's new state, and the activations that its backward pass needs."""
 
     h: Tensor  # [N, H]
     c: Tensor | None  # [N, H]
@@ -53,18 +58,18 @@ class Step(NamedTuple):
 
 
 class StepGradient(NamedTuple):
-    """Cotangents of one layer's step, from which all weight gradients are matrix products."""
+    """Cotangents of one layer's step. The gradients of all its weights are matrix products with them."""
 
-    inputs: Tensor  # [N, G*H], of the input product W_ih x (+ bias)
-    recurrent: Tensor  # [N, G*H], of the recurrent product W_hh h
-    h: Tensor  # [N, H], of the previous h
-    c: Tensor | None  # [N, H], of the previous c
+    inputs: Tensor  # [N, G*H], cotangent of the input product W_ih x (+ bias)
+    recurrent: Tensor  # [N, G*H], cotangent of the recurrent product W_hh h
+    h: Tensor  # [N, H], cotangent of the previous h
+    c: Tensor | None  # [N, H], cotangent of the previous c
 
 
 class Cell(Protocol):
     """A recurrent cell: the transition S of eq. 1 for one layer, and its backward.
 
-    The two products are apart because a skipped run of steps shares one recurrent product.
+    The input product and the recurrent product are separate, since a run of skipped steps shares one recurrent product.
     """
 
     name: str
@@ -72,42 +77,43 @@ class Cell(Protocol):
     has_cell_state: bool
 
     def recurrent_product(self, w: LayerWeights, h: Tensor) -> Tensor:
-        """What the held state alone decides: [N, H] -> [N, .]."""
+        """Compute the part of the step that depends on the state h alone: [N, H] -> [N, .]."""
         ...
 
     def step(self, w: LayerWeights, x_product: Tensor, h_product: Tensor, h: Tensor, c: Tensor | None) -> Step:
-        """The next state from the input product [N, G*H], the recurrent product, and the state [N, H]."""
+        """Compute the next state from the input product [N, G*H], the recurrent product and the state [N, H]."""
         ...
 
     def backward(
         self, w: LayerWeights, step: Step, h: Tensor, c: Tensor | None, grad_h: Tensor, grad_c: Tensor | None
     ) -> StepGradient:
-        """Cotangents of the step's inputs from those of its outputs; h, c: the state before the step."""
+        """Compute the cotangents of the step's inputs from those of its outputs; h, c: the state before the step."""
         ...
 
     def recurrent_operands(self, step: Step, h: Tensor) -> tuple[Tensor, ...]:
-        """What W_hh multiplies, gate by gate: G tensors [N, H]."""
+        """Return what W_hh multiplies, one tensor for each of the cell's gates: G tensors [N, H]."""
         ...
 
 
 def state_dtype(weight: Tensor) -> torch.dtype:
-    """Precision of states, increments and counters beside these weights: float32 in half precision."""
+    """The precision of states, increments and counters: the weight's, but at least float32."""
     return torch.promote_types(weight.dtype, torch.float32)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias in the weight's precision, returned in the state's: [N, K] -> [N, M]."""
+    """Compute x @ weight.T + bias, the product in the weight's precision, the sum in the state's: [N, K] -> [N, M]."""
     out = F.linear(x.to(weight.dtype), weight).to(state_dtype(weight))
     return out if bias is None else out + bias
 
 
 def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
-    """D = sigmoid(W_p top + b_p), eq. 4: [N, H] -> [N]."""
-    return torch.sigmoid(F.linear(top, gate.weight.to(top.dtype), gate.bias.to(top.dtype))).squeeze(-1)
+    """Return D = sigmoid(W_p top + b_p + shift), eq. 4: [N, H] -> [N]."""
+    z = F.linear(top, gate.weight.to(top.dtype), gate.bias.to(top.dtype)).squeeze(-1)
+    return torch.sigmoid(z if gate.shift is None else z + gate.shift.to(z.dtype))
 
 
 def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
-    """Whether the k-th step (1, 2, ...) after an update is an update: float32(k * D) >= 0.5, or D is NaN. -> bool."""
+    """Return whether the k-th step (1, 2, ...) after an update is one: float32(k * D) >= 0.5, or D is NaN."""
     return ~(steps_since_update.float() * increment.float() < 0.5)
 
 
@@ -139,7 +145,7 @@ def steps_to_skip(increment: float, steps_since_update: float) -> int:
 
 
 class LSTMCell:
-    """i, f, o = sigmoid(.), g = tanh(.); c' = f c + i g; h' = o tanh(c')."""
+    """The LSTM: i, f, o = sigmoid(.), g = tanh(.); c' = f c + i g; h' = o tanh(c')."""
 
     name = "lstm"
     num_gates = 4
@@ -180,7 +186,10 @@ class LSTMCell:
 
 
 class GRUCell:
-    """r, z = sigmoid(.); n = tanh(W x + W_hn (r h)); h' = (1 - z) n + z h. Reset before the product: the paper's."""
+    """The paper's GRU, which resets before the product.
+
+    r, z = sigmoid(.); n = tanh(W x + W_hn (r h)); h' = (1 - z) n + z h.
+    """
 
     name = "gru"
     num_gates = 3
@@ -212,7 +221,7 @@ class GRUCell:
 
 
 class GRUResetAfterCell:
-    """As GRUCell but n = tanh(W x + r (W_hn h + b_hn)): torch.nn.GRU's and cuDNN's."""
+    """The GRU of torch.nn.GRU and cuDNN, which resets after the product: n = tanh(W x + r (W_hn h + b_hn))."""
 
     name = "gru_reset_after"
     num_gates = 3

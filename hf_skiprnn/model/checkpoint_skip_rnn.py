@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     # with a checkpoint, and are loaded only when they are used.
     from .pipeline_skip_rnn import SkipRNNTextClassificationPipeline  # noqa: F401 - named for transformers' copying
 
-NEW = re.compile(r"^(classifier|update_gate)\.")  # may be new: a head, and the gate of a model that had none
+NEW = re.compile(r"^(classifier|update_gate)\.")  # may be missing in a file: a head, and a gate that had no weights
 HEAD = re.compile(r"^classifier\.")
 CONFIG = "configuration_skip_rnn.SkipRNNConfig"
 MODELING = "modeling_skip_rnn"
@@ -41,7 +41,7 @@ PIPELINES = {
 
 
 def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_sizes: bool) -> None:
-    """Raise where weights do not fit the config.
+    """Refuse weights that do not fit the config.
 
     Args:
         source: where they came from, for the message.
@@ -50,11 +50,11 @@ def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_siz
         ignore_mismatched_sizes: as in from_pretrained.
 
     Raises:
-        ValueError: a weight is missing, or has another shape; the message names it.
+        ValueError: a weight is missing or has another shape; the message names it.
     """
     missing, unexpected = list(_bare(loading_info.missing_keys)), list(_bare(loading_info.unexpected_keys))
     strange = [name for name in unexpected if not HEAD.match(name)]
-    # A gate under another name is no new gate.
+    # If the file has names that we do not know, its gate may be among them: then a missing gate is not a new one.
     lost = sorted(name for name in missing if not (HEAD if strange else NEW).match(name))
     if lost:
         instead = f" It holds {_some(strange)} instead." if strange else ""
@@ -75,7 +75,7 @@ def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_siz
 
 
 def refuse_broken_numbers(source: Any, model: nn.Module) -> None:
-    """Raise ValueError where a weight is NaN or infinite: the model would answer NaN to everything."""
+    """Raise ValueError if a weight is NaN or infinite, since all outputs would be NaN."""
     broken = [name for name, weight in model.named_parameters() if not weight.is_meta and not weight.isfinite().all()]
     if broken:
         raise ValueError(
@@ -85,10 +85,10 @@ def refuse_broken_numbers(source: Any, model: nn.Module) -> None:
 
 
 def name_code(config: Any, model_class: str) -> None:
-    """Set auto_map and custom_pipelines of a SkipRNNConfig to what a checkpoint of `model_class` can be loaded as.
+    """Set auto_map and custom_pipelines of a SkipRNNConfig for a checkpoint of `model_class`.
 
-    Everything is named relative to the checkpoint, never in another repository. A class that is not of this package is
-    left alone.
+    They name files beside the checkpoint, never code in another repository. The config of a class that is not of this
+    package stays as it is.
     """
     if model_class not in AUTO_CLASSES:
         return

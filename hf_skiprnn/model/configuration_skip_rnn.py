@@ -1,8 +1,9 @@
-"""SkipRNNConfig: what a Skip RNN is made of."""
+"""SkipRNNConfig: the architecture, the budget and the regularisation of a Skip RNN."""
 
 import difflib
 import math
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +13,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Far beyond any use: a config from a stranger shall not make layers or label names until memory ends.
+# Bounds far beyond any use. Without them, a config from a stranger could ask for more memory than there is.
 LARGEST = {
     "input_size": 2**24,
     "hidden_size": 2**16,
@@ -22,7 +23,7 @@ LARGEST = {
     "stride": 2**31 - 1,
 }
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-# What transformers takes beside the fields of its config, or puts into saved ones.
+# Names that transformers takes as arguments of a config, or writes into saved ones, and that are no fields of it.
 BESIDE_FIELDS = (
     *("num_labels", "name_or_path", "_name_or_path", "_commit_hash", "model_type", "torch_dtype", "auto_map"),
     *("custom_pipelines", "output_attentions", "attn_implementation", "_attn_implementation_autoset"),
@@ -48,18 +49,27 @@ class SkipRNNConfig(PreTrainedConfig):
         pad_token_id: token whose embedding stays zero.
         budget_weight: lambda of the budget loss (section 3.3), per update of a sequence.
         budget_loss: "cost": lambda * N; "l1": lambda * |N - budget_target * L|; "l2": its square times lambda; with N
-            updates over the L real steps of a row.
-        budget_target: wanted share of real steps read, in [0, 1]; needed by "l1" and "l2", refused with "cost".
+            updates over the L real steps of a row. "rate": lambda * N / L, the share of steps read. It has no scale of
+            its own, so one lambda serves sequences of any length; it may be negative (a reward for reading), as
+            `hf_skiprnn.training.RateController` needs to hold a share.
+        budget_target: wanted share of real steps read, in [0, 1]; needed by "l1" and "l2", refused with "cost"; with
+            "rate" it is what training was asked for.
+        gate_shift: added to the gate's bias b_p at run time: the operating point. Below 0 fewer steps are read, above 0
+            more. Saved with the checkpoint; `gate_shift=` and `update_rate=` of a call replace it.
+        gate_noise: a; in training each row's gate is shifted by a draw from U(-a, a), so that the trained model bears
+            other shifts. 0 switches it off.
+        gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
+            increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
         update_bias: initial value of b_p; at 1 every step is an update at the start of training.
         forget_bias: initial value of an LSTM's forget gate bias.
         input_noise: standard deviation of the Gaussian noise added to input_values and pixel_values in training;
-            0 switches it off. Few rows are soon known by heart, and what a gate then reads does not carry over.
+            0 switches it off. With few rows, noise keeps the model from memorising them.
         embedding_dropout: probability of zeroing an element of an embedding.
         classifier_dropout: probability of zeroing an element of the state that a classifier reads.
 
     Raises:
-        StrictDataclassError: for a value of the wrong type, out of its range, or in contradiction to another one.
+        StrictDataclassError: a value has the wrong type, is out of its range, or contradicts another one.
     """
 
     model_type = "skip_rnn"
@@ -83,8 +93,11 @@ class SkipRNNConfig(PreTrainedConfig):
     vocab_size: int | None = None
     pad_token_id: int | None = None
     budget_weight: float | int = 1e-4
-    budget_loss: Literal["cost", "l1", "l2"] = "cost"
+    budget_loss: Literal["cost", "l1", "l2", "rate"] = "cost"
     budget_target: float | int | None = None
+    gate_shift: float | int = 0.0
+    gate_noise: float | int = 0.0
+    gate_calibration: list[list[float | int]] | None = None
     learn_initial_state: bool = True
     update_bias: float | int = 1.0
     forget_bias: float | int = 1.0
@@ -114,20 +127,20 @@ class SkipRNNConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        """A field that nobody knows is a slip of the pen; or another transformers' own, and then it is left out."""
+        """Raise ValueError for an unknown field, or leave it out where another version of transformers wrote it."""
         own = [field.name for field in fields(self)]
         is_foreign = self.transformers_version not in (None, __version__)
         for name in [name for name in kwargs if name not in BESIDE_FIELDS]:
             near = difflib.get_close_matches(name, own, n=1)
             text = f"SkipRNNConfig has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
             if near or not is_foreign:
-                raise ValueError(f"{text} Leave it out; scripts/train.py --task digits --help lists the fields.")
+                raise ValueError(f"{text} Leave it out; help(SkipRNNConfig) lists the fields.")
             version = self.transformers_version
-            logger.warning("%s It is left out: transformers %s wrote it; this is %s.", text, version, __version__)
+            logger.warning("%s It is left out: transformers %s wrote it; here runs %s.", text, version, __version__)
             kwargs.pop(name)
 
     def validate_sizes(self) -> None:
-        """Sizes are at least one, and of this world."""
+        """Check that sizes are at least 1 and within their bounds."""
         for name in ("input_size", "hidden_size", "num_hidden_layers", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -140,39 +153,59 @@ class SkipRNNConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self) -> None:
-        """Probabilities lie in [0, 1)."""
+        """Check that probabilities are in [0, 1)."""
         for name in ("skip_probability", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}.")
 
     def validate_finite(self) -> None:
-        """Weights and biases of the loss and the initialisation are finite numbers."""
-        for name in ("budget_weight", "update_bias", "forget_bias"):
+        """Check that the weight of the budget, initial biases, shift and noise are finite."""
+        for name in ("budget_weight", "update_bias", "forget_bias", "gate_shift"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
         if not 0 <= self.input_noise < math.inf:
             raise ValueError(f"input_noise must be a finite standard deviation, at least 0; got {self.input_noise}.")
-        if self.budget_weight < 0:
+        if not 0 <= self.gate_noise < math.inf:
+            raise ValueError(f"gate_noise must be a finite width of a uniform distribution; got {self.gate_noise}.")
+        if self.budget_weight < 0 and self.budget_loss != "rate":
             raise ValueError(
                 f"budget_weight must not be negative; got {self.budget_weight}. 0 switches the budget off."
             )
 
     def validate_budget(self) -> None:
-        """A target goes with a budget that has one."""
+        """Check that budget_target is given for the budgets that have a target, and only for those."""
         if self.budget_loss == "cost" and self.budget_target is not None:
             raise ValueError(
                 f"budget_loss='cost' has no target; got budget_target={self.budget_target}. "
                 "Use budget_loss='l1' or 'l2'."
             )
-        if self.budget_loss != "cost" and self.budget_target is None:
+        if self.budget_loss in ("l1", "l2") and self.budget_target is None:
             raise ValueError(
                 f"budget_loss={self.budget_loss!r} needs budget_target, the wanted share of steps in [0, 1]."
             )
         if self.budget_target is not None and not 0 <= self.budget_target <= 1:
             raise ValueError(f"budget_target is a share of a row's real steps, in [0, 1]; got {self.budget_target}.")
 
+    def validate_operating_point(self) -> None:
+        """Check that only a learned gate is moved, and that shares increase with shifts in a calibration."""
+        if self.gate != "learned" and (self.gate_shift or self.gate_noise or self.gate_calibration):
+            raise ValueError(
+                f"gate_shift, gate_noise and gate_calibration need gate='learned'; got gate={self.gate!r}."
+            )
+        pairs = self.gate_calibration
+        if pairs is None:
+            return
+        is_right = bool(pairs) and all(
+            len(pair) == 2 and 0 <= pair[0] <= 1 and math.isfinite(pair[1]) for pair in pairs
+        )
+        if not is_right or any(a[0] >= b[0] or a[1] >= b[1] for a, b in pairwise(pairs)):
+            raise ValueError(
+                "gate_calibration must hold pairs [share of steps read, gate_shift], both increasing, shares in "
+                f"[0, 1]; got {pairs!r}."
+            )
+
     def validate_tokens(self) -> None:
-        """Token settings need tokens, and input noise numbers."""
+        """Check that settings of tokens have a vocabulary, and that input noise has none."""
         if self.vocab_size is None:
             if self.pad_token_id is not None:
                 raise ValueError(
@@ -188,16 +221,16 @@ class SkipRNNConfig(PreTrainedConfig):
             raise ValueError(f"pad_token_id must be in [0, vocab_size = {self.vocab_size}); got {self.pad_token_id}.")
 
     def validate_problem_type(self) -> None:
-        """transformers' own fields are not checked where a config adds to them."""
+        """Check problem_type, which transformers does not check in configs with fields of their own."""
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}.")
 
     def validate_cell(self) -> None:
-        """gru_reset belongs to a GRU."""
+        """Check that gru_reset is set for a GRU only."""
         if self.cell_type == "lstm" and self.gru_reset != "before":
             raise ValueError(f"gru_reset={self.gru_reset!r} needs cell_type='gru'; got cell_type='lstm'.")
 
     @property
     def cell(self) -> str:
-        """Name of the cell in `cells_skip_rnn.CELLS`."""
+        """The name of the cell in `cells_skip_rnn.CELLS`."""
         return "gru_reset_after" if (self.cell_type, self.gru_reset) == ("gru", "after") else self.cell_type

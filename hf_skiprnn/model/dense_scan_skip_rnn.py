@@ -1,20 +1,17 @@
-"""Time: how a stack of cells under one shared gate runs over a sequence, in plain PyTorch.
+"""The dense scan: the paper's loop over all steps in plain PyTorch. It defines what every backend computes.
 
-`dense_scan` is the definition: the paper's loop over all steps, differentiated by autograd.
-`event_scan` computes the same from the updates alone, with a backward of its own (`SkipScan`).
-
-Every backend is a function of this signature:
+A scan runs a stack of cells under one shared gate over a sequence. Every backend is a function of this signature:
 
     scan(inputs, layers, gate, state, *, cell, mask=None, forced_gates=None, sequence=False) -> ScanOutput
 
 inputs        [B, T, I] floating point
 layers        LayerWeights of each layer, bottom first
-gate          GateWeights, or None where nothing is learned: then `forced_gates` is the plan, and None means every step
+gate          GateWeights; None if the gate is not learned: then `forced_gates` are the gates, and None reads every step
 state         SkipRNNState to start from
 cell          "lstm" | "gru" | "gru_reset_after"
-mask          [B, T] bool, True at real steps; None: all real. A masked step does not exist
-forced_gates  [B, T] bool: these gates are taken instead of computed ones. With a learned gate the gradient still flows
-              as if the gate had chosen them. Masked steps are closed whatever it says
+mask          [B, T] bool, True at real steps; None: all are real. The result is as if masked steps were cut out
+forced_gates  [B, T] bool, gates to take instead of computed ones. With a learned gate, gradients flow as if the gate
+              had chosen them. Masked steps are never read
 sequence      also return the top layer's h at every step, [B, T, H]
 """
 
@@ -40,7 +37,7 @@ class Engine(NamedTuple):
 
 
 class StraightThrough(torch.autograd.Function):
-    """u_t forward; d u_t / d update_prob = 1 backward (section 3.1)."""
+    """The binary gate u_t; its derivative by update_prob is taken to be 1 (section 3.1)."""
 
     generate_vmap_rule = True
 
@@ -58,7 +55,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class Blend(torch.autograd.Function):
-    """u * new + (1 - u) * old for u of 0 or 1; what a closed gate shuts out stays out, even a NaN."""
+    """u * new + (1 - u) * old for u of 0 or 1. Where u is 0, even a NaN in `new` does not reach the result."""
 
     generate_vmap_rule = True
 
@@ -91,10 +88,13 @@ def dense_scan(
     forced_gates: Tensor | None = None,
     sequence: bool = False,
 ) -> ScanOutput:
-    """The definition: every step is computed, and the gate blends it in or not. Differentiable any number of times."""
+    """Compute every step, and let the gate take the new state or keep the old one; differentiable any number of times.
+
+    The arguments are described at the top of this file.
+    """
     batch, steps, _ = inputs.shape
     real = inputs.new_ones(batch, steps, dtype=torch.bool) if mask is None else mask
-    inputs = inputs.masked_fill(~real.unsqueeze(-1), 0)  # whatever stands at masked steps stays out of the gradients
+    inputs = inputs.masked_fill(~real.unsqueeze(-1), 0)  # values at masked steps, even NaN, must not reach gradients
     carry = Carry.start(state)
     gates, outputs = [], []
     for t in range(steps):
@@ -113,7 +113,7 @@ DENSE = Engine("dense", dense_scan)
 
 
 class Carry(NamedTuple):
-    """The state inside the definition's loop, with the accumulator of eq. 5 as a variable of its own."""
+    """The state inside the loop, with the accumulator of eq. 5 as a variable of its own."""
 
     h: tuple[Tensor, ...]  # a layer [B, H]
     c: tuple[Tensor, ...]  # likewise; empty for a GRU
@@ -123,13 +123,13 @@ class Carry(NamedTuple):
 
     @classmethod
     def start(cls, state: SkipRNNState) -> "Carry":
-        """The seam: steps_since_update carries the accumulator's gradient, scaled by the increment."""
+        """Start from a state. Its steps_since_update carries the accumulator's gradient, scaled by the increment."""
         accumulator = state.steps_since_update * state.increment.detach()
         c = () if state.c is None else state.c.unbind()
         return cls(state.h.unbind(), c, state.increment, accumulator, state.steps_since_update.detach())
 
     def end(self, learned: bool) -> SkipRNNState:
-        """The inverse of `start`."""
+        """Return the state to continue from: the inverse of `start`."""
         steps_since_update, increment = self.steps_since_update, self.increment.detach()
         if learned:
             unscaled = (self.accumulator - self.accumulator.detach()) / increment.where(increment != 0, torch.inf)
@@ -147,7 +147,7 @@ def _dense_step(
     gate: GateWeights | None,
     carry: Carry,
 ) -> tuple[Carry, Tensor]:
-    """One step of the definition: what is carried on, and u [B]."""
+    """Compute one step: what is carried on, and u [B]."""
     steps_since_update = carry.steps_since_update + 1  # k
     update_prob = carry.accumulator + carry.increment
     opened = real

@@ -1,7 +1,8 @@
-"""Events: only updates are computed, each row at its own position.
+"""The forward pass of the event scan: only updates are computed, each row at its own position.
 
-An event is the state after an update (the first B events are the rows' initial states); it holds until the row's next
-one. Round r advances every row that has an r-th update: there are as many rounds as updates of the slowest row.
+An event is the state after an update; it holds until the row's next update. The first B events are the rows' initial
+states. Round r computes the r-th update of every row that has one, so there are as many rounds as the row with the most
+updates has.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,11 @@ from .outputs_skip_rnn import SkipRNNState
 def update(
     x: Tensor, h: list[Tensor], c: list[Tensor], layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell
 ) -> Tensor | None:
-    """One update of N rows from inputs [N, I], in place of h and c (a layer [N, H]); the increments [N], if learned."""
+    """Update N rows from inputs [N, I]: replace h and c (a layer [N, H]) in their lists.
+
+    Returns:
+        The increments [N]; None without a learned gate.
+    """
     for index, w in enumerate(layers):
         old_h, old_c = h[index], c[index] if c else None
         step = cell.step(w, product(x, w.weight_ih, w.bias), cell.recurrent_product(w, old_h), old_h, old_c)
@@ -29,7 +34,7 @@ def update(
 
 
 class Timeline:
-    """Where each row's real steps stand, and where its next update is."""
+    """Finds each row's next update. Positions count real steps only, so that masked steps need no care elsewhere."""
 
     def __init__(self, batch: int, steps: int, mask: Tensor | None, forced_gates: Tensor | None, device: torch.device):
         self.batch, self.steps, self.mask = batch, steps, mask
@@ -51,13 +56,13 @@ class Timeline:
         return torch.cat((index, never), 1).flip(1).cummin(1).values.flip(1)
 
     def flat_position(self, rows: Tensor, real_index: Tensor) -> Tensor:
-        """Index into [B * T] of each row's real step."""
+        """Return the index into [B * T] of one real step of each row."""
         if self.positions is not None:
             real_index = self.positions[rows, real_index]
         return rows * self.steps + real_index
 
     def next_update(self, front: "Front", learned: bool) -> Tensor:
-        """Real index of each row's first update after those that ran; at least its length where there is none."""
+        """Return the real index of each row's next update; at least the row's length where there is none."""
         if self.planned is not None:
             return self.planned[front.rows, front.ran]
         if not learned:
@@ -66,7 +71,7 @@ class Timeline:
 
 
 class Events(NamedTuple):
-    """Every event of a forward pass: E = B initial states, then N updates, round by round."""
+    """Every event of a forward pass: E = B + N, first B initial states, then N updates, round by round."""
 
     h: tuple[Tensor, ...]  # a layer [E, H]
     c: tuple[Tensor, ...]  # likewise; empty for a GRU
@@ -78,7 +83,7 @@ class Events(NamedTuple):
     offsets: tuple[int, ...]  # first event of every round, and E
 
     def holders(self, batch: int, steps: int) -> Tensor:
-        """The event whose state holds at each step: [B, T]."""
+        """Return the event whose state holds at each step: [B, T]."""
         held = self.rows[:batch].unsqueeze(1).repeat(1, steps)
         held.view(-1)[self.flat] = torch.arange(batch, len(self.rows), device=held.device)
         return held.cummax(1).values
@@ -86,7 +91,7 @@ class Events(NamedTuple):
 
 @dataclass
 class Recorder:
-    """Collects the events of a forward pass, a round at a time."""
+    """Collects the events of a forward pass, round by round."""
 
     rounds: list[tuple[Any, ...]] = field(default_factory=list)
     flat: list[Tensor] = field(default_factory=list)
@@ -120,7 +125,7 @@ class Recorder:
 
 @dataclass
 class Front:
-    """The rows that still have updates to make, A of B."""
+    """The A rows (of B) that still have updates ahead."""
 
     rows: Tensor  # [A]
     at: Tensor  # [A], real index of the next update
@@ -132,7 +137,7 @@ class Front:
     c: list[Tensor]
 
     def select(self, index: Tensor) -> "Front":
-        """Rows `index` of these."""
+        """Return the rows `index`."""
         return Front(
             self.rows[index],
             self.at[index],
@@ -145,8 +150,8 @@ class Front:
         )
 
     def advance(self, x: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell) -> None:
-        """One update of every row from its input [A, I]."""
-        increment = update(x, self.h, self.c, layers, gate, cell)
+        """Update every row from its input [A, I]."""
+        increment = update(x, self.h, self.c, layers, gate and gate.of_rows(self.rows), cell)
         self.increment = torch.zeros_like(self.increment) if increment is None else increment
         self.steps_since_update = torch.zeros_like(self.increment)
         self.ran = self.at + 1
@@ -161,7 +166,11 @@ def run_updates(
     time: Timeline,
     recorder: Recorder | None = None,
 ) -> tuple[SkipRNNState, Tensor]:
-    """Advance every row through its updates: the last state, and the gates [B, T]. Events go to the recorder."""
+    """Compute all updates of all rows; the recorder, if there is one, collects the events.
+
+    Returns:
+        The state after the last real step, and the gates [B, T].
+    """
     flat_inputs = inputs.reshape(-1, inputs.shape[-1])
     gates = state.increment.new_zeros(time.batch * time.steps)
     h0, c0, increment, steps_since_update = state
@@ -191,7 +200,7 @@ def run_updates(
 
 
 def _settle(done: Front, last: SkipRNNState) -> None:
-    """Write the rows that have made all their updates into the last state."""
+    """Write rows without further updates into the last state."""
     last.h[:, done.rows] = torch.stack(done.h)
     if last.c is not None:
         last.c[:, done.rows] = torch.stack(done.c)

@@ -1,12 +1,13 @@
-"""The event scan: `dense_scan`'s values from the updates alone, with an exact backward of its own.
+"""The event scan: the same values as the dense scan from the updates alone, with an exact backward pass of its own.
 
-The backward pass visits the rounds of events in reverse. At an update it is the cell's own backward. At a skipped step
-the straight-through gate needs one number (r: cotangent of the gate itself, q: accumulator, D: increment),
+The backward pass visits the rounds of events in reverse. At an update it runs the cell's own backward. A skipped step
+needs only the cotangent g_u of the straight-through gate (r: cotangent of the gate itself, q: accumulator,
+D: increment; D~ and S(s, x): what an update would have given),
 
     g_u = r + <g_s, S(s, x) - s> + g_D (D~ - D) - g_q update_prob
     g_q += g_u;  g_D += g_q                                         since update_prob = q + D; its value is k D
 
-for which S(s, x) is a forward value off the sequential path: a round's skipped steps are one batch.
+S(s, x) is a forward value and depends on no other skipped step, so that all skipped steps of a round are one batch.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ from .dense_scan_skip_rnn import Engine
 from .event_forward_skip_rnn import Events, Recorder, Timeline, run_updates
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
-SKIPPED_BLOCK = 1 << 14  # skipped steps whose candidate states are computed at once: bounds the backward's memory
+SKIPPED_BLOCK = 1 << 14  # skipped steps that are computed at once; bounds the memory of the backward pass
 
 
 class Plan(NamedTuple):
-    """What the backward pass knows beside tensors."""
+    """The arguments of the scan that are not tensors."""
 
     cell: Cell
     time: Timeline
@@ -34,15 +35,15 @@ class Plan(NamedTuple):
     sequence: bool
 
     def unpack(self, tensors: Sequence[Any]) -> tuple[Tensor, SkipRNNState, GateWeights | None, list[LayerWeights]]:
-        """inputs, state, gate, layers from the flat argument list of `event_scan`."""
+        """Return inputs, state, gate and layers from the flat list of tensors that `event_scan` makes of them."""
         inputs, state, rest = tensors[0], SkipRNNState(*tensors[1:5]), list(tensors[5:])
-        gate = GateWeights(rest.pop(0), rest.pop(0)) if self.learned else None
+        gate = GateWeights(*(rest.pop(0) for _ in range(3))) if self.learned else None
         return inputs, state, gate, [LayerWeights(*rest[4 * i : 4 * i + 4]) for i in range(self.num_layers)]
 
 
 @dataclass
 class Cotangents:
-    """Of the state that holds, for the rows at hand (A of B)."""
+    """Cotangents of the state that holds, for A of the B rows."""
 
     h: list[Tensor]  # a layer [A, H]
     c: list[Tensor]
@@ -50,14 +51,14 @@ class Cotangents:
     accumulator: Tensor  # [A]
 
     def take(self, rows: Tensor) -> "Cotangents":
-        """Of these rows."""
-        if len(rows) == len(self.increment):  # rows keep their order: these are all
+        """Return the cotangents of `rows`."""
+        if len(rows) == len(self.increment):  # all of them, since rows are always in ascending order
             return Cotangents(list(self.h), list(self.c), self.increment, self.accumulator)
         parts = [part[rows] for part in self.h], [part[rows] for part in self.c]
         return Cotangents(*parts, self.increment[rows], self.accumulator[rows])
 
     def put(self, rows: Tensor, other: "Cotangents") -> None:
-        """Replace those of these rows."""
+        """Replace the cotangents of `rows`."""
         if len(rows) == len(self.increment):
             self.h, self.c, self.increment, self.accumulator = other.h, other.c, other.increment, other.accumulator
             return
@@ -67,7 +68,7 @@ class Cotangents:
 
 
 class HeldSteps:
-    """Which steps each round's events hold: the skipped ones, and for per-step cotangents all of them."""
+    """The steps at which each event holds, sorted by round: all of them, and the skipped ones."""
 
     def __init__(self, events: Events, time: Timeline, gates: Tensor, steps_since_update: Tensor):
         real = torch.ones_like(gates, dtype=torch.bool) if time.mask is None else time.mask
@@ -106,7 +107,7 @@ class HeldSteps:
 
 
 class Reverse:
-    """One backward pass: the carried cotangents, and buffers for what becomes weight gradients."""
+    """One backward pass: the cotangents that are carried back, and lists of what weight gradients are made from."""
 
     def __init__(self, plan: "Plan", tensors: Sequence[Any], events: Events, gates: Tensor, grads: Sequence[Any]):
         self.plan, self.events = plan, events
@@ -127,14 +128,14 @@ class Reverse:
             self._round(index)
 
     def _across_seam(self, events: Events, grad_steps_since_update: Tensor) -> Tensor:
-        """Cotangent of the accumulator from that of steps_since_update, which carries it scaled by the increment."""
+        """Return the cotangent of the accumulator, which the last state carries as steps_since_update * increment."""
         event = torch.arange(len(events.rows), device=grad_steps_since_update.device)
         last = torch.zeros_like(self.plan.time.lengths).scatter_reduce(0, events.rows, event, "amax")
         increment = events.increments[last]
         return (grad_steps_since_update / increment).where((increment != 0) & self.plan.learned, 0)
 
     def _recompute_updates(self) -> None:
-        """All updates' gates at once: the states are known, so nothing here is sequential."""
+        """Recompute the activations of all updates in one batch: the states before them are known."""
         events, cell = self.events, self.plan.cell
         below = self.flat_inputs.index_select(0, events.flat)
         self.updates: list[Step] = []
@@ -164,7 +165,7 @@ class Reverse:
         self.carry.put(rows, carry)
 
     def _through_held_steps(self, index: int, first: int, last: int, rows: Tensor, carry: Cotangents) -> None:
-        """From the end of each event's segment to just behind its update."""
+        """Go back through the steps at which the round's events hold, except the updates themselves."""
         start, end = self.held.skipped_bounds[index : index + 2]
         skipped = self.held.skipped[start:end]
         suffix, total = self._output_sums(index, first, last, skipped)
@@ -188,7 +189,7 @@ class Reverse:
             carry.h[-1] = carry.h[-1] + total
 
     def _output_sums(self, index: int, first: int, last: int, skipped: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Sums of the outputs' cotangents over a segment: from each skipped step on [M, H], and whole [A, H]."""
+        """Sum the outputs' cotangents over each event's steps: from every skipped step on [M, H], and all [A, H]."""
         if self.grad_sequence is None:
             return None, None
         start, end = self.held.bounds[index : index + 2]
@@ -204,7 +205,7 @@ class Reverse:
     def _gate_terms(
         self, flat: Tensor, event: Tensor, first: int, carry: Cotangents, outputs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """r + <g_s, S(s, x) - s> and D~ - D at skipped steps [M]: forward values only."""
+        """Compute r + <g_s, S(s, x) - s> and D~ - D at skipped steps: two tensors [M]."""
         assert self.gate is not None
         local = event - first
         constant = self.grad_gate[flat]
@@ -220,7 +221,8 @@ class Reverse:
                 constant = constant + ((step.c - c) * carry.c[index][local]).sum(-1)
             x = step.h
         top = step.h if step.c is None else step.c
-        return constant, increment_of(self.gate, top) - self.events.increments[event]
+        gate = self.gate.of_rows(self.events.rows[event])
+        return constant, increment_of(gate, top) - self.events.increments[event]
 
     def _recur(
         self,
@@ -230,7 +232,7 @@ class Reverse:
         terms: Sequence[Tensor],
         carry: Cotangents,
     ) -> None:
-        """g_u of the skipped steps, latest first: three numbers a row and step, zero beyond a row's segment."""
+        """Run the recurrence of g_u over each event's skipped steps, the latest first; short runs are padded."""
         padded = [term.new_zeros(longest, rows).index_put(place, term) for term in terms]
         for constant, slope, update_prob, skipped in zip(*(part.flip(0).unbind() for part in padded), strict=True):
             grad_u = torch.addcmul(constant, carry.increment, slope).addcmul_(carry.accumulator, update_prob, value=-1)
@@ -238,7 +240,7 @@ class Reverse:
             carry.increment = torch.addcmul(carry.increment, carry.accumulator, skipped)
 
     def _through_update(self, first: int, last: int, rows: Tensor, carry: Cotangents) -> None:
-        """The cell's backward, and the gate that chose to update."""
+        """Run the backward pass of an update: the cell's, and that of the gate that chose it."""
         batch, events = self.plan.time.batch, self.events
         now = slice(first - batch, last - batch)
         previous = events.previous[now]
@@ -266,7 +268,7 @@ class Reverse:
         carry.increment = carry.accumulator = grad_u if self.plan.learned else torch.zeros_like(carry.increment)
 
     def _gate_at_update(self, first: int, last: int, now: slice, carry: Cotangents) -> Tensor:
-        """g_u at an update [A]."""
+        """Compute g_u at updates: [A]."""
         events, previous = self.events, self.events.previous[now]
         update_prob = events.steps_since_update[now] * events.increments[previous]
         grad_u = self.grad_gate[events.flat[now]] - carry.accumulator * update_prob
@@ -277,7 +279,7 @@ class Reverse:
         return grad_u
 
     def gradients(self) -> tuple[Tensor | None, ...]:
-        """Of every tensor of `Plan.unpack`, in its order."""
+        """Return the gradient of every tensor of `Plan.unpack`, in its order."""
         weights: list[Tensor | None] = []
         for index, w in enumerate(self.layers):
             rounds = self.gradients_at[index][::-1]
@@ -289,21 +291,28 @@ class Reverse:
             if index == 0:
                 grad_x = torch.zeros_like(self.flat_inputs)
                 grad_x[self.events.flat] = product(inputs, w.weight_ih.T).to(grad_x.dtype)
-        gate: list[Tensor] = []
+        gate: list[Tensor | None] = []
         if self.gate is not None:
+            shift = self.gate.shift
             grad_z = torch.cat([self.events.steps_since_update[:0], *self.grad_z[::-1]])
             top = (self.events.c or self.events.h)[-1][self.plan.time.batch :]
             gate = [
                 (grad_z @ top).unsqueeze(0).to(self.gate.weight.dtype),
                 grad_z.sum(0, keepdim=True).to(self.gate.bias.dtype),
+                None if shift is None else self._by_row(grad_z).to(shift.dtype),
             ]
         carry = self.carry
         steps_since_update = carry.accumulator * self.events.increments[: self.plan.time.batch]
         state = [torch.stack(carry.h), torch.stack(carry.c) if carry.c else None, carry.increment, steps_since_update]
         return grad_x.view_as(self.inputs), *state, *gate, *weights
 
+    def _by_row(self, values: Tensor) -> Tensor:
+        """Return the sums over each row's updates: [N] -> [B]."""
+        batch = self.plan.time.batch
+        return values.new_zeros(batch).index_add(0, self.events.rows[batch:], values)
+
     def _weight_gradients(self, index: int, w: LayerWeights, inputs: Tensor, recurrent: Tensor) -> list[Tensor | None]:
-        """Of one layer's LayerWeights from all updates' cotangents [N, G*H]: large products."""
+        """Compute the gradients of one layer's LayerWeights from the cotangents of all updates [N, G*H]."""
         gates = self.plan.cell.num_gates
         h, _ = self._before(index, self.events.previous)
         operands = self.plan.cell.recurrent_operands(self.updates[index], h)
@@ -318,12 +327,12 @@ class Reverse:
 
 
 def _sum_dtype(grad: Tensor) -> torch.dtype:
-    """Differences of running sums need float64; Apple's GPUs have none."""
+    """The precision of running sums whose differences are taken: float64, which Apple's GPUs do not have."""
     return grad.dtype if grad.device.type == "mps" else torch.float64
 
 
 class SkipScan(torch.autograd.Function):
-    """`run_updates` forward, `Reverse` backward."""
+    """The autograd function of the event scan: `run_updates` forward, `Reverse` backward."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, *tensors: Any) -> tuple[Tensor | None, ...]:
@@ -351,7 +360,7 @@ class SkipScan(torch.autograd.Function):
                 "Use the 'dense' backend: model.set_scan_backend('dense')."
             )
         plan, saved = ctx.plan, list(ctx.saved_tensors)
-        count = 5 + 2 * plan.learned + 4 * plan.num_layers
+        count = 5 + 3 * plan.learned + 4 * plan.num_layers
         tensors, saved = saved[:count], saved[count:]
         h, c = saved[: plan.num_layers], saved[plan.num_layers : -6]
         increments, rows, flat, previous, steps_since_update, gates = saved[-6:]
@@ -359,8 +368,8 @@ class SkipScan(torch.autograd.Function):
         return None, *Reverse(plan, tensors, events, gates, grads).gradients()
 
 
-# Its rounds depend on the data: a compiled model calls it as it is.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# The number of rounds depends on the data, so torch.compile calls it without tracing it.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types here
 def event_scan(
     inputs: Tensor,
     layers: Sequence[LayerWeights],
@@ -372,7 +381,7 @@ def event_scan(
     forced_gates: Tensor | None = None,
     sequence: bool = False,
 ) -> ScanOutput:
-    """The updates only. Same values, gates and first derivatives as `dense_scan`; no second derivative."""
+    """Compute the updates only: the same values, gates and first derivatives as `dense_scan`; no second derivative."""
     time = Timeline(inputs.shape[0], inputs.shape[1], mask, forced_gates, inputs.device)
     plan = Plan(CELLS[cell], time, len(layers), gate is not None, sequence)
     tensors = (inputs, *state, *(gate or ()), *(part for w in layers for part in w))

@@ -1,6 +1,6 @@
-"""Pictures as sequences: pixels to [0, 1] and nothing else, so that anybody's pixels / 255 give the same result.
+"""The image processor: it scales pixels to [0, 1] and does nothing else, so pixels / 255 give the same result.
 
-Travels with a checkpoint: imports nothing of this package, and needs no torchvision.
+This file is saved with a checkpoint, so it imports nothing of this package. It needs no torchvision.
 """
 
 from typing import Any, TypedDict
@@ -16,28 +16,32 @@ if is_vision_available():  # that is, Pillow is installed; AutoImageProcessor as
     from PIL import Image
 
 PIL_MODES = {1: "L", 3: "RGB"}
-# Modes with more than 8 bits per channel: PIL clips them instead of scaling.
+# Modes with more than 8 bits per channel, which PIL would clip instead of scaling.
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class SkipRNNImageProcessorKwargs(TypedDict, total=False):
-    """What may be given to `from_pretrained` in place of the saved value."""
+    """Options of `from_pretrained` that replace saved values."""
 
     num_channels: int
     size: dict[str, int] | None
 
 
 class SkipRNNImageProcessor(BaseImageProcessor):
-    """Images to `pixel_values` [B, C, H, W], float32 in [0, 1]; the model reads them pixel by pixel in row order.
+    """Turns images into `pixel_values` [B, C, H, W], float32 in [0, 1]; the model reads the pixels row by row.
 
-    num_channels: 1 (grayscale) or 3 (RGB). PIL images and uint8 arrays of the other kind are converted as PIL does.
-    size: {"height": H, "width": W} that every image must have, or None for any. Nothing is ever resized: that would
-    change which pixels there are to read.
+    8-bit pixels are divided by 255. Floating-point pixels must be in [0, 1]. Nothing is resized, because that would
+    change the sequence of pixels.
 
-    8-bit pixels are divided by 255; floating-point pixels must lie in [0, 1] already. So both give the same result.
+    Args:
+        num_channels: 1 (grayscale) or 3 (RGB). PIL images and uint8 arrays of the other kind are converted as PIL does.
+        size: {"height": H, "width": W} that every image must have, or None for any size.
+
+    Raises:
+        ValueError: another number of channels, or a size of another form.
     """
 
-    # transformers' own options (resize, crop, normalize) are left out: none of them exists here.
+    # transformers' type has its options (resize, crop, normalize), none of which exists here.
     valid_kwargs = SkipRNNImageProcessorKwargs  # type: ignore[assignment]
 
     def __init__(self, num_channels: int = 1, size: dict[str, int] | None = None, **kwargs: Any) -> None:
@@ -57,10 +61,17 @@ class SkipRNNImageProcessor(BaseImageProcessor):
         input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """One image or several (PIL, NumPy, torch; [H, W], [H, W, C] or [C, H, W]; or a batch [B, ...] of four axes).
+        """Return the pixel_values of one image or several.
 
-        return_tensors: "pt", "np" or None (a list of arrays). input_data_format: "channels_first" or "channels_last",
-        where the shape of an array leaves it open. Raises ValueError for an image of another size, kind or range.
+        Args:
+            images: PIL images, arrays or tensors [H, W], [H, W, C] or [C, H, W]; one, a list, or a batch of four axes.
+            return_tensors: "pt", "np", or None for a list of arrays.
+            num_channels: replaces the processor's.
+            input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
+            kwargs: refused.
+
+        Raises:
+            ValueError: an image of another size, kind or range, or an unknown option.
         """
         if kwargs:
             raise ValueError(f"SkipRNNImageProcessor only rescales; it takes no {', '.join(sorted(kwargs))}.")
@@ -73,7 +84,7 @@ class SkipRNNImageProcessor(BaseImageProcessor):
         return BatchFeature(data={"pixel_values": data}, tensor_type=return_tensors)
 
     def _pixels(self, image: Any, channels: int, data_format: str | ChannelDimension | None) -> np.ndarray:
-        """One image -> float32 [C, H, W] in [0, 1]."""
+        """Return one image as float32 [C, H, W] in [0, 1]."""
         pixels = (
             _from_pil(image, channels) if isinstance(image, Image.Image) else _from_array(image, channels, data_format)
         )
@@ -81,7 +92,7 @@ class SkipRNNImageProcessor(BaseImageProcessor):
         if self.size is not None and (height, width) != (self.size["height"], self.size["width"]):
             raise ValueError(
                 f"This processor takes images of {self.size['height']} x {self.size['width']} pixels; got "
-                f"{height} x {width}. Resize or crop the image first: it is never done silently."
+                f"{height} x {width}. Resize or crop the image first: it is not done here."
             )
         return _unit_range(pixels)
 
@@ -95,7 +106,7 @@ def _as_list(images: Any) -> list[Any]:
 
 
 def _from_pil(image: "Image.Image", channels: int) -> np.ndarray:
-    """-> uint8 [C, H, W]."""
+    """Return a PIL image as uint8 [C, H, W]."""
     if image.mode in DEEP_MODES:
         raise ValueError(f"Images must have 8 bits per channel; got PIL mode {image.mode!r}. Scale it to 0..255 first.")
     wanted = PIL_MODES[channels]
@@ -104,7 +115,7 @@ def _from_pil(image: "Image.Image", channels: int) -> np.ndarray:
 
 
 def _from_array(image: Any, channels: int, data_format: str | ChannelDimension | None) -> np.ndarray:
-    """-> [C, H, W] of the array's own dtype; uint8 of another number of channels is converted as PIL does."""
+    """Return an array as [C, H, W] in its dtype; uint8 of another number of channels is converted as PIL does."""
     array = to_numpy_array(image)
     if array.ndim == 2:
         array, data_format = array[None], ChannelDimension.FIRST
@@ -125,7 +136,7 @@ def _from_array(image: Any, channels: int, data_format: str | ChannelDimension |
 
 
 def _unit_range(pixels: np.ndarray) -> np.ndarray:
-    """8-bit pixels / 255 in float32; floats as they are, if they lie in [0, 1]."""
+    """Return pixels as float32 in [0, 1]: 8-bit ones divided by 255, floats unchanged."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float32) / np.float32(255)
     if not np.issubdtype(pixels.dtype, np.floating):

@@ -1,4 +1,4 @@
-"""Layers: the parameters of a stack of cells under one shared gate, and the choice of the scan that runs them."""
+"""The parameters of a stack of layers under one shared gate, their initial values, and the scan over them."""
 
 import contextlib
 import math
@@ -54,9 +54,9 @@ def plan_gates(
     stride: int,
     generator: torch.Generator | None,
 ) -> Tensor | None:
-    """Gates of the baselines, known before the scan: [B, T] bool; None where nothing is planned.
+    """Return the gates of the baselines "random" and "strided" [B, T] bool, which need no scan; otherwise None.
 
-    A row's gates depend on the index among its real steps, not on where padding stands. A fresh row updates at its
+    A row's gates depend on a step's index among its real steps, so padding does not move them. A fresh row reads its
     first real step.
     """
     if gate not in ("random", "strided"):
@@ -73,7 +73,7 @@ def plan_gates(
 
 
 class UpdateGate(nn.Linear):
-    """W_p, b_p of eq. 4. In float32 where the model is in half precision: gates are decided in float32."""
+    """The update gate's linear layer (eq. 4). It stays in float32 in half-precision models, since gates need it."""
 
     def __init__(self, hidden_size: int, **factory: Any) -> None:
         super().__init__(hidden_size, 1, **factory)
@@ -89,7 +89,7 @@ class UpdateGate(nn.Linear):
 
 
 class SkipRNNLayer(nn.Module):
-    """One layer's parameters; the scan reads them."""
+    """The parameters of one layer. It has no forward: a scan runs all layers of a stack together."""
 
     def __init__(
         self, cell: str, input_size: int, hidden_size: int, bias: bool, learn_initial_state: bool, **factory: Any
@@ -107,7 +107,7 @@ class SkipRNNLayer(nn.Module):
         self.initial_c = nn.Parameter(torch.empty(hidden_size, **factory)) if has_c else None
 
     def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
-        """What the scan multiplies with, in `dtype` under autocast."""
+        """Return the layer's weights for a scan, cast to `dtype` if it is given (autocast)."""
         w = LayerWeights(self.weight_ih, self.weight_hh, self.bias, self.bias_hh_n)
         if dtype is None:
             return w
@@ -117,7 +117,7 @@ class SkipRNNLayer(nn.Module):
 
 
 class SkipStack(nn.Module):
-    """Layers under one shared gate, and the scan over them. Base of SkipRNNModel and of SkipLSTM, SkipGRU."""
+    """A stack of layers under one shared gate, and the scan over it: the base of SkipRNNModel, SkipLSTM and SkipGRU."""
 
     layers: Sequence[SkipRNNLayer]  # an nn.ModuleList, bottom layer first
     cell: str
@@ -150,12 +150,12 @@ class SkipStack(nn.Module):
         self._scan_backend = backend
 
     def set_gate_shift(self, shift: float) -> None:
-        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more. No weight changes.
+        """Add `shift` to the update gate's bias at run time: below 0 fewer updates, above 0 more.
 
-        D = sigmoid(W_p s + b_p + shift): one trained model, several budgets. The limits: the first real step is always
-        read; the share of steps read moves in whole steps (every one, every second, ...), where D is large or small it
-        hardly moves; and the model was trained at shift 0, so the further away, the more accuracy it loses: on MNIST a
-        point at -0.1, ten at +-0.25; on IMDB two at -0.5. It is not saved with the model.
+        D = sigmoid(W_p s + b_p + shift), so that one trained model serves several budgets. Limits: the first real step
+        is always read. The share of steps read changes in jumps, since intervals are whole numbers of steps, and hardly
+        changes where D is close to 0 or 1. The model was trained at shift 0 and loses accuracy away from it: on MNIST
+        one point at -0.1 and ten at +-0.25, on IMDB two points at -0.5. The shift is not saved with the model.
 
         Raises:
             ValueError: the gate is not learned, or the shift is not a finite number.
@@ -166,29 +166,35 @@ class SkipStack(nn.Module):
             raise ValueError(f"The gate's shift must be a finite number; got {shift}.")
         self._gate_shift = float(shift)
 
-    def gate_weights(self) -> GateWeights | None:
-        """The update gate as it is in force; None where nothing is learned."""
+    def gate_weights(self, shift: Tensor | None = None) -> GateWeights | None:
+        """Return the update gate in force, or None where nothing is learned.
+
+        Args:
+            shift: [B], each row's shift, instead of the one that `set_gate_shift` set for all rows.
+        """
         if self.gate != "learned":
             return None
-        weight, bias = self.update_gate.weight, self.update_gate.bias
-        return GateWeights(weight, bias + self._gate_shift if self._gate_shift else bias)
+        bias: Tensor = self.update_gate.bias
+        if shift is None and self._gate_shift:
+            bias = bias + self._gate_shift
+        return GateWeights(self.update_gate.weight, bias, shift)
 
     @property
     def scan_backend(self) -> str:
-        """The backend in force."""
+        """The backend in use: the chosen one, or HF_SKIPRNN_BACKEND, or "auto"."""
         backend = self._scan_backend or os.environ.get("HF_SKIPRNN_BACKEND", "auto")
         if backend not in SCAN_BACKENDS:
             raise ValueError(f"HF_SKIPRNN_BACKEND must be one of {', '.join(SCAN_BACKENDS)}; got {backend!r}.")
         return backend
 
     def initial_state(self, batch_size: int) -> SkipRNNState:
-        """The state before the first step: learned, or zero. Its increment of 1 makes the first step an update."""
+        """Return the state before the first step, learned or zero; its increment of 1 makes step 1 an update."""
         weight = self.layers[0].weight_hh
         dtype = state_dtype(weight)
 
         def stack(name: str) -> Tensor:
             parts = [getattr(layer, name) for layer in self.layers]
-            if parts[0] is None:  # and so are all
+            if parts[0] is None:  # all layers are alike
                 return weight.new_zeros((len(self.layers), batch_size, self.hidden_size), dtype=dtype)
             return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
 
@@ -205,11 +211,12 @@ class SkipStack(nn.Module):
         sequence: bool = False,
         generator: torch.Generator | None = None,
         table: Tensor | None = None,
+        gate_shift: Tensor | None = None,
     ) -> ScanOutput:
-        """Run the stack over inputs [B, T, input_size] from `state`; operands in autocast's precision.
+        """Run the stack over inputs [B, T, input_size] from `state`.
 
-        With a table [V, input_size], inputs are tokens [B, T] of it, in inference: the native engine looks up only
-        those that are read.
+        With a table of embeddings [V, input_size], which is for inference, inputs are token ids [B, T]: the native
+        engine then looks up only the tokens that are read. `gate_shift` [B] is each row's shift of the gate.
         """
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
@@ -221,7 +228,7 @@ class SkipStack(nn.Module):
         dtype = torch.get_autocast_dtype(device) if is_autocast and engine.follows_autocast else None
         # Entering autocast takes time: as much as a tenth of a short scan.
         with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
-            layers, gate = [layer.weights(dtype) for layer in self.layers], self.gate_weights()
+            layers, gate = [layer.weights(dtype) for layer in self.layers], self.gate_weights(gate_shift)
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
             if table is not None and engine.scan_tokens is not None:
                 return engine.scan_tokens(inputs, table, layers, gate, state, **options)
@@ -232,10 +239,11 @@ class SkipStack(nn.Module):
 
 @torch.no_grad()
 def init_layer(layer: SkipRNNLayer, forget_bias: float) -> None:
-    """As the authors' code: Glorot-uniform on [x, h], forget bias as given, a GRU's r, z biases 1, s_0 from N(0, 1).
+    """Draw initial weights as the authors' code does.
 
-    Their GRU has one matrix for r and z and one for the candidate. `init` leaves loaded parameters alone: so a bias
-    is written whole, never a slice of it.
+    Matrices on [x, h]: Glorot-uniform, where a GRU has one matrix for r and z and one for the candidate. Biases: the
+    forget gate's as given, 1 for a GRU's r and z, otherwise 0. The initial state: N(0, 1). transformers' `init` skips
+    parameters that were loaded; it knows whole parameters only, so a bias is written in one piece.
     """
     units = layer.weight_hh.shape[1]
     is_lstm = layer.cell == "lstm"
@@ -256,6 +264,6 @@ def init_layer(layer: SkipRNNLayer, forget_bias: float) -> None:
 
 @torch.no_grad()
 def init_update_gate(gate: UpdateGate, update_bias: float) -> None:
-    """Glorot-uniform W_p; b_p as given: at 1 every step is an update at first (section 4)."""
+    """Draw W_p Glorot-uniform and set b_p: at 1, every step is an update at the start of training (section 4)."""
     init.xavier_uniform_(gate.weight)
     init.constant_(gate.bias, update_bias)

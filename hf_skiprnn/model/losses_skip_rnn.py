@@ -1,4 +1,4 @@
-"""What is minimised: a task's loss, with its labels checked, and the budget (section 3.3)."""
+"""The losses: of a task, with checked labels, and of the budget (section 3.3)."""
 
 from typing import Literal
 
@@ -7,23 +7,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
-IGNORED = -100  # a label that does not count, as everywhere in transformers
+IGNORED = -100  # label of what does not count, as everywhere in transformers
 
 
 def budget_loss(num_updates: Tensor, lengths: Tensor, weight: float, kind: str, target: float | None) -> Tensor:
-    """lambda times the cost of a row's updates, mean over rows.
+    """Compute the budget loss: lambda times the cost of a row's updates, mean over rows.
 
     Args:
         num_updates: [B], N.
         lengths: [B], real steps of each row, L.
         weight: lambda.
-        kind: "cost": N; "l1": |N - target * L|; "l2": (N - target * L)^2.
-        target: wanted share of real steps read; None with "cost".
+        kind: "cost": N; "l1": |N - target * L|; "l2": (N - target * L)^2; "rate": N / L, 0 for a row without steps.
+        target: wanted share of real steps read; only "l1" and "l2" use it.
 
     Returns:
         A scalar, differentiable through the straight-through gate.
     """
-    if kind == "cost" or target is None:
+    if kind == "rate":
+        cost = num_updates / lengths.clamp(min=1)
+    elif kind == "cost" or target is None:
         cost = num_updates
     else:
         excess = num_updates - target * lengths
@@ -32,7 +34,7 @@ def budget_loss(num_updates: Tensor, lengths: Tensor, weight: float, kind: str, 
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:
-    """Mean over rows of a classifier's loss.
+    """Compute the loss of a classifier of sequences, mean over rows.
 
     Args:
         logits: [B, C].
@@ -62,7 +64,9 @@ def sequence_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> 
 
 
 def frame_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over a row's real, labelled steps, then over rows: the same however rows are split over processes.
+    """Compute the loss of a classifier of steps: mean over a row's real, labelled steps, then over rows.
+
+    So the mean over several processes does not depend on how rows are divided among them.
 
     Args:
         logits: [B, T, C].
@@ -90,14 +94,14 @@ def frame_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
-    """transformers' rule: one output is regression, integers are classes, floats are several labels."""
+    """Return the problem type by transformers' rule: regression for one output, classes for integers, else several."""
     if num_labels == 1:
         return "regression"
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
 def _binary_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every label its loss, 0 where it is ignored, and whether it counts."""
+    """Return each label's loss (0 if it is ignored) and whether it counts."""
     counts = labels != IGNORED
     targets = labels.to(logits.dtype).where(counts, 0)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").where(counts, 0), counts
@@ -109,7 +113,7 @@ def _check_shape(labels: Tensor, shape: tuple[int, ...], legend: str) -> None:
 
 
 def _check_classes(labels: Tensor, classes: int) -> None:
-    """On a GPU an unchecked label would end the process's CUDA context."""
+    """Raise ValueError for a label out of range; on a GPU it would make all further CUDA calls fail."""
     if labels.is_floating_point():
         raise ValueError(f"Class labels must be integers; got {labels.dtype}. Use problem_type or labels.long().")
     if torch.compiler.is_compiling() or not labels.numel():

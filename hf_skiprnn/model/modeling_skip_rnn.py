@@ -15,6 +15,7 @@ from .configuration_skip_rnn import SkipRNNConfig
 from .inputs_skip_rnn import check_finite, check_flags, check_state, check_tokens, select_input, warn_of_padding
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
 from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
+from .operating_point_skip_rnn import Shift, row_shifts
 from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
 from .pull_skip_rnn import Fetch, pull
 from .push_skip_rnn import Stream, StreamBatch, stream
@@ -85,7 +86,7 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
         SkipStack.set_scan_backend(cast(SkipStack, self.base_model), backend)
 
     def set_gate_shift(self, shift: float) -> None:
-        """Make a trained model read more or fewer steps; see SkipStack.set_gate_shift."""
+        """Make a trained model read more or fewer steps, and save that with it: sets `config.gate_shift`."""
         SkipStack.set_gate_shift(cast(SkipStack, self.base_model), shift)
 
     def pull(self, fetch: Fetch, length: int | Sequence[int] | None = None, **options: Any) -> Any:
@@ -110,6 +111,14 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         self._build_stack(config.input_size, config.num_hidden_layers, True, config.learn_initial_state)
         self.post_init()
 
+    @property
+    def _gate_shift(self) -> float:  # the config holds it, so that it is saved
+        return self.config.gate_shift
+
+    @_gate_shift.setter
+    def _gate_shift(self, shift: float) -> None:
+        self.config.gate_shift = shift
+
     def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]  # transformers always has one
         """Return the token embeddings [vocab_size, input_size], or None without vocab_size, as accelerate expects."""
         return None if self.config.vocab_size is None else self.embeddings
@@ -131,6 +140,8 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         output_sequence: bool = True,
         output_update_gates: bool = False,
         check_inputs: bool = False,
+        gate_shift: Shift | None = None,
+        update_rate: Shift | None = None,
     ) -> SkipRNNModelOutput:
         """Run the sequences through the stack.
 
@@ -147,6 +158,9 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
             output_update_gates: return update_gates.
             check_inputs: raise if a real step's input is NaN or infinite. Otherwise such a step is read, and the output
                 shows it.
+            gate_shift: number, or [B] numbers: each row's shift of the gate, instead of `config.gate_shift`.
+            update_rate: number, or [B] numbers: the share of steps that each row shall read, on average over rows like
+                those of `config.gate_calibration`, which it needs.
 
         Raises:
             ValueError: inputs, mask, gates or state of a wrong shape, type or value; the message says which.
@@ -163,7 +177,8 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         forced = check_flags("forced_gates", forced_gates, batch, steps)
         state = self.initial_state(batch) if state is None else check_state(self, state, batch)
         table = None if inputs.is_floating_point() else self.embeddings.weight
-        out = self.scan(inputs, state, mask, forced, output_sequence, generator, table)
+        shift = row_shifts(self.config, batch, state.increment, gate_shift, update_rate, self.training, generator)
+        out = self.scan(inputs, state, mask, forced, output_sequence, generator, table, shift)
         lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
         c = self.config
         dtype = self.layers[0].weight_hh.dtype
@@ -212,6 +227,8 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
         generator: torch.Generator | None = None,
         output_update_gates: bool = False,
         check_inputs: bool = False,
+        gate_shift: Shift | None = None,
+        update_rate: Shift | None = None,
     ) -> SkipRNNClassifierOutput:
         """Classify sequences, or their steps.
 
@@ -227,6 +244,8 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
             generator: draws the gates of gate="random".
             output_update_gates: return update_gates.
             check_inputs: raise if a real step's input is NaN or infinite.
+            gate_shift: number or [B].
+            update_rate: number or [B].
 
         Raises:
             ValueError: see SkipRNNModel.forward; labels of a wrong shape, type or range.
@@ -242,6 +261,8 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
             output_sequence=self.per_frame,
             output_update_gates=output_update_gates,
             check_inputs=check_inputs,
+            gate_shift=gate_shift,
+            update_rate=update_rate,
             return_dict=True,
         )
         logits = self.classifier(self.dropout(out.last_hidden_state if self.per_frame else out.pooler_output))

@@ -51,10 +51,10 @@ class ScanOutput(NamedTuple):
 
 @dataclass
 class SkipRNNModelOutput(ModelOutput):
-    """Output of SkipRNNModel.
+    """The output of SkipRNNModel.
 
     Attributes:
-        last_hidden_state: [B, T, H], the top layer's h after every step, held at skipped and masked ones.
+        last_hidden_state: [B, T, H], the top layer's h after every step; skipped and masked steps keep the last one.
         pooler_output: [B, H], the top layer's h after the last real step.
         state: pass it back as `state=` to continue the sequences.
         num_updates: [B], updates of each row, differentiable through the straight-through gate.
@@ -72,7 +72,7 @@ class SkipRNNModelOutput(ModelOutput):
 
 @dataclass
 class SkipRNNClassifierOutput(ModelOutput):
-    """Output of the classifiers.
+    """The output of the classifiers.
 
     Attributes:
         loss: scalar, task_loss + budget_loss; only with labels.

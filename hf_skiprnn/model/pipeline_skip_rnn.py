@@ -43,8 +43,16 @@ class ResultsWithUpdates(Pipeline):
                 for task, info in config.custom_pipelines.items()
             }
 
-    def _sanitize_parameters(self, return_updates: bool | None = None, **kwargs: Any) -> Any:
+    def _sanitize_parameters(
+        self,
+        return_updates: bool | None = None,
+        gate_shift: float | None = None,
+        update_rate: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        point = {"gate_shift": gate_shift, "update_rate": update_rate}
+        forward |= {name: value for name, value in point.items() if value is not None}
         if return_updates is not None:
             postprocess["return_updates"] = return_updates
         return preprocess, forward, postprocess
@@ -59,7 +67,7 @@ class ResultsWithUpdates(Pipeline):
 
     def _forward(self, input_tensors: Any, **params: Any) -> ModelOutput:
         """Return the outputs that have a row for each input: transformers takes every output apart by rows."""
-        out: Any = super()._forward(input_tensors, **params)
+        out: Any = super()._forward({**input_tensors, **params}, **params)
         return ModelOutput(logits=out.logits, num_updates=out.num_updates, num_steps=real_steps(input_tensors))
 
     def postprocess(self, model_outputs: ModelOutput, return_updates: bool = False, **params: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from .cells_skip_rnn import NEVER
 from .layers_skip_rnn import plan_gates
 from .losses_skip_rnn import budget_loss
+from .operating_point_skip_rnn import Shift, fixed_shifts
 from .outputs_skip_rnn import ScanOutput, SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
 from .reader_skip_rnn import Reader, as_count
 
@@ -46,6 +47,8 @@ def pull(
     state: SkipRNNState | None = None,
     generator: torch.Generator | None = None,
     check_inputs: bool = True,
+    gate_shift: Shift | None = None,
+    update_rate: Shift | None = None,
 ) -> SkipRNNModelOutput | SkipRNNClassifierOutput:
     """Run sequences of which only the steps that the model reads are fetched. No gradients, no dropout.
 
@@ -60,6 +63,8 @@ def pull(
         state: SkipRNNState to continue from; default: the initial state.
         generator: draws the gates of gate="random", as in a forward pass over all rows; needs known lengths.
         check_inputs: refuse a step that is not finite. Otherwise a NaN updates and shows in the logits.
+        gate_shift: number or [B] numbers, as in the model's forward: each row's operating point.
+        update_rate: likewise.
 
     Returns:
         The model's output for the whole sequences, padded on the right to the longest: equal gates, logits equal up to
@@ -70,7 +75,8 @@ def pull(
             step that was already fetched.
     """
     lengths = _lengths(length, batch_size)
-    run = _Pull(Reader(model, generator, check_inputs), fetch, lengths, state)
+    shift = fixed_shifts(model, len(lengths), gate_shift, update_rate)
+    run = _Pull(Reader(model, generator, check_inputs, shift), fetch, lengths, state)
     is_base = run.reader.head is None
     out, real = run.run(sequence=is_base or model.per_frame)
     c, dtype = run.reader.base.config, run.reader.dtype

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .cells_skip_rnn import NEVER
+from .operating_point_skip_rnn import Shift, fixed_shifts
 from .outputs_skip_rnn import SkipRNNState
 from .reader_skip_rnn import Reader, as_count, as_tensor
 from .saved_stream_skip_rnn import pack, unpack
@@ -30,6 +31,8 @@ def stream(
     state: SkipRNNState | None = None,
     generator: torch.Generator | None = None,
     check_inputs: bool = True,
+    gate_shift: Shift | None = None,
+    update_rate: Shift | None = None,
 ) -> "Stream | StreamBatch":
     """Return a stream, which takes the steps of one or more sequences as they come. No gradients, no dropout.
 
@@ -41,17 +44,19 @@ def stream(
         state: SkipRNNState to continue from, of one row or of batch_size rows; default: the initial state.
         generator: draws the gates of gate="random".
         check_inputs: refuse a step that is read and not finite. Otherwise a NaN updates and shows in the logits.
+        gate_shift: number or [batch_size] numbers, as in the model's forward: each row's operating point.
+        update_rate: likewise.
 
     Raises:
         ValueError: batch_size is negative or no whole number; a state of another shape, or damaged.
     """
-    reader = Reader(model, generator, check_inputs)
+    rows = 1 if batch_size is None else as_count(batch_size, "batch_size")
+    if rows < 0:
+        raise ValueError(f"batch_size must not be negative; got {batch_size}.")
+    reader = Reader(model, generator, check_inputs, fixed_shifts(model, rows, gate_shift, update_rate))
     if batch_size is None:
         return Stream(reader, state)
-    batch_size = as_count(batch_size, "batch_size")
-    if batch_size < 0:
-        raise ValueError(f"batch_size must not be negative; got {batch_size}.")
-    return StreamBatch(reader, reader.start(state, batch_size))
+    return StreamBatch(reader, reader.start(state, rows))
 
 
 class _Copies:

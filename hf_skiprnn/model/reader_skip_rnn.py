@@ -20,7 +20,10 @@ Weights = TypeVar("Weights", LayerWeights, GateWeights)
 class Reader:
     """A model's weights for inference step by step: they are the model's own memory, without gradients."""
 
-    def __init__(self, model: Any, generator: torch.Generator | None, check_inputs: bool) -> None:
+    def __init__(
+        self, model: Any, generator: torch.Generator | None, check_inputs: bool, shift: Tensor | None = None
+    ) -> None:
+        """`shift`: [B], each row's shift of the gate; None: the model's own for all rows."""
         self.model, self.base = model, model.base_model
         self.head = None if self.base is model else model.classifier
         self.generator, self.check_inputs = generator, check_inputs
@@ -28,12 +31,13 @@ class Reader:
         self.device, self.dtype, self.state_dtype = weight.device, weight.dtype, state_dtype(weight)
         self.cell = CELLS[self.base.cell]
         self.layers = [detached(layer.weights()) for layer in self.base.layers]
-        gate = self.base.gate_weights()
+        self.shift = shift
+        gate = self.base.gate_weights(shift)
         self.gate = None if gate is None else detached(gate)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model alone: copies of the detached weights would no longer be the model's memory."""
-        return Reader, (self.model, self.generator, self.check_inputs)
+        return Reader, (self.model, self.generator, self.check_inputs, self.shift)
 
     def start(self, state: SkipRNNState | None, batch: int) -> SkipRNNState:
         """Return a copy of `state`, or the initial state of `batch` rows, without its graph.
@@ -106,7 +110,7 @@ class Reader:
     def update(self, state: SkipRNNState, rows: Tensor, x: Tensor) -> None:
         """Update the rows `rows` ([N] integer) of a state in place, from their inputs x [N, input_size]."""
         h, c = list(state.h[:, rows]), [] if state.c is None else list(state.c[:, rows])
-        increment = update(x, h, c, self.layers, self.gate, self.cell)
+        increment = update(x, h, c, self.layers, self.gate and self.gate.of_rows(rows), self.cell)
         state.h[:, rows] = torch.stack(h)
         if state.c is not None:
             state.c[:, rows] = torch.stack(c)
@@ -127,7 +131,10 @@ class Reader:
         parts = (state.h,) if state.c is None else (state.h, state.c)
         steps = [make(w, *part) for w, *part in zip(self.layers, *parts, strict=True)]
         increment, top = state.increment.view(1, 1), parts[-1][-1]
-        gate = self.gate and (self.gate.bias.view(1, 1).to(top), top, self.gate.weight.t().to(top))
+        gate = None
+        if self.gate is not None:
+            bias = self.gate.bias if self.gate.shift is None else self.gate.bias + self.gate.shift
+            gate = bias.view(1, 1).to(top), top, self.gate.weight.t().to(top)
 
         def step_layers(x: Tensor) -> None:
             for step in steps:

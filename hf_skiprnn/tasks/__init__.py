@@ -1,12 +1,14 @@
-"""The tasks by name."""
+"""The tasks: data sets with what is to be predicted, by name in TASKS."""
 
 from .adding import Adding
 from .base import Batch, GeneratedTask, ImageTask, Splits, Task
 from .charades import Charades
 from .digits import Digits
+from .find_digit import FindDigit
 from .frequency import Frequency
 from .fsdd import FSDD
 from .imdb import IMDB
+from .keyword import Keyword
 from .mnist import MNIST
 from .own_data import OwnData
 from .ucf101 import UCF101
@@ -15,9 +17,11 @@ TASKS: dict[str, type[Task]] = {
     "adding": Adding,
     "charades": Charades,
     "digits": Digits,
+    "find_digit": FindDigit,
     "frequency": Frequency,
     "fsdd": FSDD,
     "imdb": IMDB,
+    "keyword": Keyword,
     "mnist": MNIST,
     "own_data": OwnData,
     "ucf101": UCF101,
@@ -33,9 +37,11 @@ __all__ = [
     "Batch",
     "Charades",
     "Digits",
+    "FindDigit",
     "Frequency",
     "GeneratedTask",
     "ImageTask",
+    "Keyword",
     "OwnData",
     "Splits",
     "Task",

@@ -1,11 +1,12 @@
 """Adding: the sum of the two marked values (Hochreiter and Schmidhuber 1997; Campos et al. 2018, Table 1).
 
 Source: drawn here by seed; no data set, no licence. Length 50; each step holds a value ~ U(-0.5, 0.5) and a marker,
-which is 1 at one step of the first 10 % and at one step of the last half, else 0. The last state regresses the sum of
-the two marked values. Solved: a mean squared error at least 100 times below the output's variance of 1/6.
+which is 1 at one step of the first 10 % and at one step of the last half, else 0. The model predicts the sum of the two
+marked values after the last step. The task counts as solved when the mean squared error is at least 100 times below the
+output's variance of 1/6.
 
-The loss is the mean squared error, as in the paper; the authors' code takes half of it, so that its lambda weighs
-double.
+The loss is the mean squared error, as in the paper. The authors' code takes half of it, so the same lambda weighs twice
+as much there.
 
     {"input_values": [[0.14, 0.0], [-0.23, 0.0], [-0.46, 1.0], [-0.48, 0.0], ...], "labels": -0.88}
 """

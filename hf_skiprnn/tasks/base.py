@@ -1,4 +1,4 @@
-"""What a task is: rows in; a batch, metrics and a picture out."""
+"""The interface of a task: it loads rows, makes batches of them, and computes metrics and figures."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Batch = dict[str, Tensor]
 
-NUM_STREAMS = 64  # so many processes or workers can each read an endless stream of their own
-BLOCK_ROWS = 256  # rows drawn at once; even, so that stratified rows stay paired across blocks
+NUM_STREAMS = 64  # endless streams of training rows; each process or worker reads its own
+BLOCK_ROWS = 256  # rows drawn at once; an even number, so that rows that alternate between two labels stay paired
 TRAIN, VALIDATION, TEST = range(3)
 
 
 class Splits(NamedTuple):
-    """A task's rows. `train` may be endless (an IterableDataset); the other two have a length."""
+    """The rows of a task. `train` may be endless (an IterableDataset); the other two have a length."""
 
     train: Dataset | IterableDataset
     validation: Dataset
@@ -37,58 +37,56 @@ class Splits(NamedTuple):
 
 @dataclass
 class Task(ABC):
-    """A data set and what is asked of it. The fields of a subclass are its options."""
+    """A data set and what is to be predicted. The fields of a subclass are its options on the command line."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def load(self, seed: int) -> Splits:
-        """The rows. `seed` decides what is drawn for training; validation and test never depend on it."""
+        """Return the rows. `seed` decides what is drawn for training; validation and test do not depend on it."""
 
     @abstractmethod
     def collate(self, rows: list[Row]) -> Batch:
-        """Rows -> the model's inputs and labels."""
+        """Return the model's inputs and labels for a batch of rows."""
 
     @abstractmethod
     def model_defaults(self) -> dict[str, Any]:
-        """What the task asks of SkipRNNConfig: input_size, num_labels, problem_type, names of the labels."""
+        """Return the fields of SkipRNNConfig that the task decides: input_size, num_labels, problem_type and names."""
 
     @abstractmethod
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Metrics of logits and labels, as Trainer's compute_metrics."""
+        """Compute the metrics of logits and labels, as Trainer's compute_metrics."""
 
     @abstractmethod
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
-        """Which steps were read: gates [B, T] bool, logits [B, C], for the rows of a batch."""
+        """Draw which steps of a batch were read; gates [B, T] bool, logits [B, C]."""
 
     def processor(self) -> Any:
-        """What turns raw inputs into the model's, to be saved beside it; None where there is nothing to do."""
+        """Return what turns raw inputs into the model's and is saved with it; None if that takes nothing."""
         return None
-
-    # What only some tasks need.
 
     @property
     def per_frame(self) -> bool:
         """Whether there is a label at every step, so that the model is a SkipRNNForFrameClassification."""
         return False
 
-    def initialise(self, model: PreTrainedModel) -> None:  # noqa: B027 - most tasks have nothing to do
-        """Put what is known beforehand (word vectors) into a new model."""
+    def initialise(self, model: PreTrainedModel) -> None:  # noqa: B027 - optional: most tasks do nothing here
+        """Initialise a new model with what is known of the data, such as word vectors."""
 
-    def use_processor(self, checkpoint: str) -> None:  # noqa: B027
-        """Take a checkpoint's processor (a folder or Hub id) in place of one made from the training split."""
+    def use_processor(self, checkpoint: str) -> None:  # noqa: B027 - optional: most processors are not fitted
+        """Take the processor of a checkpoint (a folder or Hub id) instead of one made from the training split."""
 
     def loss(self) -> Callable[..., Tensor] | None:
-        """Trainer's compute_loss_func, where the model's own loss is not the one to train by."""
+        """Return Trainer's compute_loss_func; None to train with the model's own loss."""
         return None
 
     def page(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> str | None:
-        """`figure` as an HTML page, where that reads better."""
+        """Return the figure as an HTML page; None for tasks that are better seen as a picture."""
         return None
 
 
 def label_names(names: tuple[str, ...]) -> dict[str, Any]:
-    """num_labels and both label maps of a config."""
+    """Return num_labels and the two label maps of a config."""
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
@@ -97,9 +95,10 @@ def label_names(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 class ShiftedImages(TorchDataset[Row]):
-    """Every row at every shift of its image by up to `shift` pixels: (2 * shift + 1)^2 as many rows, black moving in.
+    """Every image at every shift by up to `shift` pixels in both directions; what moves in is black.
 
-    A fixed set of rows, unlike shifts drawn on the way: a resumed run sees what an uninterrupted one sees.
+    There are (2 * shift + 1)^2 times as many rows. They are a fixed set and not drawn while training, so that a resumed
+    run sees the same rows as an uninterrupted one.
     """
 
     def __init__(self, data: Dataset, shift: int) -> None:
@@ -113,7 +112,7 @@ class ShiftedImages(TorchDataset[Row]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Row]:
-        """The rows of a batch."""
+        """Return the rows of a batch."""
         sources, moves = zip(*(divmod(index, len(self.moves)) for index in indices), strict=True)
         rows = self.data.__getitems__(list(sources))
         return [self._moved(row, *self.moves[move]) for row, move in zip(rows, moves, strict=True)]
@@ -135,18 +134,23 @@ class ImageTask(Task):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shift < min(self.size):
-            raise ValueError(f"shift must be at least 0 and below {min(self.size)} pixels; got {self.shift}.")
+        if not 0 <= self.shift < min(self.image_size()):
+            raise ValueError(f"shift must be at least 0 and below {min(self.image_size())} pixels; got {self.shift}.")
+
+    def image_size(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        return self.size
 
     def training_rows(self, data: Dataset) -> Dataset | ShiftedImages:
-        """The training split, with the shifts that were asked for."""
+        """Return the training split with the shifts that `shift` asks for."""
         return ShiftedImages(data, self.shift) if self.shift else data
 
     def processor(self) -> SkipRNNImageProcessor:
-        return SkipRNNImageProcessor(num_channels=1, size={"height": self.size[0], "width": self.size[1]})
+        height, width = self.image_size()
+        return SkipRNNImageProcessor(num_channels=1, size={"height": height, "width": width})
 
     def collate(self, rows: list[Row]) -> Batch:
-        """-> pixel_values [B, 1, H, W] in [0, 1], labels [B] integer."""
+        """Return pixel_values [B, 1, H, W] in [0, 1] and labels [B] integer."""
         pixels = self.processor()([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
 
@@ -175,10 +179,10 @@ class GeneratedTask(Task):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
-        """`input_values` [rows, T, I] float32 and `labels` [rows]."""
+        """Draw `input_values` [rows, T, I] float32 and `labels` [rows]."""
 
     def load(self, seed: int) -> Splits:
-        """Train is NUM_STREAMS independent endless streams: a worker reads one of its own, a lone reader the first."""
+        """Return endless training rows, in NUM_STREAMS independent streams, and fixed validation and test rows."""
         train = IterableDataset.from_generator(
             endless_rows, gen_kwargs={"task": self, "seed": seed, "streams": list(range(NUM_STREAMS))}
         )
@@ -193,12 +197,12 @@ class GeneratedTask(Task):
         return Dataset.from_dict(columns, features=features).with_format("numpy")
 
     def collate(self, rows: list[Row]) -> Batch:
-        """-> input_values [B, T, I] float32, labels [B]."""
+        """Return input_values [B, T, I] float32 and labels [B]."""
         return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("input_values", "labels")}
 
 
 def endless_rows(task: GeneratedTask, seed: int, streams: list[int]) -> Iterator[Row]:
-    """The rows of the first of `streams`, without end. The same seed and stream give the same rows, block by block."""
+    """Yield the rows of the first of `streams` without end. The same seed and stream give the same rows."""
     block = 0
     while True:
         columns = task.draw(np.random.default_rng([TRAIN, seed, streams[0], block]), BLOCK_ROWS)

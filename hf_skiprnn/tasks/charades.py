@@ -1,19 +1,19 @@
 """Charades: which of 157 actions happen at every frame (Sigurdsson et al. 2016; Campos et al. 2018, Table 3).
 
-Source: Allen Institute for AI (its licence: non-commercial, and not to be passed on), so nothing of it comes with this
-package; columns, file names and the frames' numbers are those of its README. `dataset_name` is a folder with
+Source: Allen Institute for AI. Its licence forbids commercial use and passing the data on, so none of it comes with
+this package; columns, file names and numbers of frames follow its README. `dataset_name` is a folder with
 Charades_v1_train.csv and Charades_v1_test.csv; `feature_folder` holds the organisers' fc7 features, one text file of
 4096 numbers per frame: `<id>/<id>-<frame, 6 digits>.txt`, every fourth frame of 24 per second (1, 5, 9, ...). A frame
-has every action whose interval holds its time. 10 % of the training videos are held out for validation, by seed.
+has every action whose interval contains its time. 10 % of the training videos are held out for validation, by seed.
 Features are parsed once and kept.
 
-The loss is the binary cross-entropy, summed over classes: the lambdas of Table 3 only make sense beside it (a mean over
-157 classes changes by less, from all frames read to none, than lambda = 1e-3 takes for the 42 updates of the table).
+The loss is the binary cross-entropy summed over the classes, because the lambdas of Table 3 fit no smaller loss: a mean
+over 157 classes changes less, from all frames read to none, than lambda = 1e-3 costs for the table's 42 updates.
 
-Localisation (the organisers' task): at N equally spaced frames of each video (floor(k T / N), k < N, of its T frames)
-the scores of a class over all videos give an average precision; mAP is the mean over the classes that occur there.
-N is 25 in the organisers' script (Charades_v1_localize.m) and 100 in the paper. That script asks for the actions at
-k / N of the video's length; here they are those of the frame read there, which is at most 1/6 s earlier.
+Metric (the organisers' localisation task): take N equally spaced frames of each video (floor(k T / N), k < N, of its T
+frames). The scores of a class at these frames of all videos give an average precision; mAP is the mean over the classes
+that occur there. N is 25 in the organisers' script (Charades_v1_localize.m) and 100 in the paper. That script asks for
+the actions at k / N of the video's length; here they are those of the frame read there, at most 1/6 s earlier.
 
     {"id": "46GP8", "steps": [[0.0, 1.3, ...], ...], "actions": [[0, 0, 1, ...], ...]}
 """
@@ -52,7 +52,7 @@ ACTION = re.compile(r"c(\d{3}) (\d+(?:\.\d+)?) (\d+(?:\.\d+)?)")
 
 
 class Video(NamedTuple):
-    """A row of the csv: its id, and class, start and end in seconds of each action."""
+    """A row of the csv: the video's id, and class, start and end in seconds of each action."""
 
     name: str
     actions: tuple[tuple[int, float, float], ...]
@@ -81,7 +81,7 @@ class Charades(Task):
         return True
 
     def load(self, seed: int) -> Splits:
-        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
         return self._splits
 
     @cached_property
@@ -91,7 +91,7 @@ class Charades(Task):
         return Splits(held_out["train"], held_out["test"], test)
 
     def _rows(self, which: str) -> Dataset:
-        """The videos of a list whose features are there."""
+        """Return the rows of the listed videos that have features."""
         path = Path(self.dataset_name, f"Charades_v1_{which}.csv")
         if not self.dataset_name or not path.is_file():
             raise ValueError(f"There is no {path}. --dataset_name must be the folder of the annotations.")
@@ -99,9 +99,7 @@ class Charades(Task):
         listed = read_annotations(path)
         videos = [video for video in listed if (root / video.name).is_dir()]
         if len(videos) < len(listed):
-            logger.warning(
-                "%s: features of %d of %d videos of %s are there.", root, len(videos), len(listed), path.name
-            )
+            logger.warning("%s holds features of %d of %d videos of %s.", root, len(videos), len(listed), path.name)
         if not videos:
             raise ValueError(f"{root} holds no features of {path.name}: <id>/<id>-<frame>.txt. Set --feature_folder.")
 
@@ -120,7 +118,7 @@ class Charades(Task):
         return cached_rows(f"{self.name}-{which}", videos, row, features, facts, self.cache_folder).with_format("numpy")
 
     def collate(self, rows: list[Row]) -> Batch:
-        """-> input_values [B, T, I] float32, attention_mask [B, T], labels [B, T, 157] of 0 and 1, -100 at padding."""
+        """Return input_values [B, T, I], attention_mask [B, T], and labels [B, T, 157] of 0 and 1, -100 at padding."""
         steps = [np.asarray(row["steps"], np.float32) for row in rows]
         batch = SkipRNNFeatureExtractor(self.feature_size).pad(
             BatchFeature({"input_values": steps}), return_tensors="pt"
@@ -139,10 +137,10 @@ class Charades(Task):
 
     @torch.no_grad()
     def initialise(self, model: PreTrainedModel) -> None:
-        """The classifier's bias: the log-odds of each class in the training frames.
+        """Set the classifier's bias to the log-odds of each class in the training frames.
 
-        From 0, where every class has probability 1/2, the states saturate on the way to "nearly never"; reading then
-        changes nothing and the update gate closes.
+        With a bias of 0 every class starts at probability 1/2. While the model learns that all are rare, its states
+        saturate; then reading changes nothing, and the update gate closes.
         """
         actions = self.load(0).train.select_columns("actions")
         frames = sum(len(row["actions"]) for row in actions)
@@ -150,7 +148,7 @@ class Charades(Task):
         cast(Any, model).classifier.bias.copy_(torch.from_numpy(np.log(share / (1 - share))))
 
     def loss(self) -> Callable[..., Tensor]:
-        """Binary cross-entropy summed over classes, mean over real frames."""
+        """Return the binary cross-entropy, summed over classes and averaged over real frames."""
 
         def summed(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             real, logits = labels != IGNORED, outputs["logits"].float()
@@ -172,13 +170,13 @@ class Charades(Task):
         return channels_read(inputs, read, self._names(logits > 0, mask), self._names(batch["labels"] == 1, mask))
 
     def _names(self, active: Any, mask: np.ndarray) -> list[str]:
-        """The classes that are active [B, T, 157] at any real frame of each row."""
+        """Return the names of the classes that are active [B, T, 157] at any real frame of each row."""
         found = (np.asarray(active) & mask[:, :, None]).any(axis=1)
         return [", ".join(self.labels[c] for c in np.flatnonzero(row)) or "none" for row in found]
 
 
 def read_annotations(path: Path) -> list[Video]:
-    """The videos of a list, as the organisers' csv names them; errors name the row."""
+    """Read the organisers' csv of videos; errors name the row."""
     videos = []
     with path.open(newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file)):
@@ -198,7 +196,7 @@ def read_annotations(path: Path) -> list[Video]:
 
 
 def read_features(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A video's features [T, size] float32 and their times [T] in seconds, in order."""
+    """Read a video's features [T, size] float32 and their times [T] in seconds."""
     found = sorted((int(path.stem.rpartition("-")[2]), path) for path in folder.glob(f"{folder.name}-*.txt"))
     if not found:
         raise ValueError(f"{folder} holds no file {folder.name}-<frame>.txt.")
@@ -212,7 +210,7 @@ def read_features(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def actions_at(times: np.ndarray, actions: tuple[tuple[int, float, float], ...]) -> np.ndarray:
-    """[T, 157] of 0 and 1: which actions' intervals, both ends included, hold each time."""
+    """Return [T, 157] of 0 and 1: the actions whose intervals, both ends included, contain each time."""
     active = np.zeros((len(times), CLASSES), np.int8)
     for action, start, end in actions:
         active[(times >= start) & (times <= end), action] = 1
@@ -220,10 +218,21 @@ def actions_at(times: np.ndarray, actions: tuple[tuple[int, float, float], ...])
 
 
 def localisation_map(scores: np.ndarray, labels: np.ndarray, points: int) -> float:
-    """Mean over classes of the average precision at `points` equally spaced frames of every video.
+    """Compute the mean over classes of the average precision at `points` equally spaced frames of every video.
 
-    scores [N, T, C]; labels [N, T, C] of 0 and 1, and -100 behind a video's end. A video shorter than `points` gives
-    some of its frames more than once. Classes that never occur at these frames are left out; nan if none does.
+    A video shorter than `points` gives some of its frames more than once. Classes that do not occur at these frames are
+    left out.
+
+    Args:
+        scores: [N, T, C].
+        labels: [N, T, C] of 0 and 1, and -100 after a video's end.
+        points: frames of each video.
+
+    Returns:
+        NaN if no class occurs.
+
+    Raises:
+        ValueError: other shapes.
     """
     from sklearn.metrics import average_precision_score
 

@@ -2,8 +2,8 @@
 
 Source: scikit-learn's `load_digits`, the test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and
 Kaynak 1998; licence CC BY 4.0): 1797 images by 13 people, 17 gray levels 0..16. They become 8-bit images, round(level
-* 255 / 16), so that they are read as any image is. 64 steps of one value in [0, 1]. Split by seed, stratified: 1077
-for training, 360 for validation, 360 for test.
+* 255 / 16), as other image files have. 64 steps of one value in [0, 1]. Split by seed, in the proportions of the
+classes: 1077 for training, 360 for validation, 360 for test.
 
     {"image": <PIL image 8x8, mode L>, "label": 5}
 """
@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 
 from .base import ImageTask, Splits
 
-HELD_OUT_ROWS = 360  # of validation, and of test
+HELD_OUT_ROWS = 360  # rows of validation, and of test
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Digits(ImageTask):
     split_seed: int = field(default=0, metadata={"help": "Decides which images are for validation and for test."})
 
     def load(self, seed: int) -> Splits:
-        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
         from sklearn.datasets import load_digits  # an extra: only this task needs scikit-learn
 
         bundle = load_digits()

@@ -2,11 +2,11 @@
 
 Source: drawn here by seed; no data set, no licence. 100 ms of a sine of amplitude 1, sampled every 1 ms (100 steps) or
 0.5 ms (200 steps), with a phase uniform over the whole period. Label 0: period ~ U(5, 6) ms. Label 1: uniform on
-(1, 5) u (6, 100) ms. Rows alternate between the labels, so that every batch of even size is stratified. Solved:
-accuracy above 99 %.
+(1, 5) u (6, 100) ms. Rows alternate between the labels, so that every batch of even size is stratified. The task counts
+as solved at an accuracy above 99 %.
 
-The paper wins over the authors' code, which draws distractors from (0, 5) u (6, 100) ms, and a phase in milliseconds
-that it adds as if it were radians.
+Where the authors' code differs, this follows the paper: the code draws distractors from (0, 5) u (6, 100) ms, and a
+phase in milliseconds that it adds as if it were radians.
 
     {"input_values": [[-0.87], [0.06], [0.92], [0.75], ...], "labels": 0}
 """
@@ -75,7 +75,7 @@ class Frequency(GeneratedTask):
 
 
 def _distractor_periods(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """Uniform on (1, 5) u (6, 100): drawn on the shorter interval, then moved past the target."""
+    """Draw from (1, 5) u (6, 100): on an interval without the target's width, then shift what lies beyond 5."""
     width = TARGET[1] - TARGET[0]
     periods = rng.uniform(DISTRACTORS[0], DISTRACTORS[1] - width, rows)
     return np.where(periods >= TARGET[0], periods + width, periods)

@@ -1,20 +1,21 @@
 """Spoken digits: which digit is said in half a second of sound. Beyond the paper.
 
 Source: Free Spoken Digit Dataset (Jackson et al.; licence CC BY-SA 4.0): 6 speakers, 50 takes of each digit, 8 kHz;
-takes 0-4 of every speaker and digit are the test split (300): speakers are known there. With `held_out_speaker` it is
-all that this speaker says (500), and the other splits are of the other speakers. From the Hub (the id that the mteb
-benchmark's task FSDD names), or a local folder in the same layout. 300 training recordings are held out for validation,
-by seed and stratified.
+takes 0-4 of every speaker and digit are the test split (300), so its speakers are known from training. With
+`held_out_speaker` the test split is all recordings of this speaker (500), and the other splits are of the other
+speakers. From the Hub (the id that the mteb benchmark's task FSDD names), or a local folder in the same layout. 300
+training recordings are held out for validation, by seed and stratified.
 
 Steps are log-mel frames (25 ms every 10 ms, 32 bands: about 40 steps) or the samples themselves (about 3400 steps of
-one value). Either is standardised per channel over the training split; the checkpoint's feature extractor repeats it.
+one value). Both are standardised per channel over the training split; the checkpoint's feature extractor does the same.
 
     {"audio": {"bytes": b"RIFF...", "path": None}, "label": 7, "speaker": "theo"}
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,15 +34,14 @@ if TYPE_CHECKING:
 SAMPLING_RATE = 8000
 MEL_BANDS = 32
 HELD_OUT_ROWS = 300
-STEPS = "steps"  # the column of extracted, not yet standardised steps
+STEPS = "steps"  # column of the extracted steps, not yet standardised
 
 
 @dataclass
-class FSDD(Task):
-    """Which digit is spoken."""
+class SpokenTask(Task):
+    """A class for each sound of FSDD's recordings; what `fsdd` and `keyword` share."""
 
-    name = "fsdd"
-    labels = tuple("0123456789")
+    labels: ClassVar[tuple[str, ...]]
     dataset_name: str = field(
         default="mteb/free-spoken-digit-dataset",
         metadata={"help": "Hub id, or local folder in the same layout: columns audio, label; splits train, test."},
@@ -49,17 +49,25 @@ class FSDD(Task):
     features: Literal["log_mel", "values"] = field(
         default="log_mel", metadata={"help": "What a step is: a frame of 32 mel bands every 10 ms, or one sample."}
     )
-    split_seed: int = field(default=0, metadata={"help": "Decides which training recordings are held out."})
-    held_out_speaker: str | None = field(
-        default=None, metadata={"help": "Test on all of this speaker's recordings, and train on the other speakers'."}
-    )
+
+    @abstractmethod
+    def splits(self) -> Splits:
+        """Return rows of `steps` [T, 32 or 1], not yet standardised, and `label`."""
 
     def load(self, seed: int) -> Splits:
-        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
         return self._splits
 
     @cached_property
     def _splits(self) -> Splits:
+        return self.splits()
+
+    def recordings(self) -> DatasetDict:
+        """Return the recordings: splits train and test, with columns audio and label.
+
+        Raises:
+            ValueError: the data set has another layout.
+        """
         data = load_dataset(self.dataset_name)
         if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
             raise ValueError(f"{self.dataset_name} must have splits train and test; got {data}.")
@@ -67,56 +75,37 @@ class FSDD(Task):
             raise ValueError(
                 f"{self.dataset_name} must have columns audio and label; got {data['train'].column_names}."
             )
-        if self.held_out_speaker is not None:
-            data = hold_out(data, self.held_out_speaker, self.dataset_name)
-        data = data.select_columns(["audio", "label"]).cast_column("audio", Audio(decode=False))
-        data = data.cast_column("label", ClassLabel(names=list(self.labels)))
-        train = data["train"].train_test_split(HELD_OUT_ROWS, seed=self.split_seed, stratify_by_column="label")
-        return Splits(self._extract(train["train"]), self._extract(train["test"]), self._extract(data["test"]))
-
-    def _extract(self, data: Dataset) -> Dataset:
-        """Sounds -> steps, computed once and kept in the cache of `datasets`."""
-        kind = Array2D((None, self._extractor.feature_size), "float32")
-        features = Features({"label": data.features["label"], STEPS: kind})
-        data = data.map(
-            extract_steps,
-            fn_kwargs={"extractor": self._extractor},
-            with_indices=True,
-            remove_columns="audio",
-            features=features,
-            desc="Extracting steps",
-        )
-        return data.with_format("numpy")
+        return data
 
     @cached_property
-    def _extractor(self) -> SkipRNNFeatureExtractor:
-        """Without standardisation, which is known only when the training steps are."""
+    def extractor(self) -> SkipRNNFeatureExtractor:
+        """Turns sounds into steps, without standardisation: that needs the training steps first."""
         channels = MEL_BANDS if self.features == "log_mel" else 1
         return SkipRNNFeatureExtractor(channels, SAMPLING_RATE, self.features)
 
     @cached_property
     def _standardised(self) -> SkipRNNFeatureExtractor:
-        """Extracted steps -> batch."""
+        """Standardises extracted steps and pads them to a batch."""
         train = self._splits.train
-        return SkipRNNFeatureExtractor(self._extractor.feature_size).fit(row[STEPS] for row in train)
+        return SkipRNNFeatureExtractor(self.extractor.feature_size).fit(row[STEPS] for row in train)
 
     def processor(self) -> SkipRNNFeatureExtractor:
-        """Sounds -> batch: extraction and standardisation in one."""
-        steps, known = self._extractor, self._standardised
+        """Return the feature extractor that does both: from sounds to a batch."""
+        steps, known = self.extractor, self._standardised
         return SkipRNNFeatureExtractor(steps.feature_size, SAMPLING_RATE, self.features, mean=known.mean, std=known.std)
 
     def use_processor(self, checkpoint: str) -> None:
-        """Standardise as a checkpoint's feature extractor does."""
+        """Standardise with the mean and standard deviation of a checkpoint's feature extractor."""
         processor = SkipRNNFeatureExtractor.from_pretrained(checkpoint)
         self._standardised = SkipRNNFeatureExtractor(processor.feature_size, mean=processor.mean, std=processor.std)
 
     def collate(self, rows: list[Row]) -> Batch:
-        """-> input_values [B, T, 32 or 1] float32, attention_mask [B, T], labels [B]."""
+        """Return input_values [B, T, 32 or 1] float32, attention_mask [B, T] and labels [B]."""
         batch = self._standardised([row[STEPS] for row in rows], return_tensors="pt")
         return {**batch, "labels": torch.tensor([int(row["label"]) for row in rows])}
 
     def model_defaults(self) -> dict[str, Any]:
-        channels = self._extractor.feature_size
+        channels = self.extractor.feature_size
         return {"input_size": channels, "problem_type": "single_label_classification", **label_names(self.labels)}
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -134,11 +123,48 @@ class FSDD(Task):
         )
 
 
+@dataclass
+class FSDD(SpokenTask):
+    """Which digit is spoken."""
+
+    name = "fsdd"
+    labels = tuple("0123456789")
+    split_seed: int = field(default=0, metadata={"help": "Decides which training recordings are held out."})
+    held_out_speaker: str | None = field(
+        default=None, metadata={"help": "Test on all of this speaker's recordings, and train on the other speakers'."}
+    )
+
+    def splits(self) -> Splits:
+        data = self.recordings()
+        if self.held_out_speaker is not None:
+            data = hold_out(data, self.held_out_speaker, self.dataset_name)
+        data = data.select_columns(["audio", "label"]).cast_column("audio", Audio(decode=False))
+        data = data.cast_column("label", ClassLabel(names=list(self.labels)))
+        train = data["train"].train_test_split(HELD_OUT_ROWS, seed=self.split_seed, stratify_by_column="label")
+        return Splits(self._extract(train["train"]), self._extract(train["test"]), self._extract(data["test"]))
+
+    def _extract(self, data: Dataset) -> Dataset:
+        """Extract the steps of all sounds, once; they are kept in the cache of `datasets`."""
+        kind = Array2D((None, self.extractor.feature_size), "float32")
+        features = Features({"label": data.features["label"], STEPS: kind})
+        data = data.map(
+            extract_steps,
+            fn_kwargs={"extractor": self.extractor},
+            with_indices=True,
+            remove_columns="audio",
+            features=features,
+            desc="Extracting steps",
+        )
+        return data.with_format("numpy")
+
+
 def hold_out(data: DatasetDict, speaker: str, name: str) -> DatasetDict:
-    """Training recordings of all others as `train`, all recordings of `speaker` as `test`; `name` is for errors.
+    """Return all recordings of `speaker` as `test`, and the training recordings of the others as `train`.
+
+    `name` is for errors.
 
     Raises:
-        ValueError: the data have no such speaker, or no speakers.
+        ValueError: there is no such speaker, or no column of speakers.
     """
     if "speaker" not in data["train"].column_names:
         raise ValueError(
@@ -153,7 +179,7 @@ def hold_out(data: DatasetDict, speaker: str, name: str) -> DatasetDict:
 
 
 def extract_steps(row: Row, index: int, extractor: SkipRNNFeatureExtractor) -> Row:
-    """The steps of a row's sound; `index` is for errors."""
+    """Return the steps of a row's sound; `index` is for errors."""
     name = f"row {index}, column 'audio'"
     samples, _ = read_sound(row["audio"], name, SAMPLING_RATE)
     return {STEPS: extractor.extract(samples, name)}

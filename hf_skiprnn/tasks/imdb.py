@@ -6,8 +6,8 @@ stratified), words are embedded in 300 numbers, and a review is cropped to its f
 a word2vec file where one is given and knows the word, else from U(-0.25, 0.25).
 
 The tokenizer (lower-case words and punctuation marks, the most frequent of the training split) is saved with every
-checkpoint. Padding does not exist for the model (it costs nothing and is counted nowhere); the paper lets it be read:
-`scripts/evaluate.py --count_padding` counts updates that way too, to compare with Table 5.
+checkpoint. The model does not read padding, and it is not counted. In the paper it is read and counted: `scripts/
+evaluate.py --count_padding` counts updates in that way too, to compare with Table 5.
 
     {"text": "Zero Day leads you to think, even re-think why two boys/young men would do ...", "label": 1}
 """
@@ -59,7 +59,7 @@ class IMDB(Task):
             )
 
     def load(self, seed: int) -> Splits:
-        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
         return self._splits
 
     @cached_property
@@ -88,7 +88,7 @@ class IMDB(Task):
         return train_tokenizer(self._splits.train["text"], self.vocabulary, self.length)
 
     def processor(self) -> Any:
-        """The tokenizer."""
+        """Return the tokenizer."""
         return self._tokenizer
 
     def use_processor(self, checkpoint: str) -> None:
@@ -96,14 +96,14 @@ class IMDB(Task):
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=self.length)
 
     def initialise(self, model: PreTrainedModel) -> None:
-        """Word vectors into the embeddings."""
+        """Copy word vectors into the embeddings."""
         if self.vectors is not None:
             weight: Any = model.get_input_embeddings().weight
             found = set_vectors(weight, self._tokenizer.get_vocab(), self.vectors)
             logger.warning("%d of %d words have a vector in %s.", found, len(self._tokenizer), self.vectors)
 
     def collate(self, rows: list[Row]) -> Batch:
-        """-> input_ids [B, T], attention_mask [B, T], labels [B]."""
+        """Return input_ids [B, T], attention_mask [B, T] and labels [B]."""
         batch = tokenize(self._tokenizer, [row["text"] for row in rows])
         return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
 
@@ -130,7 +130,7 @@ class IMDB(Task):
         return words_read_page(*self._reading(batch, gates, logits))
 
     def _reading(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> tuple[Any, ...]:
-        """Words, gates, predicted and true labels of each row."""
+        """Return words, gates, predicted and true labels of each row."""
         return (
             words_of(self._tokenizer, batch),
             real_gates(gates, batch["attention_mask"]),

@@ -28,7 +28,7 @@ class MNIST(ImageTask):
     split_seed: int = field(default=0, metadata={"help": "Decides which training images are held out."})
 
     def load(self, seed: int) -> Splits:
-        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
         data = load_dataset(self.dataset_name)
         if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
             raise ValueError(f"{self.dataset_name} must have splits train and test, as ylecun/mnist has; got {data}.")

@@ -2,9 +2,9 @@
 
 Source: UCF CRCV, 13320 clips (no licence stated; from YouTube, for research). A folder in the original layout:
 `UCF-101/<Class>/v_<Class>_g<group>_c<clip>.avi`, `ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt`. Listed clips
-that are not there are left out, with a warning. The first 10 s are decoded at 25 frames per second; every frame goes
-through an image model, and its pooled output is a step: 250 steps of 2048 numbers with microsoft/resnet-50. They are
-computed once and kept. Whole groups of the training list (clips of one scene) are held out for validation, by seed.
+without a file are left out, with a warning. The first 10 s are decoded at 25 frames per second. The pooled output of an
+image model for a frame is a step: 250 steps of 2048 numbers with microsoft/resnet-50. They are computed once and kept.
+Whole groups of the training list (clips of one scene) are held out for validation, by seed.
 
     {"clip": "Archery/v_Archery_g01_c01.avi", "steps": [[0.41, 0.02, ...], ...], "label": 2}
 """
@@ -62,7 +62,7 @@ class UCF101(Task):
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes, as classInd.txt orders them."""
+        """The names of the classes, in the order of classInd.txt."""
         lines = self._list("classInd.txt")
         return tuple(line.split()[1] for line in lines)
 
@@ -76,7 +76,7 @@ class UCF101(Task):
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
     def load(self, seed: int) -> Splits:
-        """`seed` changes nothing here: the order of the rows is the trainer's."""
+        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
         return self._splits
 
     @cached_property
@@ -93,19 +93,17 @@ class UCF101(Task):
         return Splits(*(rows.select([place[clip] for clip in part]) for part in parts))
 
     def _clips(self, which: str) -> list[str]:
-        """The listed clips that are there."""
+        """Return the clips of a list that have a file."""
         listed = [line.split()[0] for line in self._list(f"{which}list0{self.list_number}.txt")]
         found = [clip for clip in listed if Path(self.dataset_name, "UCF-101", clip).is_file()]
         if len(found) < len(listed):
-            logger.warning(
-                "%s: %d of %d clips of the %s list are there.", self.dataset_name, len(found), len(listed), which
-            )
+            logger.warning("%s holds %d of %d clips of the %s list.", self.dataset_name, len(found), len(listed), which)
         if not found:
             raise ValueError(f"{self.dataset_name}/UCF-101 holds no clip of the {which} list.")
         return found
 
     def files(self, which: str) -> list[Path]:
-        """Files of the clips of a list, "train" or "test", that are there."""
+        """Return the files of the clips of a list, "train" or "test"."""
         return [Path(self.dataset_name, "UCF-101", clip) for clip in self._clips(which)]
 
     def _held_out_groups(self, clips: list[str]) -> set[str]:
@@ -116,7 +114,7 @@ class UCF101(Task):
         return {groups[i] for i in order[: max(round(self.validation_share * len(groups)), 1)]}
 
     def _features(self, clips: list[str]) -> Dataset:
-        """Every clip's steps, from the cache or through the image model."""
+        """Return the steps of every clip, from the cache or from the image model."""
         model = FrameFeatures(self.feature_model)
         root = Path(self.dataset_name, "UCF-101")
 
@@ -136,7 +134,7 @@ class UCF101(Task):
         return cached_rows(self.name, clips, row, features, facts, self.cache_folder).with_format("numpy")
 
     def collate(self, rows: list[Row]) -> Batch:
-        """-> input_values [B, T, features] float32, attention_mask [B, T], labels [B]."""
+        """Return input_values [B, T, features] float32, attention_mask [B, T] and labels [B]."""
         steps = [np.asarray(row["steps"], np.float32) for row in rows]
         batch = SkipRNNFeatureExtractor(steps[0].shape[1]).pad(
             BatchFeature({"input_values": steps}), return_tensors="pt"
@@ -164,7 +162,7 @@ class UCF101(Task):
 
 
 def _group(clip: str) -> str:
-    """The scene that a clip is from: "g08" of v_Archery_g08_c02.avi."""
+    """Return the group of a clip, its scene: "g08" of v_Archery_g08_c02.avi."""
     found = re.search(r"_(g\d+)_c\d+\.\w+$", clip)
     if found is None:
         raise ValueError(f"A clip is named v_<Class>_g<group>_c<clip>.avi; got {clip}.")

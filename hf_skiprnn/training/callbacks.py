@@ -36,20 +36,37 @@ class BudgetArguments:
         metadata={"help": "Let lambda grow linearly from 0 over so many steps; below 1: a share of training."},
     )
     target_update_rate: float | None = field(
-        default=None, metadata={"help": "Steer lambda until this share of the steps is read, as in 0.4."}
+        default=None,
+        metadata={
+            "help": "Read this share of the steps, as in 0.2. The gate's start, budget and noise follow from it "
+            "(RateController), and the trained gate is calibrated on validation rows."
+        },
+    )
+    steered_update_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Steer lambda of budget_loss='cost' at every log until this share of the steps is read "
+            "(BudgetController): the way of version 0.1.0. For new work, use target_update_rate."
+        },
     )
 
     def callbacks(self) -> list[TrainerCallback]:
         """Return the callbacks that these options ask for.
 
         Raises:
-            ValueError: an option is out of its range, or both are set.
+            ValueError: an option is out of its range, or more than one is set.
         """
-        if self.budget_warmup_steps and self.target_update_rate is not None:
-            raise ValueError("budget_warmup_steps and target_update_rate both set lambda: give one of them.")
-        if self.budget_warmup_steps:
-            return [BudgetWarmup(self.budget_warmup_steps)]
-        return [] if self.target_update_rate is None else [BudgetController(self.target_update_rate)]
+        from .rate_controller import RateController  # it imports from this file
+
+        makers = {
+            "budget_warmup_steps": BudgetWarmup,
+            "target_update_rate": RateController,
+            "steered_update_rate": BudgetController,
+        }
+        asked = {name: value for name in makers if (value := getattr(self, name)) not in (None, 0.0)}
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} all set lambda: give one of them.")
+        return [makers[name](value) for name, value in asked.items()]
 
 
 @dataclass

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
-from huggingface_hub import ModelCardData
 from torch import Tensor, nn
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -23,6 +22,7 @@ from transformers.utils import logging
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import multiply_accumulates
 
+from .card import license_of, may_write, training_card
 from .checkpoints import (
     delete_older,
     disk_errors_explained,
@@ -33,6 +33,7 @@ from .checkpoints import (
 )
 from .forward_notes import ForwardNotes, depends_on, noted_forwards, skip_rnns
 from .gradient_guard import GradientGuard, largest_element
+from .rate_controller import RateController
 from .window import BatchCounts, EvaluatedRows, TrainingWindow, exact
 
 logger = logging.get_logger(__name__)
@@ -70,11 +71,13 @@ class SkipRNNTrainer(Trainer):
             )
         super().__init__(model, args, *rest, **kwargs)
         self.args.logging_nan_inf_filter = False  # training_step stops instead
-        # A method would be lost in a subclass that overrides it; so whatever stands there is wrapped.
-        self.compute_loss = functools.partial(self._with_budget, self.compute_loss)  # type: ignore[method-assign] # above
+        # Wrapped, not overridden: a subclass that overrides compute_loss would lose what an override here does.
+        wrapped = functools.partial(self._with_budget, self.compute_loss)
+        self.compute_loss = wrapped  # type: ignore[method-assign] # so also for callers within Trainer
         self._loss_holds_budget: bool | None = None  # known from the first training batch on
         self._is_warned: set[str] = set()
         self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step
+        self._reads: list[Tensor] = []  # [sum of N / L, rows, sum of task losses] of each of its micro-batches
         self._flos_updates = torch.zeros(())  # since the last store_flos
         self._guard = GradientGuard()
         self._window = TrainingWindow()
@@ -123,6 +126,7 @@ class SkipRNNTrainer(Trainer):
         counts = BatchCounts(task.detach(), budget.detach(), *notes.rows())
         if training:
             self._window.add(counts, 1 / parts)
+            self._reads.append(counts.reads())
             updates = counts.updates.sum()
             self._flos_updates = self._flos_updates + updates.to(exact(updates.device))
         else:
@@ -154,14 +158,17 @@ class SkipRNNTrainer(Trainer):
 
     def _check_step(self, model: nn.Module) -> None:
         """Check the losses of an optimizer step's micro-batches and its gradients."""
-        sums = torch.stack(self._unchecked).sum(dim=0)
+        checks = torch.stack(self._unchecked).sum(dim=0)
+        reads = torch.stack([torch.zeros(3).to(checks), *(part.to(checks) for part in self._reads)]).sum(dim=0)
+        sums = torch.cat([checks, reads])
         self._unchecked.clear()
+        self._reads.clear()
         largest = largest_element(model.parameters(), sums.device).to(sums)
         values = torch.cat([sums, largest.view(1)])
         if self.args.world_size > 1:  # all processes stop together; of sharded weights, each sees its shards only
             gathered = self.accelerator.gather(values.view(1, -1))
-            values = torch.cat([gathered[:, :2].sum(dim=0), gathered[:, 2:].amax(dim=0)])
-        loss, broken, largest_value = values.tolist()
+            values = torch.cat([gathered[:, :-1].sum(dim=0), gathered[:, -1:].amax(dim=0)])
+        loss, broken, shares, rows, task, largest_value = values.tolist()
         step = self.state.global_step + 1
         if not math.isfinite(loss):
             reason = "Lower the learning rate, or pass check_inputs=True to the model to see whether the data hold NaN."
@@ -170,6 +177,9 @@ class SkipRNNTrainer(Trainer):
             raise FloatingPointError(f"The loss is {loss} at step {step}. Nothing was updated by it. {reason}")
         if self.accelerator.scaler is None:  # with one, accelerate leaves out updates that are not finite
             self._guard.apply(model.parameters(), step, largest_value)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RateController) and rows:
+                callback.observe(self._config, shares / rows, task / rows, step)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0 for a Skip RNN: `store_flos` counts the updates, without a wait at every batch."""
@@ -271,6 +281,8 @@ class SkipRNNTrainer(Trainer):
                 "A stream that every process reads a part of (dispatch_batches=False) does not say which rows at its "
                 "end are repetitions. Evaluate on a dataset of known length, or do not set dispatch_batches."
             )
+        if has_length(dataloader) and len(dataloader) == 0:
+            raise ValueError(f"There are no rows to evaluate on ({description}): the data set is empty.")
         self._evaluated = EvaluatedRows()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._evaluated.metrics(self.accelerator, self.args.device)
@@ -293,6 +305,8 @@ class SkipRNNTrainer(Trainer):
         return outcome
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.create_model_card()
         if self.args.hub_always_push:
             self._finish_current_push()  # it still reads the files that this push writes anew
         super()._push_from_checkpoint(checkpoint_folder)
@@ -346,32 +360,29 @@ class SkipRNNTrainer(Trainer):
         with disk_errors_explained(Path(output_dir or str(self.args.output_dir)), delete=False):
             return super().save_model(output_dir, _internal_call)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write README.md with what is known here, unless there is one. Trainer's would name a base model."""
-        path = Path(str(self.args.output_dir), "README.md")
-        if self._config is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero() and not path.exists():
-            write_whole(path, draft_card(path.parent.resolve().name, self._config, self.state, self.args.seed))
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002 - Trainer's name for it
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Write README.md: what the model is, how to use it, and the last evaluation; anew at every push.
+
+        A README.md of the user's own stays. license: as the Hub names it; without it that of the last card, if any.
+        """
+        path, config = Path(str(self.args.output_dir), "README.md"), self._config
+        if config is None:
+            super().create_model_card(language, license, *args, **kwargs)
+        elif self.is_world_process_zero() and may_write(path):
+            fields = config.to_dict() | {"architectures": [type(self.accelerator.unwrap_model(self.model)).__name__]}
+            own: dict[str, Any] = getattr(self.processing_class, "to_dict", dict)()
+            location = self.hub_model_id or path.parent.resolve().name
+            text = training_card(location, fields, own, self.state, license or license_of(path), language)
+            write_whole(path, text)
 
 
 def default_objective(metrics: dict[str, float]) -> float:
     """Return transformers' default objective of the metrics that the user's `compute_metrics` gave."""
     ours = ("eval_task_loss", "eval_budget_loss", "eval_update", "eval_model_preparation_time")
     return default_compute_objective({k: value for k, value in metrics.items() if not k.startswith(ours)})
-
-
-def draft_card(name: str, config: Any, state: TrainerState, seed: int) -> str:
-    """Return the text of a run's README.md: what was trained, and the metrics of its last evaluation."""
-    metadata = ModelCardData(library_name="transformers", tags=["skip-rnn", config.cell_type]).to_yaml()
-    text = (
-        f"---\n{metadata}\n---\n\n# {name}\n\n"
-        f"A Skip RNN, trained from scratch for {state.global_step} steps with seed {seed}: {config.cell_type.upper()}, "
-        f"{config.num_hidden_layers} x {config.hidden_size} units, {config.gate} gate, "
-        f"budget weight {config.budget_weight}.\n"
-    )
-    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
-    if not evaluations:
-        return text
-    rows = [f"| {name} | {value:.6g} |\n" for name, value in evaluations[-1].items() if name.startswith("eval_")]
-    return text + "\nLast evaluation:\n\n| metric | value |\n|---|---|\n" + "".join(rows)

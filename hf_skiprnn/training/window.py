@@ -24,6 +24,12 @@ class BatchCounts(NamedTuple):
     updates: Tensor  # of each row
     lengths: Tensor  # real steps of each row
 
+    def reads(self) -> Tensor:
+        """Return [sum over rows of N / L, rows, sum over rows of the task loss]."""
+        shares, rows = self.updates / self.lengths.clamp(min=1), len(self.lengths)
+        parts = (shares.sum(), torch.full_like(shares[:1].sum(), rows), self.task_loss * rows)
+        return torch.stack([part.to(shares.device, exact(shares.device)) for part in parts])
+
 
 def exact(device: torch.device) -> torch.dtype:
     """Return the widest float of a device: float64, and float32 on Apple's GPUs."""

@@ -130,17 +130,9 @@ def _gate(d: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lstm_step(
-    product: Tensor,
-    h: Tensor,
-    c: Tensor,
-    d: Tensor,
-    q: Tensor,
-    updates: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    w_p: Tensor,
-    b_p: Tensor,
+    product: Tensor, h: Tensor, c: Tensor, d: Tensor, q: Tensor, updates: Tensor, *weights: Tensor
 ) -> tuple[Tensor, ...]:
+    weight, bias, w_p, b_p = weights
     i, f, g, o = (product + torch.addmm(bias, h, weight)).chunk(4, 1)
     new_c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     new_h = o.sigmoid() * new_c.tanh()
@@ -150,17 +142,9 @@ def _lstm_step(
 
 
 def _gru_step(
-    product: Tensor,
-    h: Tensor,
-    c: Tensor,
-    d: Tensor,
-    q: Tensor,
-    updates: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    w_p: Tensor,
-    b_p: Tensor,
+    product: Tensor, h: Tensor, c: Tensor, d: Tensor, q: Tensor, updates: Tensor, *weights: Tensor
 ) -> tuple[Tensor, ...]:
+    weight, bias, w_p, b_p = weights
     units = h.shape[1]
     recurrent = torch.addmm(bias, h, weight)
     r, z = (product[:, : 2 * units] + recurrent[:, : 2 * units]).sigmoid().chunk(2, 1)

@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> Any:
             raise SystemExit(f"{settings.run} was not copied: {' '.join(problems)}")
         shutil.rmtree(settings.folder, ignore_errors=True)
         shutil.copytree(made, settings.folder)
-    write_card(settings.folder, location)  # in place: the card shows the times measured in the folder beside it
+    # In place: the card shows the times measured in the folder beside it.
+    write_card(settings.folder, location, license_id="apache-2.0")
     for file in checkpoint_files(settings.folder):
         print(f"{file.size:>12,}  {file.path}")
 

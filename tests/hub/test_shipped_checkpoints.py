@@ -5,8 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
+import soundfile
 from paths import ROOT
+from PIL import Image
+from test_model_card import untraced
 from transformers import AutoModelForSequenceClassification
 
 from hf_skiprnn.commands import evaluate
@@ -65,6 +70,8 @@ def test_it_gives_the_numbers_on_its_card(folder: Path, tmp_path: Path) -> None:
 def test_its_card_is_rendered_from_its_results(folder: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card == render_card(folder, f"model_cards/{folder.name}")
+    assert len(card.splitlines()) <= 80
+    assert untraced(folder, card) == set()
     test = results_in(folder)["metrics"]["test"]
     assert all(number(test[name]) in card for name in ("accuracy", "mse", "updates") if name in test)
 
@@ -86,6 +93,8 @@ def test_the_lines_on_its_card_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"image": Image.new("L", (28, 28))}])
+    monkeypatch.setattr(soundfile, "read", lambda *_, **__: (np.zeros(4000, np.float32), 8000))
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(code, f"{folder.name}/README.md", "exec"), {})
     assert "'updates':" in capsys.readouterr().out

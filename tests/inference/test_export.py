@@ -13,7 +13,7 @@ import torch
 from skipping_models import build, draw
 from sklearn.datasets import load_digits
 
-from hf_skiprnn import SkipRNNForFrameClassification, SkipRNNForSequenceClassification
+from hf_skiprnn import SkipRNNForFrameClassification
 from hf_skiprnn.inference.export import OneUpdate, UpdateLoop, compare, quantize, save_onnx, session
 from hf_skiprnn.model.cells_skip_rnn import NEVER
 
@@ -29,10 +29,8 @@ pytest.importorskip("onnxscript", reason="needs the export extra: pip install 'h
 
 VARIANTS = {
     "lstm of tokens, two layers": {"vocab_size": 9, "num_hidden_layers": 2},
-    "gru": {"cell_type": "gru"},
-    "gru, reset after": {"cell_type": "gru", "gru_reset": "after"},
-    "strided": {"gate": "strided", "stride": 3},
-    "labels at every step": {"head": SkipRNNForFrameClassification, "num_hidden_layers": 2},
+    "gru, labels at every step": {"kind": SkipRNNForFrameClassification, "cell_type": "gru", "num_hidden_layers": 2},
+    "gru, reset after, strided": {"cell_type": "gru", "gru_reset": "after", "gate": "strided", "stride": 3},
 }
 
 
@@ -53,7 +51,7 @@ def ragged(batch: int, steps: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exports]:
-    """exports("gru"): made once, for it takes seconds."""
+    """Return a function of a variant's name; each export is made once, because it takes seconds."""
     made: dict[str, Exports] = {}
 
     def export(name: str) -> Exports:
@@ -98,7 +96,7 @@ def count_in_loop(path: Path, operator: str) -> int:
 
 def test_the_loop_runs_once_an_update(tmp_path: Path, exports: Callable) -> None:
     """onnxruntime's own profile counts how often the loop's body ran."""
-    graph, _, path = exports("gru")
+    graph, _, path = exports("gru, reset after, strided")
     assert count_in_loop(path, "Tanh") == 1
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.log_severity_level = True, 3
@@ -114,7 +112,7 @@ def test_the_loop_runs_once_an_update(tmp_path: Path, exports: Callable) -> None
 
 def test_ties_are_decided_as_in_the_model(exports: Callable) -> None:
     """D with k * D at 0.5 or next to it, where a rounded quotient would be off by a step."""
-    graph, runs, _ = exports("gru")
+    graph, runs, _ = exports("gru, labels at every step")
     own, copied = graph.base.update_gate, runs.base.update_gate
     kept = {name: part.detach().clone() for name, part in own.state_dict().items()}
     x, mask = draw(graph.model, 1, 200), torch.ones(1, 200, dtype=torch.long)
@@ -160,15 +158,9 @@ def test_digits_agree_in_onnxruntime_and_nearly_so_in_int8(tmp_path: Path) -> No
     assert rounded.rows_with_other_gates < 200
 
 
-STREAMED = {
-    "lstm of tokens, two layers": VARIANTS["lstm of tokens, two layers"],
-    "labels at every step, gru": {"head": SkipRNNForFrameClassification, "cell_type": "gru"},
-}
-
-
-@pytest.mark.parametrize("overrides", STREAMED.values(), ids=STREAMED)
-def test_one_update_streams_like_the_model(tmp_path: Path, overrides: dict) -> None:
-    model = build(**overrides)
+@pytest.mark.parametrize("name", ["lstm of tokens, two layers", "gru, labels at every step"])
+def test_one_update_streams_like_the_model(tmp_path: Path, name: str) -> None:
+    model = build(**VARIANTS[name])
     program = save_onnx(OneUpdate(model), tmp_path / "step.onnx").module()
     runs = session(tmp_path / "step.onnx")
     x = draw(model, 1, 50)
@@ -209,9 +201,8 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("head", [SkipRNNForSequenceClassification, SkipRNNForFrameClassification])
-def test_the_script_writes_and_checks(tmp_path: Path, script, head: type) -> None:
-    build(head).save_pretrained(tmp_path / "checkpoint")
+def test_the_script_writes_and_checks(tmp_path: Path, script) -> None:
+    build().save_pretrained(tmp_path / "checkpoint")
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(5, 33, 2)).astype(np.float32))
     paths = [str(tmp_path / "checkpoint"), str(tmp_path / "model.onnx")]
     real = script.main([*paths, "--inputs", str(tmp_path / "rows.npy"), "--gate_shift", "-1.5"])
@@ -225,7 +216,8 @@ def test_the_script_refuses_a_wrong_graph(
     tmp_path: Path, script, exports: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(1)  # the exported one is of seed 0
-    build(cell_type="gru").save_pretrained(tmp_path / "checkpoint")
-    monkeypatch.setattr(script, "save_onnx", lambda graph, path: shutil.copy(exports("gru").path, path))
+    name = "gru, labels at every step"
+    build(**VARIANTS[name]).save_pretrained(tmp_path / "checkpoint")
+    monkeypatch.setattr(script, "save_onnx", lambda graph, path: shutil.copy(exports(name).path, path))
     with pytest.raises(SystemExit, match="does not do what the model does"):
         script.main([str(tmp_path / "checkpoint"), str(tmp_path / "model.onnx")])

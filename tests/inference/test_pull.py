@@ -2,13 +2,39 @@
 
 from collections.abc import Callable
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from skipping_models import STEPS, VARIANTS, answering, assert_same_output, build, draw, forward
 
 from hf_skiprnn import SkipRNNForFrameClassification, SkipRNNForSequenceClassification, SkipRNNModel
+from hf_skiprnn.model.cells_skip_rnn import LARGEST_COUNT, NEVER, gate_opens, steps_to_skip
 from hf_skiprnn.model.pull_skip_rnn import EndOfSequence, Position
+
+
+@given(increment=st.floats(2**-25, 1, width=32), since=st.integers(0, 1000))
+def test_the_interval_is_the_first_step_at_which_the_gate_opens(increment: float, since: int) -> None:
+    skip = steps_to_skip(increment, since)
+    count = torch.tensor([since + skip, since + skip + 1])
+    before, at = gate_opens(count, torch.full((2,), increment)).tolist()
+    assert at or since + skip + 1 >= LARGEST_COUNT
+    assert not before or skip == 0
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 8, 500, 4097])
+def test_ties_and_their_neighbours_agree_with_the_gate(steps: int) -> None:
+    tie = torch.tensor(0.5 / steps)
+    for increment in (tie.nextafter(torch.tensor(0.0)), tie, tie.nextafter(torch.tensor(1.0))):
+        opens = gate_opens(torch.arange(1, 2 * steps), increment)
+        assert steps_to_skip(increment.item(), 0) == int(opens.nonzero()[0])
+
+
+def test_an_increment_without_effect_never_opens_and_a_nan_opens_at_once() -> None:
+    assert steps_to_skip(0.0, 0) == NEVER
+    assert steps_to_skip(1e-9, 0) == NEVER
+    assert steps_to_skip(float("nan"), 3) == 0
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=str)

@@ -63,7 +63,7 @@ def small_checkpoint(folder: Path, kind: str = "image", seed: int = 0, **fields:
     model.save_pretrained(folder)
     save_processor(kind, folder)
     (folder / "results.json").write_text(json.dumps(results_of(kind, model.config)))
-    write_card(folder)
+    write_card(folder, license_id="apache-2.0")
     return folder
 
 

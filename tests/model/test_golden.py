@@ -1,11 +1,11 @@
-"""Weights that earlier versions saved load, and answer as they did; tests/golden/make.py wrote them."""
+"""Weights that earlier versions saved load, and answer as they did; golden/make.py wrote them."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from scan_cases import assert_close
+from scan_problems import assert_close
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import hf_skiprnn
@@ -15,7 +15,7 @@ CHECKPOINTS = sorted(path.parent for path in GOLDEN.glob("*/*/config.json"))
 
 
 def test_there_are_golden_checkpoints_of_this_version() -> None:
-    assert hf_skiprnn.__version__ in {path.parent.name for path in CHECKPOINTS}, "run tests/golden/make.py"
+    assert hf_skiprnn.__version__ in {path.parent.name for path in CHECKPOINTS}, "run tests/model/golden/make.py"
 
 
 @pytest.mark.parametrize("backend", ["dense", "events", "auto"])

@@ -1,6 +1,6 @@
-"""Files from strangers: refused with a reason, never run as code, never a crash; and whole ones load.
+"""Files from strangers: they load, or are refused with a reason; they are never run as code and never crash.
 
-`make fuzz` tries ten times as many random cases.
+`make fuzz` tries more random cases.
 """
 
 import json
@@ -61,8 +61,6 @@ def load_and_run(folder: Path) -> str:
     return "loaded"
 
 
-# Weights
-
 DAMAGES = ("cut", "flip in the header", "flip in the data", "bytes", "other numbers", "other names", "other shapes")
 
 
@@ -102,7 +100,7 @@ def with_other_tensors(path: Path, kind: str, where: Any, seed: int = 0) -> None
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-@settings(CASES, max_examples=200 * SCALE)
+@settings(CASES, max_examples=70 * SCALE)
 @given(damages())
 def test_damaged_weights_are_refused_or_harmless(whole: Path, scratch: Path, drawn: tuple[Any, ...]) -> None:
     path = scratch / "model.safetensors"
@@ -118,8 +116,6 @@ def test_damaged_weights_are_refused_or_harmless(whole: Path, scratch: Path, dra
     if drawn[0] in ("cut", "bytes") or (drawn[0] == "other numbers" and not math.isfinite(drawn[1])):
         assert outcome == "refused"
 
-
-# Configs
 
 HOSTILE_NUMBERS = st.sampled_from(
     [0, -1, 1, 2, 7, 2**31, 2**63, 2**64, 10**30, 1e38, -1e38, 1e308, 5e-324, 0.5, math.nan, math.inf, -math.inf]
@@ -137,7 +133,7 @@ def changes() -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(st.sampled_from([*OWN_FIELDS, "num_labels"]) | STRANGE_NAMES, JSON_VALUES, max_size=3)
 
 
-@settings(CASES, max_examples=200 * SCALE)
+@settings(CASES, max_examples=70 * SCALE)
 @given(changes())
 def test_a_config_of_any_values_is_refused_or_runs(whole: Path, scratch: Path, fields: dict[str, Any]) -> None:
     path = scratch / "config.json"
@@ -148,7 +144,7 @@ def test_a_config_of_any_values_is_refused_or_runs(whole: Path, scratch: Path, f
     note("config.json: values", outcome)
 
 
-@settings(CASES, max_examples=60 * SCALE)
+@settings(CASES, max_examples=30 * SCALE)
 @given(st.text(max_size=30) | JSON_VALUES.map(json.dumps) | st.binary(max_size=30))
 def test_a_config_of_any_text_is_refused(whole: Path, scratch: Path, text: str | bytes) -> None:
     path = scratch / "config.json"
@@ -158,7 +154,7 @@ def test_a_config_of_any_text_is_refused(whole: Path, scratch: Path, text: str |
     note("config.json: text", outcome)
 
 
-@settings(CASES, max_examples=150 * SCALE)
+@settings(CASES, max_examples=80 * SCALE)
 @given(changes())
 def test_arguments_of_any_values_make_a_config_or_an_error(fields: dict[str, Any]) -> None:
     try:
@@ -172,7 +168,7 @@ def test_arguments_of_any_values_make_a_config_or_an_error(fields: dict[str, Any
     note("SkipRNNConfig(...)", "made")
 
 
-@settings(CASES, max_examples=60 * SCALE)
+@settings(CASES, max_examples=30 * SCALE)
 @given(st.sampled_from([SkipRNNImageProcessor, SkipRNNFeatureExtractor]), st.data())
 def test_a_processor_of_any_values_is_refused_or_loads(
     tmp_path_factory: pytest.TempPathFactory, kind: Any, data: st.DataObject
@@ -217,9 +213,6 @@ def test_a_field_of_another_transformers_is_left_out(version: str) -> None:
         SkipRNNConfig.from_dict({"hiden_size": 5, "transformers_version": version})
 
 
-# What the messages say, and what stays possible
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -255,9 +248,6 @@ def test_a_new_head_and_a_gate_that_is_to_be_learned_now_load(tmp_path: Path) ->
     assert learned.base_model.update_gate.weight.isfinite().all()
     SkipRNNModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "base")
     assert SkipRNNForFrameClassification.from_pretrained(tmp_path / "base").classifier.weight.isfinite().all()
-
-
-# Code
 
 
 class Canary:

@@ -118,16 +118,11 @@ def test_a_state_continues_exactly_at_every_cut(form: str, kind: type, layers: i
     if gate == "learned":
         layer.update_gate.weight.data.mul_(3)
     x = torch.randn(12, 1 if form == "no batch" else 4, 3, dtype=torch.float64)
-    feed = {
-        "batch": lambda x: x,
-        "no batch": lambda x: x[:, 0],
-        "packed": lambda x: pack_padded_sequence(x, [len(x)] * 4),
-    }
-    unpack = {"batch": lambda y: y, "no batch": lambda y: y, "packed": lambda y: pad_packed_sequence(y)[0]}
 
     def run(x: torch.Tensor, state):
-        output, last, (_, gates) = layer(feed[form](x), state, return_updates=True)
-        return unpack[form](output), last, gates
+        given = x[:, 0] if form == "no batch" else pack_padded_sequence(x, [len(x)] * 4) if form == "packed" else x
+        output, last, (_, gates) = layer(given, state, return_updates=True)
+        return pad_packed_sequence(output)[0] if form == "packed" else output, last, gates
 
     start = layer.initial_state(x.shape[1])
     whole, end, gates = run(x, start)
@@ -206,7 +201,7 @@ def test_wrong_inputs() -> None:
 
 
 def test_conversions_that_would_change_the_function_are_refused() -> None:
-    with pytest.raises(ValueError, match="gate='learned' may skip, which nn.LSTM and nn.GRU cannot"):
+    with pytest.raises(ValueError, match=r"gate='learned' may skip, which nn\.LSTM and nn\.GRU cannot"):
         SkipLSTM(3, 7).to_native()
     with pytest.raises(ValueError, match="learned initial state"):
         SkipLSTM(3, 7, gate="always", learn_initial_state=True).to_native()

@@ -1,11 +1,14 @@
 // Random calls of the C ABI, under sanitizers. Working memory and outputs start as NaN, so that a value read before it was
 // written shows, too. Under libFuzzer: -DFUZZER -fsanitize=fuzzer.
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "../../hf_skiprnn/kernels/cpu/csrc/skip_rnn.cpp"
@@ -55,6 +58,7 @@ class Problem {
     if (between(random_, 0, 3)) {
       call_.gate_weight = numbers(units);
       call_.gate_bias = numbers(1);
+      if (between(random_, 0, 1)) call_.gate_shift = numbers(b);
       call_.grad_gate_weight = output(units);
       call_.grad_gate_bias = output(1);
     }
@@ -68,18 +72,18 @@ class Problem {
       call_.grad_c0 = output(state);
     }
     auto* increment = numbers(b);
-    auto* since = numbers(b);
+    auto* steps_since_update = numbers(b);
     for (i64 i = 0; i < b; ++i) {
       const T odd[] = {1, T(0.5), T(0.05), 0, T(1e-30), std::numeric_limits<T>::quiet_NaN()};
       increment[i] = odd[between(random_, 0, rarely() ? 5 : 2)];
       wild_ |= !(increment[i] > T(0.01));  // held so long, its gradient may well overflow
-      since[i] = T(between(random_, 0, 5));
+      steps_since_update[i] = T(between(random_, 0, 5));
     }
     call_.increment0 = increment;
-    call_.since0 = since;
+    call_.steps_since_update0 = steps_since_update;
     if (between(random_, 0, 1)) call_.sequence = output(b * t * units);
     call_.increment = output(b);
-    call_.since = output(b);
+    call_.steps_since_update = output(b);
     call_.num_updates = output(b);
     call_.update_gates = make<T>(b * t);
   }
@@ -93,6 +97,10 @@ class Problem {
       call_.checkpoints = numbers(b * (t / call_.every) * call_.layers * 2 * call_.units);
       if (between(random_, 0, 1)) call_.products = output_unread(b * t * (call_.cell ? 3 : 4) * call_.units);
     }
+    const std::int32_t stop = 1, go_on = 0;
+    call_.cancel = &stop;
+    expect(skip_rnn_forward(&call_) == kCancelled, "a forward pass that was cancelled");
+    call_.cancel = between(random_, 0, 1) ? &go_on : nullptr;
     expect(skip_rnn_forward(&call_) == kDone, "forward");
     check_gates();
     if (training) backward();
@@ -145,7 +153,7 @@ class Problem {
       }
       expect(typed<T>(call_.num_updates)[b] == T(count), "num_updates");
     }
-    const void* forward[] = {call_.h, call_.c, call_.increment, call_.since, call_.num_updates, call_.sequence};
+    const void* forward[] = {call_.h, call_.c, call_.increment, call_.steps_since_update, call_.num_updates, call_.sequence};
     for (const auto& item : pending_)
       for (const void* p : forward)
         if (item.first == p) outputs_.push_back(item);
@@ -158,15 +166,26 @@ class Problem {
     call_.grad_h = maybe(state);
     call_.grad_c = call_.c0 ? maybe(state) : nullptr;
     call_.grad_increment = maybe(b);
-    call_.grad_since = maybe(b);
+    call_.grad_steps_since_update = maybe(b);
     call_.grad_num_updates = maybe(b);
     call_.grad_update_gates = maybe(b * t);
     if (between(random_, 0, 1)) call_.grad_x = make<T>(b * t * call_.inputs);
+    if (call_.gate_shift) call_.grad_gate_shift = output(b);
     outputs_ = pending_;
     outputs_.push_back({call_.increment0 ? typed<T>(call_.grad_increment0 = output(b)) : nullptr, b});
-    outputs_.push_back({typed<T>(call_.grad_since0 = output(b)), b});
+    outputs_.push_back({typed<T>(call_.grad_steps_since_update0 = output(b)), b});
     expect(skip_rnn_backward(&call_) == kDone, "backward");
+    if (call_.grad_gate_shift) check_gate_shift();
     if (call_.grad_x) outputs_.push_back({typed<T>(call_.grad_x), b * t * call_.inputs});
+  }
+
+  // A shift that all rows share is a bias: the rows' gradients add up to the bias's.
+  void check_gate_shift() const {
+    const T* of_rows = typed<T>(call_.grad_gate_shift);
+    double sum = 0, size = 1e-6;
+    for (i64 b = 0; b < call_.batch; ++b) sum += double(of_rows[b]), size += std::abs(double(of_rows[b]));
+    const double error = std::abs(sum - double(*typed<T>(call_.grad_gate_bias))) / size;
+    expect(wild_ || error < (sizeof(T) == 4 ? 1e-4 : 1e-12), "gradients of the gate's shift and bias");
   }
 
   void expect(bool holds, const char* what) const {
@@ -191,6 +210,38 @@ void run_one(std::uint64_t seed, int threads) {
   else Problem<double>(seed, threads).run();
 }
 
+// Ctrl-C ends a scan of minutes at once, in every thread, and the handler that was there before is called, too.
+void check_interrupt(int threads) {
+  static volatile std::sig_atomic_t handled = 0;
+  std::signal(SIGINT, [](int) { handled = 1; });
+  constexpr i64 kBatch = 4, kSteps = 2000000, kUnits = 32;
+  SkipRnnCall call{};
+  call.size = sizeof call, call.cell = kGru, call.threads = threads;
+  call.batch = kBatch, call.steps = kSteps, call.inputs = 1, call.units = kUnits, call.layers = 1;
+  const std::vector<float> x(kBatch * kSteps), zeros(3 * kUnits * kUnits);
+  std::vector<float> h(kBatch * kUnits), row(3 * kBatch), gates(kBatch * kSteps);
+  const void* weights[] = {zeros.data(), zeros.data(), nullptr, nullptr};
+  call.x = x.data(), call.weights = weights, call.h0 = call.increment0 = call.steps_since_update0 = zeros.data();
+  call.h = h.data(), call.increment = row.data(), call.steps_since_update = row.data() + kBatch;
+  call.num_updates = row.data() + 2 * kBatch, call.update_gates = gates.data();
+  call.cancel = skip_rnn_watch_interrupt();
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point sent;
+  std::thread sender([&sent] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    sent = Clock::now();
+    kill(getpid(), SIGINT);
+  });
+  const int status = skip_rnn_forward(&call);
+  const auto returned = Clock::now();
+  sender.join();
+  skip_rnn_stop_watching();
+  const double seconds = std::chrono::duration<double>(returned - sent).count();
+  if (status == kCancelled && handled && seconds < 0.1) return;
+  std::fprintf(stderr, "interrupted: status %d, handled %d, after %.3f s\n", status, int(handled), seconds);
+  std::abort();
+}
+
 }  // namespace
 
 #ifdef FUZZER
@@ -205,6 +256,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 int main(int argc, char** argv) {
   const int calls = argc > 1 ? std::atoi(argv[1]) : 10000, threads = argc > 2 ? std::atoi(argv[2]) : 1;
   for (int seed = 0; seed < calls; ++seed) run_one(std::uint64_t(seed), threads);
+  check_interrupt(threads);
   std::printf("%d calls, %d thread(s)\n", calls, threads);
 }
 #endif

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from tolerances import EXACT, Tolerance
 from torch import Tensor
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights
+from hf_skiprnn.model.dense_scan_skip_rnn import Scan, dense_scan
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 
@@ -28,6 +30,7 @@ class Case:
     state: str = "fresh"  # "fresh" | "running" (in the middle of skipped steps)
     sequence: bool = False
     bias: bool = True
+    shifted: bool = False  # every row has a shift of its own on the gate's bias
     gate_bias: float = -1.5  # at 0 about every other step is skipped; lower skips more
 
     def __str__(self) -> str:
@@ -64,7 +67,7 @@ class Problem:
         named = {"inputs": self.inputs}
         named |= {f"state.{k}": v for k, v in self.state._asdict().items() if v is not None}
         if self.gate is not None:
-            named |= {f"update_gate.{k}": v for k, v in self.gate._asdict().items()}
+            named |= {f"update_gate.{k}": v for k, v in self.gate._asdict().items() if v is not None}
         for index, w in enumerate(self.layers):
             named |= {f"layers.{index}.{k}": v for k, v in w._asdict().items() if v is not None}
         return named
@@ -106,6 +109,8 @@ def make_problem(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) 
     gate = None
     if case.gate in ("learned", "forced"):
         gate = GateWeights(randn(1, units, scale=2.0 / units**0.5), torch.tensor([case.gate_bias], dtype=torch.float64))
+        if case.shifted:
+            gate = gate._replace(shift=randn(case.batch))
     problem = Problem(
         case,
         randn(case.batch, case.steps, case.inputs),
@@ -185,3 +190,27 @@ def assert_close(name: str, got: Tensor | None, want: Tensor | None, tolerance: 
     got, want = got.detach().double(), want.detach().double()
     error = (got - want).abs().max() / max(1.0, float(want.abs().max()))
     assert error <= tolerance, f"{name}: differs by {float(error):.2e}, allowed {tolerance:.0e}"
+
+
+def everything(problem: Problem, scan: Scan) -> list[Tensor]:
+    """Every value and every gradient, for comparisons to the bit."""
+    out = problem.run(scan)
+    values = [out.sequence, *out.state, out.num_updates, out.update_gates]
+    return [*(part.detach() for part in values if part is not None), *gradients(problem, out).values()]
+
+
+def assert_same_gradients(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    assert got.keys() == want.keys()
+    for name, grad in want.items():
+        assert_close(f"gradient of {name}", got[name], grad, tolerance)
+
+
+def assert_is_the_definition(problem: Problem, scan: Scan, tolerance: Tolerance = EXACT) -> None:
+    """Values, gates and every gradient are those of the dense scan; in inference, too."""
+    want, got = problem.run(dense_scan), problem.run(scan)
+    assert_same_values(got, want, tolerance.values)
+    if problem.case.steps:
+        assert got.update_gates.requires_grad == got.num_updates.requires_grad == want.num_updates.requires_grad
+    assert_same_gradients(gradients(problem, got), gradients(problem, want), tolerance.gradients)
+    with torch.inference_mode():
+        assert_same_values(problem.run(scan), want, tolerance.values)

@@ -25,7 +25,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def copied(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint folder of the run, in place of an older one."""
     folder = tmp_path_factory.mktemp("cards") / "skip-lstm-digits"
+    folder.mkdir()
+    (folder / "old.txt").write_text("old")
     ship.main([str(run), str(folder)])
     return folder
 
@@ -58,14 +61,6 @@ def test_publishing_adds_the_code(copied: Path, tmp_path: Path) -> None:
     assert checkpoint_problems(folder) == []
     code = {path.name for path in folder.glob("*.py")}
     assert {"modeling_skip_rnn.py", "image_processing_skip_rnn.py", "pipeline_skip_rnn.py"} <= code
-
-
-def test_shipping_again_replaces_what_was_there(run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "digits"
-    folder.mkdir()
-    (folder / "old.txt").write_text("old")
-    ship.main([str(run), str(folder)])
-    assert not (folder / "old.txt").exists()
 
 
 def test_without_weights_the_card_says_how_to_make_them(run: Path, tmp_path: Path) -> None:

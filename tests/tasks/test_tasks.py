@@ -9,7 +9,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
-from hf_skiprnn.tasks import TASKS, Adding, Digits, Frequency
+from hf_skiprnn.tasks import TASKS, Adding, Digits, FindDigit, Frequency
 from hf_skiprnn.tasks.mnist import MNIST
 
 GENERATED = {"adding": Adding(eval_rows=200), "frequency": Frequency(eval_rows=200)}
@@ -54,15 +54,14 @@ def test_adding_of_other_lengths(length):
     assert (markers[:, length - length // 2 :].sum(axis=1) == 1).all()
 
 
-def fitted_period(wave, step, low, high):
-    """The period whose sine and cosine explain the wave best, and the share left unexplained."""
-    times = np.arange(len(wave)) * step
-    best = (np.inf, 0.0)
-    for period in np.geomspace(low, high, 4000):
-        basis = np.stack([np.sin(2 * np.pi * times / period), np.cos(2 * np.pi * times / period)], axis=1)
-        solution, *_ = np.linalg.lstsq(basis, wave, rcond=None)
-        best = min(best, (float(((basis @ solution - wave) ** 2).mean()), period))
-    return best[1], best[0]
+def fitted_periods(waves, step, low, high):
+    """Of each wave [T], the period whose sine and cosine explain it best, and the mean square left unexplained."""
+    times, periods = np.arange(waves.shape[1]) * step, np.geomspace(low, high, 4000)
+    phases = 2 * np.pi * times / periods[:, None]
+    bases, _ = np.linalg.qr(np.stack([np.sin(phases), np.cos(phases)], axis=2))  # [4000, T, 2]
+    explained = (np.einsum("ptk,nt->npk", bases, waves) ** 2).sum(axis=2)
+    best = explained.argmax(axis=1)
+    return periods[best], ((waves**2).sum(axis=1) - explained.max(axis=1)) / waves.shape[1]
 
 
 @pytest.mark.parametrize(("sampling_period", "length"), [(1.0, 100), (0.5, 200)])
@@ -72,12 +71,11 @@ def test_frequency_waves_have_the_periods_that_their_labels_say(sampling_period,
     assert waves.shape == (24, length, 1)
     assert waves.dtype == np.float32
     # Above twice the sampling period there is no other sine with the same samples.
-    fits = [fitted_period(wave, sampling_period, 2.01 * sampling_period, 105) for wave in waves[:, :, 0]]
-    checked = [(period, label) for (period, error), label in zip(fits, labels, strict=True) if error < 1e-3]
-    assert len(checked) >= 20
-    assert all((5 <= period <= 6) == (label == 0) for period, label in checked)
-    errors = [fitted_period(wave[:, 0], sampling_period, 5, 6)[1] for wave in waves[labels == 0]]
-    assert max(errors) < 1e-3
+    periods, errors = fitted_periods(waves[:, :, 0], sampling_period, 2.01 * sampling_period, 105)
+    fits = errors < 1e-3
+    assert fits.sum() >= 20
+    assert (((periods >= 5) & (periods <= 6)) == (labels == 0))[fits].all()
+    assert fitted_periods(waves[labels == 0, :, 0], sampling_period, 5, 6)[1].max() < 1e-3
 
 
 def test_frequency_batches_are_stratified_and_periods_uniform():
@@ -210,7 +208,7 @@ def test_digits_are_scikit_learns_and_held_out_by_seed():
 
 def test_digits_batches_are_pixels_over_255():
     task = Digits()
-    rows = [task.load(0).test[i] for i in range(5)]
+    rows = list(task.load(0).test.take(5))
     batch = task.collate(rows)
     expected = torch.stack([torch.from_numpy(np.array(row["image"]))[None] / 255 for row in rows])
     assert torch.equal(batch["pixel_values"], expected)
@@ -230,6 +228,30 @@ def test_training_images_come_at_every_shift_with_black_moving_in():
     assert {row["label"] for row in rows} == {plain.train[1]["label"]}
     assert np.array_equal(np.asarray(splits.train[13]["image"]), image)
     assert task.collate(rows)["pixel_values"].shape == (9, 1, 8, 8)
+
+
+def test_digits_are_found_anywhere_on_the_canvas(monkeypatch):
+    monkeypatch.setattr("hf_skiprnn.tasks.find_digit.EVALUATED_PLACES", 2)
+    task, digits = FindDigit(canvas=12, places=2), Digits().load(0)
+    splits = task.load(0)
+    check_images(splits, (2 * 1077, 2 * 360, 2 * 360), (12, 12))
+    for ours, theirs in zip(splits, digits, strict=True):
+        where = np.zeros((5, 5))
+        sources = [np.asarray(image) for image in theirs["image"][:100]]
+        for i, image in enumerate(ours["image"][:200]):
+            source, canvas = sources[i // 2], np.asarray(image)
+            found = [(y, x) for y in range(5) for x in range(5) if np.array_equal(canvas[y : y + 8, x : x + 8], source)]
+            assert found
+            assert int(canvas.sum()) == int(source.sum())  # black elsewhere
+            where[found[0]] += 1
+        assert (where > 0).all()
+        assert ours["label"][::2] == theirs["label"][:]
+    other = task.load(1)
+    same = [np.array_equal(*pair) for pair in zip(splits.train["image"][:50], other.train["image"][:50], strict=True)]
+    assert sum(same) < 25
+    assert splits.test["image"][:50] == other.test["image"][:50]
+    assert task.collate([splits.test[0]])["pixel_values"].shape == (1, 1, 12, 12)
+    assert FindDigit().processor().size["height"] == 16
 
 
 def test_mnist_holds_5000_training_images_out(shared_data):
@@ -259,6 +281,8 @@ def test_mnist_of_another_layout_is_refused(tmp_path):
     ("make", "message"),
     [
         (lambda: Digits(shift=8), "shift must be at least 0 and below 8 pixels; got 8"),
+        (lambda: FindDigit(canvas=29), "canvas must be 8 to 28 pixels; got 29"),
+        (lambda: FindDigit(places=0), "places must be at least 1; got 0"),
         (lambda: Adding(length=9), "length must be at least 10.* got 9"),
         (lambda: Frequency(sampling_period=0), "sampling_period must be above 0 .* got 0"),
         (lambda: Frequency(sampling_period=3.0), "at most 2.5 ms.* got 3.0"),

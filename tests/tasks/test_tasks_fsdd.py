@@ -1,4 +1,4 @@
-"""Spoken digits: reading sound files, steps, splits, standardisation, and a run on sounds made here."""
+"""Spoken digits, alone and in noise: sound files, steps, splits, standardisation, and a run on sounds made here."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from sound_files import RATE, as_parquet, tone, wav
 from transformers import AutoFeatureExtractor
 
 from hf_skiprnn.commands import evaluate, train
-from hf_skiprnn.tasks import FSDD
+from hf_skiprnn.tasks import FSDD, Keyword
 from hf_skiprnn.tasks import fsdd as page
+from hf_skiprnn.tasks.keyword import coloured, in_noise, pauses, quietest
 from hf_skiprnn.tasks.readers.sounds import read_sound
 
 
@@ -41,19 +42,22 @@ def test_bad_sounds_are_named(audio, message):
         read_sound(audio, "row 3")
 
 
-@pytest.fixture
-def tones(tmp_path, monkeypatch):
+def write_tones(folder, speakers_of):
     """A folder in FSDD's layout, whose ten digits are ten tones."""
-    monkeypatch.setattr(page, "HELD_OUT_ROWS", 20)
     rng = np.random.default_rng(0)
-    folder = tmp_path / "tones"
     folder.mkdir()
     for split, rows in (("train", 100), ("test", 20)):
         labels = [i % 10 for i in range(rows)]
         sounds = [wav(tone(300 + 350 * d, rng.uniform(0.08, 0.16)) * rng.uniform(0.2, 1)) for d in labels]
-        speakers = [("anna", "ben")[i // 10 % 2] for i in range(rows)]
+        speakers = [speakers_of[i // 10 % len(speakers_of)] for i in range(rows)]
         as_parquet({"audio": sounds, "label": labels, "speaker": speakers}, folder / f"{split}.parquet")
     return str(folder)
+
+
+@pytest.fixture
+def tones(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "HELD_OUT_ROWS", 20)
+    return write_tones(tmp_path / "tones", ("anna", "ben"))
 
 
 @pytest.mark.parametrize(("features", "channels"), [("log_mel", 32), ("values", 1)])
@@ -102,7 +106,7 @@ def test_a_speaker_that_is_not_there_is_refused(tones):
 
 def test_trains_evaluates_and_reloads(tones, tmp_path):
     folder = tmp_path / "run"
-    options = ["--hidden_size", "16", "--num_train_epochs", "15", "--learning_rate", "0.02", "--use_cpu"]
+    options = ["--hidden_size", "16", "--num_train_epochs", "12", "--learning_rate", "0.02", "--use_cpu"]
     options += ["--disable_tqdm", "true", "--eval_strategy", "no", "--save_strategy", "no"]
     options += ["--load_best_model_at_end", "false", "--per_device_train_batch_size", "20"]
     results = train.main(["--task", "fsdd", "--dataset_name", tones, "--output_dir", str(folder), *options])
@@ -130,3 +134,51 @@ def test_the_real_recordings(shared_data):
     batch = task.collate([splits.test[i] for i in (0, 299)])
     assert batch["labels"].tolist() == splits.test["label"][[0, 299]].tolist()
     assert batch["input_values"].isfinite().all()
+
+
+def test_noise_is_made_of_pauses_and_colours():
+    rng = np.random.default_rng(0)
+    sound = np.concatenate([tone(500), 0.01 * tone(3000), np.zeros(400, np.float32)])
+    pause = quietest(sound)
+    assert np.mean(pause**2) == pytest.approx(1)
+    spectrum = np.abs(np.fft.rfft(pause))
+    assert spectrum.argmax() == pytest.approx(320 * 3000 / RATE, abs=1)  # not the loud tone, not the digital silence
+    for noise in (pauses(pause[None], 5000, rng), coloured(5000, rng)):
+        assert noise.shape == (5000,)
+        assert np.mean(noise**2) == pytest.approx(1)
+
+
+def test_a_keyword_stands_somewhere_in_the_noise_and_louder():
+    bank, starts = np.random.default_rng(1).standard_normal((4, 320)), []
+    for seed in range(25):
+        with_sound = in_noise(tone(1000, 0.2), bank, np.random.default_rng(seed))
+        without = in_noise(None, bank, np.random.default_rng(seed))
+        assert with_sound.shape == without.shape == (24_000,)
+        (inside,) = np.nonzero(with_sound != without)
+        assert inside[-1] - inside[0] < 1600
+        starts.append(inside[0])
+        ratio = np.mean((with_sound - without)[inside] ** 2) / np.mean(without.astype(float) ** 2)
+        assert 4 < 10 * np.log10(ratio) < 26.5
+    assert min(starts) < 5000
+    assert max(starts) > 17_000
+    long = in_noise(np.ones(30_000, np.float32), bank, np.random.default_rng(0))
+    assert long.shape == (24_000,)
+
+
+def test_keywords_of_held_out_speakers(tmp_path):
+    folder = write_tones(tmp_path / "tones", ("anna", "ben", "carl"))
+    options = {"dataset_name": folder, "validation_speaker": "ben", "cache_folder": str(tmp_path / "cache")}
+    splits = Keyword(test_speaker="carl", **options).load(0)
+    counts = [np.bincount(part["label"], minlength=11).tolist() for part in splits]
+    # anna speaks 40 training and 10 test recordings, ben 30 and 10, carl 30; one row in eleven is noise alone.
+    assert counts == [[10] * 11, [4] * 11, [3] * 11]
+    task = Keyword(test_speaker="carl", **options)
+    batch = task.collate([task.load(5).test[i] for i in range(33)])
+    assert batch["input_values"].shape == (33, 298, 32)
+    assert torch.equal(batch["input_values"], task.collate([splits.test[i] for i in range(33)])["input_values"])
+    assert task.model_defaults()["id2label"][10] == "none"
+    assert len(Keyword(test_speaker="carl", copies=1, **options).load(0).train) == 55
+    with pytest.raises(ValueError, match=r"must be two of anna, ben, carl, .* got 'ben' and 'theo'"):
+        Keyword(**options).load(0)
+    with pytest.raises(ValueError, match="copies must be at least 1; got 0"):
+        Keyword(copies=0)

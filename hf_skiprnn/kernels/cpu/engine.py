@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_skiprnn.kernels.operands import check_operands
 from hf_skiprnn.model.cells_skip_rnn import CELLS
 
-ABI = 3  # csrc/call.h
+ABI = 4  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
 REMEDY = (
@@ -38,23 +38,30 @@ class Call(ctypes.Structure):
         ),
         *((name, ctypes.c_int64) for name in ("threads", "every", "rows")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
-        *((name, ctypes.c_void_p) for name in ("h0", "c0", "increment0", "since0")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("sequence", "h", "c", "increment", "since", "num_updates", "update_gates")
+            for name in ("h0", "c0", "increment0", "steps_since_update0", "gate_shift", "cancel")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("sequence", "h", "c", "increment", "steps_since_update", "num_updates", "update_gates")
         ),
         *((name, ctypes.c_void_p) for name in ("updates", "counts", "checkpoints", "products")),
-        *((name, ctypes.c_void_p) for name in ("grad_sequence", "grad_h", "grad_c", "grad_increment", "grad_since")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("grad_sequence", "grad_h", "grad_c", "grad_increment", "grad_steps_since_update")
+        ),
         *((name, ctypes.c_void_p) for name in ("grad_num_updates", "grad_update_gates", "grad_x", "grad_weights")),
         *((name, ctypes.c_void_p) for name in ("grad_gate_weight", "grad_gate_bias")),
-        *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_since0")),
+        *((name, ctypes.c_void_p) for name in ("grad_h0", "grad_c0", "grad_increment0", "grad_steps_since_update0")),
+        ("grad_gate_shift", ctypes.c_void_p),
     ]
 
 
 CELL_NUMBERS = {name: number for number, name in enumerate(CELLS)}
 # The results of a forward call, in order: the operators' first seven, and a training forward's records.
 RESULTS = (
-    *("sequence", "h", "c", "increment", "since", "num_updates", "update_gates"),
+    *("sequence", "h", "c", "increment", "steps_since_update", "num_updates", "update_gates"),
     *("updates", "counts", "checkpoints", "products"),
 )
 RECORDS = ("increment", "updates", "counts", "checkpoints", "products")  # what a backward call reads of them
@@ -171,8 +178,9 @@ def _call(
         *(torch.get_num_threads(), every, rows),
         *map(pointers.of, (inputs, ids, mask, forced)),
         pointers.array(weights),
-        *map(pointers.of, gate or (None, None)),
+        *map(pointers.of, gate[:2] or (None, None)),
         *map(pointers.of, state),
+        *map(pointers.of, gate[2:]),
     )
     return call, pointers
 
@@ -188,7 +196,7 @@ def _run(function: Any, call: Call) -> None:
 def empty_results(
     inputs: Tensor, ids: Optional, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool
 ) -> list[Tensor]:
-    """Empty tensors for the forward operators' results: held, h, c, increment, since, num_updates, update_gates."""
+    """Return empty tensors for the results of a forward call, the first seven of RESULTS."""
     batch, steps = (inputs if ids is None else ids).shape[:2]
     layers, units = len(weights) // 4, weights[1].shape[1]
     return [
@@ -279,9 +287,11 @@ def reverse(
     for name, grad in zip(COTANGENTS, grads, strict=True):
         setattr(call, name, keep.of(grad))
     of_inputs, *of_state = map(keep.of, results[:5])
-    call.grad_x, call.grad_h0, call.grad_c0, call.grad_increment0, call.grad_since0 = of_inputs, *of_state
+    call.grad_x, call.grad_h0, call.grad_c0, call.grad_increment0, call.grad_steps_since_update0 = of_inputs, *of_state
     if gate:
         call.grad_gate_weight, call.grad_gate_bias = map(keep.of, results[5:7])
+    if len(gate) > 2:
+        call.grad_gate_shift = keep.of(results[7])
     call.grad_weights = keep.array(results[5 + len(gate) :])
     _run(engine().skip_rnn_backward, call)
     return results

@@ -1,13 +1,14 @@
 """The native CPU scan, as PyTorch operators.
 
-`cpu_scan` has the signature of every backend (scan_skip_rnn.py). A row jumps from update to update, so that skipped
-steps cost nothing; the backward pass recomputes a few rows at a time from checkpoints instead of storing activations.
-The arithmetic is float64 where any operand is, else float32. First derivatives only. `torch.get_num_threads()` threads.
+`cpu_scan` has the signature of every backend (dense_scan_skip_rnn.py). A row jumps from update to update, so that
+skipped steps cost nothing. The backward pass recomputes a few rows at a time from checkpoints instead of storing all
+activations. It computes in float64 if any operand is float64, otherwise in float32, with `torch.get_num_threads()`
+threads. There is no second derivative.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 from .engine import (
-    Optional,
     check,
     empty_gradients,
     empty_records,
@@ -47,13 +47,13 @@ def cpu_inference(
     cell: str,
     sequence: bool,
 ) -> Seven:
-    """The scan without what a backward pass needs. With ids [B, T], inputs is the table [V, I] that they index."""
+    """Run a scan for inference. With token ids [B, T], `inputs` is the table [V, I] that they index."""
     state = (h, c, increment, steps_since_update)
-    return tuple(forward(inputs, ids, weights, gate, state, mask, forced, cell, sequence))  # type: ignore[return-value]
+    return cast(Seven, tuple(forward(inputs, ids, weights, gate, state, mask, forced, cell, sequence)))
 
 
 @cpu_inference.register_fake
-def _(inputs, ids, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
+def _(inputs, ids, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]  # typed as the operator
     check(inputs, ids, weights, gate, (h, c, increment, steps_since_update), mask, forced, cell)
     return tuple(empty_results(inputs, ids, weights, (h, c, increment, steps_since_update), sequence))
 
@@ -72,13 +72,14 @@ def cpu_training(
     cell: str,
     sequence: bool,
 ) -> Eleven:
-    """`cpu_inference` and the records for its backward pass: update times, counts, checkpoints, input products."""
+    """Run a scan for training: results, then records (update times, counts, checkpoints, input products)."""
     state = (h, c, increment, steps_since_update)
-    return tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True))  # type: ignore[return-value]
+    results = forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True)
+    return cast(Eleven, tuple(results))
 
 
 @cpu_training.register_fake
-def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]
+def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]  # typed as the operator
     state = (h, c, increment, steps_since_update)
     check(inputs, None, weights, gate, state, mask, forced, cell)
     return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state))
@@ -109,7 +110,7 @@ def cpu_backward(
     cell: str,
     grad_inputs: bool,
 ) -> list[Tensor]:
-    """Gradients, in this order: inputs (empty unless asked for), the four parts of the state, gate, weights."""
+    """Return gradients in this order: inputs (empty unless asked for), the four parts of the state, gate, weights."""
     state, records = (h, c, increment, steps_since_update), (last_increment, updates, counts, checkpoints, products)
     grads = (
         grad_sequence,
@@ -125,7 +126,7 @@ def cpu_backward(
 
 
 @cpu_backward.register_fake
-def _(inputs, weights, gate, h, c, increment, steps_since_update, *rest):  # type: ignore[no-untyped-def]
+def _(inputs, weights, gate, h, c, increment, steps_since_update, *rest):  # type: ignore[no-untyped-def]  # typed as the operator
     return empty_gradients(inputs, weights, gate, (h, c, increment, steps_since_update), rest[-1])
 
 
@@ -137,7 +138,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _saved(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Arguments of `reverse` from what `_setup` saved."""
+    """Return the arguments of `reverse` from what `_setup` saved."""
     x, *rest = ctx.saved_tensors
     weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
     gate, rest = rest[: ctx.num_gate], rest[ctx.num_gate :]
@@ -174,7 +175,7 @@ for _operator in (cpu_inference, cpu_training):
 
 
 class EagerScan(torch.autograd.Function):
-    """The training operator, outside of torch.compile: an operator's machinery would cost more than a short scan."""
+    """The training operator without PyTorch's dispatcher, which would take longer than a short scan."""
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
@@ -199,12 +200,12 @@ class EagerScan(torch.autograd.Function):
 
 
 class Operands(NamedTuple):
-    """The floating point operands of a scan, in the precision it computes in."""
+    """The floating point operands of a scan, in the precision in which it computes."""
 
     inputs: Tensor
     weights: list[Tensor]  # four a layer; an empty tensor where there is none
     gate: list[Tensor]
-    state: list[Optional]
+    state: list[Tensor | None]
     differentiable: bool
 
     @classmethod
@@ -219,11 +220,11 @@ class Operands(NamedTuple):
         missing = inputs.new_empty(0, dtype=dtype)
         if dtypes == {dtype}:
             weights = [missing if part is None else part for part in flat]
-            return cls(inputs, weights, list(gate or ()), list(state), differentiable)
+            return cls(inputs, weights, [part for part in gate or () if part is not None], list(state), differentiable)
         return cls(
             inputs.to(dtype),
             [missing if part is None else part.to(dtype) for part in flat],
-            [part.to(dtype) for part in gate or ()],
+            [part.to(dtype) for part in gate or () if part is not None],
             [None if part is None else part.to(dtype) for part in state],
             differentiable,
         )
@@ -231,7 +232,7 @@ class Operands(NamedTuple):
 
 def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool, learned: bool) -> ScanOutput:
     held, h, c, increment, steps_since_update, num_updates, update_gates = results[:7]
-    if not learned:  # nothing was chosen, so there is no gradient: as in the dense scan
+    if not learned:  # gates that nothing has chosen have no gradient, as in the dense scan
         steps_since_update, num_updates, update_gates = (
             steps_since_update.detach(),
             num_updates.detach(),
@@ -242,8 +243,8 @@ def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool, lear
 
 
 def _is_eager(inputs: Tensor) -> bool:
-    """Numbers that can be read now; a compiler or tracer must see the operator instead."""
-    is_watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    """Whether the engine can be called directly; a compiler or tracer must see the operator instead."""
+    is_watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]  # torch does not declare it
     return type(inputs) is Tensor and not is_watched
 
 
@@ -258,11 +259,11 @@ def cpu_scan(
     forced_gates: Tensor | None = None,
     sequence: bool = False,
 ) -> ScanOutput:
-    """The native scan; arguments as every backend's (scan_skip_rnn.py), on the CPU.
+    """Run the native scan on the CPU; the arguments are every backend's (dense_scan_skip_rnn.py).
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message says which.
-        RuntimeError: the engine cannot run (see `engine`), or a second derivative was asked for.
+        RuntimeError: the engine cannot run (see `unavailable_reason`), or a second derivative was asked for.
     """
     inputs, weights, gates, start, differentiable = Operands.of(inputs, layers, gate, state)
     options = (mask, forced_gates, cell, sequence)
@@ -290,12 +291,12 @@ def cpu_scan_tokens(
     forced_gates: Tensor | None = None,
     sequence: bool = False,
 ) -> ScanOutput:
-    """`cpu_scan` of `table[ids]` for inference: only the embeddings of tokens that are read are looked up.
+    """Run `cpu_scan` on `table[ids]` for inference, and look up only the tokens that are read.
 
     Args:
-        ids: [B, T] int64, rows of the table; at masked steps too, they must be rows of it.
+        ids: [B, T] int64, rows of the table, also at masked steps.
         table: [V, I] embeddings.
-        layers: as every scan's (scan_skip_rnn.py), and so the rest.
+        layers: this and the following are every scan's arguments (dense_scan_skip_rnn.py).
         gate: learned, or None.
         state: to start from.
         cell: "lstm", "gru" or "gru_reset_after".
@@ -304,7 +305,7 @@ def cpu_scan_tokens(
         sequence: whether to return every step's output.
 
     Raises:
-        IndexError: an id is no row of the table.
+        IndexError: an id is not a row of the table.
         ValueError: a shape, dtype or device does not fit.
         RuntimeError: a gradient is wanted; embed the tokens and use `cpu_scan`.
     """

@@ -163,13 +163,18 @@ def triton_scan(
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message says which.
-        RuntimeError: a second derivative was asked for.
+        RuntimeError: a second derivative was asked for, or the rows have shifts of the gate of their own.
     """
+    if gate is not None and gate.shift is not None:
+        raise RuntimeError(
+            "Scan backend 'triton' has no shift of the gate for each row (gate_shift, update_rate, gate_noise). Use "
+            "'events', or model.set_gate_shift(number) for all rows."
+        )
     flat = [part for layer in layers for part in layer]
     operand = next((part.dtype for part in flat if part is not None), inputs.dtype)
     kept = torch.promote_types(operand, torch.float32)
     weights = [inputs.new_empty(0, dtype=operand) if part is None else part for part in flat]
-    gates = [part.to(kept) for part in gate or ()]
+    gates = [part.to(kept) for part in gate or () if part is not None]
     start = [None if part is None else part.to(kept) for part in state]
     floats = [inputs, *weights, *gates, *(part for part in start if part is not None)]
     record = torch.is_grad_enabled() and any(part.requires_grad for part in floats)

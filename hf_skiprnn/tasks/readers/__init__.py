@@ -1,1 +1,1 @@
-"""Readers that tasks share: words, sounds, videos, and a cache of prepared rows."""
+"""What tasks share: readers of words, sounds and videos, and a cache of prepared rows."""

@@ -1,4 +1,4 @@
-"""Sound files to samples, through soundfile: no system package, no torchcodec."""
+"""Read sound files with soundfile, which needs no system package (datasets itself would need torchcodec)."""
 
 import io
 from pathlib import Path
@@ -8,13 +8,18 @@ import numpy as np
 
 
 def read_sound(audio: Any, name: str, sampling_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """A cell of an undecoded `datasets.Audio` column -> samples [T] float32 and their rate.
+    """Read a cell of an undecoded `datasets.Audio` column; channels are averaged.
 
-    audio: {"bytes": content of a sound file, or None, "path": ...}. Channels are averaged. sampling_rate: resample to
-    it; None leaves the file's own. `name` says in errors where the sound stands.
+    Args:
+        audio: {"bytes": content of a sound file, or None, "path": ...}.
+        name: where the sound stands, for errors.
+        sampling_rate: resample to so many samples per second; None: keep the file's rate.
+
+    Returns:
+        Samples [T] float32, and their rate.
 
     Raises:
-        ValueError: no sound there, not a sound file, or an empty one.
+        ValueError: the cell holds no sound, a file of another kind, or an empty sound.
     """
     import soundfile
 

@@ -1,4 +1,4 @@
-"""Videos to sequences of feature vectors: frames at a fixed rate through PyAV, each through an image model, pooled."""
+"""Turn videos into feature vectors: decode frames at a fixed rate with PyAV, and encode each with an image model."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -14,15 +14,16 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-RANDOM = "random"  # in place of an image model's name
+RANDOM = "random"  # instead of the name of an image model
 RANDOM_SIZE = 112  # pixels, square
 FRAMES_AT_ONCE = 32
 
 
 def decode_frames(path: Path, frame_rate: float, limit: int) -> Iterator[np.ndarray]:
-    """The picture that is shown at 0, 1 / frame_rate, 2 / frame_rate ... seconds: uint8 [H, W, 3], `limit` at most.
+    """Yield the pictures shown at 0, 1 / frame_rate, 2 / frame_rate ... seconds, uint8 [H, W, 3], at most `limit`.
 
-    Raises ValueError for a file that is no video or breaks off before its first frame.
+    Raises:
+        ValueError: the file is no video, or breaks off before its first frame.
     """
     import av
 
@@ -52,7 +53,7 @@ def decode_frames(path: Path, frame_rate: float, limit: int) -> Iterator[np.ndar
 
 
 def _at_rate(frames: Iterable[tuple[float, Any]], frame_rate: float, duration: float) -> Iterator[Any]:
-    """The frame on show at every tick; a frame is shown until the next one, the last for `duration` seconds."""
+    """Yield the frame shown at every tick; a frame is shown until the next one, the last for `duration` seconds."""
     tick, last, start, now = 0, None, 0.0, 0.0
     slack = 1e-3 / frame_rate  # time stamps are rounded
     for now, frame in frames:
@@ -69,11 +70,12 @@ def _at_rate(frames: Iterable[tuple[float, Any]], frame_rate: float, duration: f
 class FrameFeatures:
     """An image model that turns frames into vectors.
 
-    name: Hub id or folder of any model that AutoModel and AutoImageProcessor load and that has a pooled output; or
-    "random": a small ResNet with random weights (a fixed seed), which only shows that everything runs.
+    Args:
+        name: Hub id or folder of a model that AutoModel and AutoImageProcessor load and that has a pooled output; or
+            "random", a small ResNet with random weights (always the same), to see that everything runs.
 
     Raises:
-        OSError: the model is not at hand; the message says what to do.
+        OSError: the model cannot be loaded; the message says what to do.
     """
 
     def __init__(self, name: str) -> None:
@@ -81,7 +83,7 @@ class FrameFeatures:
         if name == RANDOM:
             logger.warning(
                 "RANDOM FEATURES: frames go through a CNN with random weights. Everything runs, but its accuracy "
-                "says nothing of the method. Give an image model with --feature_model."
+                "says nothing about the method. Choose an image model with --feature_model."
             )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -96,12 +98,12 @@ class FrameFeatures:
             self.model = AutoModel.from_pretrained(name).eval()
         except OSError as error:
             raise OSError(
-                f"The image model {name!r} is not at hand ({str(error).splitlines()[0]}). Give another Hub id or a "
-                'local folder with --feature_model, or "random" for random features, just to see everything run.'
+                f"The image model {name!r} cannot be loaded ({str(error).splitlines()[0]}). Choose another Hub id or a "
+                'local folder with --feature_model, or "random" for random features, to see that everything runs.'
             ) from error
 
     def fingerprint(self) -> str:
-        """Of the weights."""
+        """Return a hash of the weights."""
         digest = hashlib.sha256()
         for key, value in self.model.state_dict().items():
             digest.update(key.encode() + value.contiguous().numpy().tobytes())
@@ -109,7 +111,7 @@ class FrameFeatures:
 
     @torch.no_grad()
     def __call__(self, frames: Iterable[np.ndarray]) -> np.ndarray:
-        """Frames uint8 [H, W, 3] -> [T, features] float32."""
+        """Encode T frames uint8 [H, W, 3] into [T, features] float32."""
         parts = []
         frames = iter(frames)
         while several := list(islice(frames, FRAMES_AT_ONCE)):

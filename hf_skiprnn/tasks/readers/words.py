@@ -1,4 +1,4 @@
-"""Words: a word-level tokenizer made from texts, pretrained vectors, and texts with the read words marked."""
+"""Texts as words: a word-level tokenizer made from texts, and pretrained word vectors."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +14,10 @@ PAD_ID = 0
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of lower-case words and punctuation marks, the `vocabulary` most frequent of `texts`; crops the end.
+    """Make a tokenizer of lower-case words and punctuation marks, the `vocabulary` most frequent ones of `texts`.
 
-    Line breaks written as HTML (<br />) count as spaces. Ids 0 and 1 are padding and unknown words.
+    It crops texts to their first `max_length` words. Line breaks written as HTML (<br />) count as spaces. Ids 0 and 1
+    are padding and unknown words.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -39,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> P
 
 
 def tokenize(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-    """-> input_ids [B, T], attention_mask [B, T], cropped to the tokenizer's length; no words are one unknown word."""
+    """Return input_ids [B, T] and attention_mask [B, T]; a text without words becomes one unknown word."""
     batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
     lengths = batch["attention_mask"].sum(dim=1)
     if bool((lengths == 0).any()):
@@ -49,22 +50,29 @@ def tokenize(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
 
 
 def words_of(tokenizer: Any, batch: dict[str, Tensor]) -> list[list[str]]:
-    """The words of each row, without padding."""
+    """Return the words of each row, without padding."""
     rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
     return [tokenizer.convert_ids_to_tokens(ids[mask != 0].tolist()) for ids, mask in rows]
 
 
 def real_gates(gates: np.ndarray, mask: Tensor) -> list[np.ndarray]:
-    """The gates [B, T] of the real steps of each row."""
+    """Return the gates of the real steps of each row, from gates [B, T] and mask [B, T]."""
     return [g[m] for g, m in zip(gates, mask.numpy() != 0, strict=True)]
 
 
 @torch.no_grad()
 def set_vectors(embedding: Tensor, vocabulary: dict[str, int], path: str) -> int:
-    """Overwrite the rows of `embedding` [V, D] whose words a word2vec file knows; returns how many.
+    """Overwrite the rows of an embedding whose words are in a word2vec file; return how many there are.
 
-    path: in word2vec's binary (.bin, .bin.gz) or text format (anything else). A word is looked up as it is, then with
-    a capital. Raises ValueError for a file that is absent, damaged, or of another width than D.
+    A word is looked up as it is, then with a capital letter.
+
+    Args:
+        embedding: [V, D].
+        vocabulary: word -> row.
+        path: of a file in word2vec's binary format (.bin, .bin.gz) or text format (any other name).
+
+    Raises:
+        ValueError: the file is absent or damaged, or its vectors have another width than D.
     """
     from gensim.models import KeyedVectors
 

@@ -1,8 +1,8 @@
-"""Write a small checkpoint of every kind, and what it answers, for the version that is being released.
+"""Write a small checkpoint of every kind, and its outputs, for the version that is being released.
 
-    PYTHONPATH=tests python tests/golden/make.py
+    PYTHONPATH=.:tests/model python tests/model/golden/make.py
 
-Once a version is released its folder never changes: tests/test_golden.py loads each of them for ever.
+Once a version is released, its folder never changes; test_golden.py loads the checkpoints of all versions.
 """
 
 import json

@@ -88,6 +88,7 @@ class BackwardTeam {
       segment_.recompute(index);
       if (m_.learned()) ahead_.start();
       for (i64 e = m_.call.every; e-- > 0;) {
+        if (m_.cancelled()) return;
         through_updates(e);
         for (i64 r = 0; r < n; ++r)
           if (segment_.holds(e, r)) through_held_steps(e, r);
@@ -100,6 +101,7 @@ class BackwardTeam {
  private:
   struct Carry {
     T increment, accumulator, num_updates;  // cotangents of D, of q (update_prob = q + D) and of the row's updates
+    T gate_shift;                           // the gradient so far
   };
   T* grad_h(i64 r, i64 l) { return grad_h_ + (r * s_.layers + l) * s_.padded; }
   T* grad_c(i64 r, i64 l) { return grad_c_ + (r * s_.layers + l) * s_.padded; }
@@ -116,10 +118,10 @@ class BackwardTeam {
       if (grad_c_) read(m_.call.grad_c, l, grad_c(r, l));
     }
     const auto number = [b](const void* from) { return from ? typed<T>(from)[b] : T(0); };
-    carry_[r] = {number(m_.call.grad_increment), T(0), number(m_.call.grad_num_updates)};
+    carry_[r] = {number(m_.call.grad_increment), T(0), number(m_.call.grad_num_updates), T(0)};
     // The state holds q as k steps: q = k D.
     const T last = typed<T>(m_.call.increment)[b];
-    if (m_.learned() && last != 0) carry_[r].accumulator = number(m_.call.grad_since) / last;
+    if (m_.learned() && last != 0) carry_[r].accumulator = number(m_.call.grad_steps_since_update) / last;
   }
 
   void write_state_gradients(i64 r, i64 b) {
@@ -128,7 +130,8 @@ class BackwardTeam {
       if (grad_c_) std::memcpy(typed<T>(m_.call.grad_c0) + state_at(l, b), grad_c(r, l), s_.units * sizeof(T));
     }
     typed<T>(m_.call.grad_increment0)[b] = carry_[r].increment;
-    typed<T>(m_.call.grad_since0)[b] = m_.learned() ? carry_[r].accumulator * typed<T>(m_.call.increment0)[b] : T(0);
+    typed<T>(m_.call.grad_steps_since_update0)[b] = m_.learned() ? carry_[r].accumulator * typed<T>(m_.call.increment0)[b] : T(0);
+    if (m_.call.grad_gate_shift) typed<T>(m_.call.grad_gate_shift)[b] = carry_[r].gate_shift;
   }
 
   void add_output_cotangent(i64 r, i64 t) {
@@ -212,6 +215,7 @@ class BackwardTeam {
     const T* state = grad_c_ ? segment_.c(top, e + 1, r) : segment_.h(top, e + 1, r);
     add_scaled(share_ + where_.gate_weight, of_z, state, s_.padded);
     share_[where_.gate_bias] += of_z;
+    g.gate_shift += of_z;
     add_scaled(grad_top(r), of_z, m_.gate_weight, s_.padded);
     g.increment = g.accumulator = of_u;
   }
@@ -222,6 +226,7 @@ class BackwardTeam {
     constexpr int W = Simd<T>::W;
     for (i64 l = 0; l < s_.layers; ++l) {
       const auto& at = where_.layers[l];
+      if (m_.cancelled()) return;
       const i64 blocks = s_.padded / W, inputs = m_.layers[l].inputs;
       i64 n = gather(l, cell.input_at, [](const Lane<T>& lane) { return lane.x; });
       add_outer(n, grad_rows_.data(), cell.input.count * blocks, operands_.data(), inputs, share_ + at.input, outer_);

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-constexpr std::int64_t kAbi = 3;
+constexpr std::int64_t kAbi = 4;
 
 // Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
 struct SkipRnnCall {
@@ -25,12 +25,15 @@ struct SkipRnnCall {
   const void* gate_weight;         // [H], or null: no learned gate
   const void* gate_bias;           // [1]
   const void *h0, *c0;             // [L, B, H]; c0 null for a GRU
-  const void *increment0, *since0; // [B]
+  const void *increment0, *steps_since_update0;  // [B]
+  const void* gate_shift;                        // [B], added to the gate's pre-activation, or null
+  const volatile std::int32_t* cancel;           // null, or where a value other than 0 ends the call with kCancelled
 
   // forward: outputs
   void* sequence;            // [B, T, H] or null
   void *h, *c;               // [L, B, H]
-  void *increment, *since;   // [B]; the backward pass reads increment
+  void* increment;           // [B]; the backward pass reads it
+  void* steps_since_update;  // [B]
   void* num_updates;         // [B]
   void* update_gates;        // [B, T], zeros on entry
   // training: written by the forward pass, read by the backward pass; null in inference
@@ -40,12 +43,14 @@ struct SkipRnnCall {
   void* products;            // [B, T, G H], the lowest layer's input products, or null: computed where they are needed
 
   // backward: cotangents, each may be null
-  const void *grad_sequence, *grad_h, *grad_c, *grad_increment, *grad_since, *grad_num_updates, *grad_update_gates;
+  const void *grad_sequence, *grad_h, *grad_c, *grad_increment, *grad_steps_since_update, *grad_num_updates,
+      *grad_update_gates;
   // backward: outputs
   void* grad_x;              // [B, T, I], zeros on entry, or null
   void* const* grad_weights; // as weights
   void *grad_gate_weight, *grad_gate_bias;
-  void *grad_h0, *grad_c0, *grad_increment0, *grad_since0;
+  void *grad_h0, *grad_c0, *grad_increment0, *grad_steps_since_update0;
+  void* grad_gate_shift;     // [B], or null
 };
 
-enum SkipRnnStatus : int { kDone = 0, kBadCall = 1, kNoMemory = 2 };
+enum SkipRnnStatus : int { kDone = 0, kBadCall = 1, kNoMemory = 2, kCancelled = 3 };

@@ -40,7 +40,7 @@ class Segment {
   // First and one past the last step between the update that made state e and the next.
   std::pair<i64, i64> held(i64 e, i64 r) const { return {time(e - 1, r) + 1, time(e, r)}; }
   // k before the first step of `held`.
-  T since(i64 e, i64 r) const { return base_ + e ? T(0) : typed<T>(m_.call.since0)[rows[r].row]; }
+  T since(i64 e, i64 r) const { return base_ + e ? T(0) : typed<T>(m_.call.steps_since_update0)[rows[r].row]; }
   T since_at_update(i64 e, i64 r) const {
     return since(e, r) + T(m_.count_real(rows[r].row, time(e - 1, r) + 1, time(e, r) + 1));
   }
@@ -65,7 +65,7 @@ class Segment {
     for (i64 r = 0; r < i64(rows.size()); ++r)
       if (holds(0, r)) read_first_state(index, r);
     read_input_products();
-    for (i64 e = 0; e < m_.call.every; ++e) recompute_round(e);
+    for (i64 e = 0; e < m_.call.every && !m_.cancelled(); ++e) recompute_round(e);
   }
 
  private:
@@ -85,7 +85,7 @@ class Segment {
       read(index ? saved + l * parts * s_.units : typed<T>(m_.call.h0) + initial, h(l, 0, r));
       if (c_) read(index ? saved + (l * parts + 1) * s_.units : typed<T>(m_.call.c0) + initial, c(l, 0, r));
     }
-    increment_[r] = index ? m_.increment_of(c_ ? c(top, 0, r) : h(top, 0, r)) : typed<T>(m_.call.increment0)[b];
+    increment_[r] = index ? m_.increment_of(b, c_ ? c(top, 0, r) : h(top, 0, r)) : typed<T>(m_.call.increment0)[b];
   }
 
   // The lowest layer's input products of the whole segment.
@@ -102,7 +102,9 @@ class Segment {
           continue;
         }
         ++n;
-        if (n == kLanes) input_products(s_, m_.layers[0], lanes, std::exchange(n, 0));
+        if (n < kLanes) continue;
+        if (m_.cancelled()) return;
+        input_products(s_, m_.layers[0], lanes, std::exchange(n, 0));
       }
     if (n) input_products(s_, m_.layers[0], lanes, n);
   }
@@ -124,7 +126,7 @@ class Segment {
     }
     const i64 top = s_.layers - 1;
     for (i64 i = 0; i < updating; ++i)
-      increment_[(e + 1) * most_ + row[i]] = m_.increment_of(c_ ? c(top, e + 1, row[i]) : h(top, e + 1, row[i]));
+      increment_[(e + 1) * most_ + row[i]] = m_.increment_of(rows[row[i]].row, c_ ? c(top, e + 1, row[i]) : h(top, e + 1, row[i]));
   }
 
   const Model<T>& m_;
@@ -225,7 +227,9 @@ class Candidates {
     const i64 top = s_.layers - 1;
     T increments[kLanes];
     std::fill(increments, increments + kLanes, T(0));
-    for (i64 i = 0; i < filled_; ++i) increments[i] = m_.gate_product(c_ ? c(steps_[i], top) : h(steps_[i], top));
+    for (i64 i = 0; i < filled_; ++i)
+      increments[i] =
+          m_.gate_pre_activation(segment_.rows[steps_[i].r].row, c_ ? c(steps_[i], top) : h(steps_[i], top));
     m_.increments_of(increments, filled_);
     for (i64 i = 0; i < filled_; ++i) steps_[i].increment = increments[i];
   }

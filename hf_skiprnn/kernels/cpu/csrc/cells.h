@@ -27,6 +27,8 @@ inline const CellLayout& layout_of(int cell) {
   return layouts[cell];
 }
 
+constexpr i64 kDirectInputs = 4;  // so few inputs are multiplied where the gates are computed, not as a product of their own
+
 template <class T>
 struct LayerWeights {
   i64 inputs = 0;
@@ -73,7 +75,9 @@ struct InputProducts {
     for (int g = 0; g < G; ++g) of[g] = load(from + g * padded + at);
     if (!w.direct) return;
     const T* row = w.rows + at;
-    for (i64 k = 0; k < w.inputs; ++k, row += cell.input.count * padded) {
+#pragma GCC unroll 4
+    for (i64 k = 0; k < kDirectInputs; ++k, row += cell.input.count * padded) {
+      if (k == w.inputs) return;
       const auto x = splat(lane.x[k]);
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) of[g] = fma(x, load(row + g * padded), of[g]);

@@ -24,7 +24,7 @@ class ForwardTeam {
     i64 active = 0;
     for (i64 slot = 0; slot < slots_; ++slot)
       if (take_row(slot)) order_[active++] = slot;
-    while (active) {
+    while (active && !m_.cancelled()) {
       update(active);
       i64 kept = 0;
       for (i64 i = 0; i < active; ++i) {
@@ -44,7 +44,7 @@ class ForwardTeam {
 
   // The next row that has an update; rows without one are finished on the way.
   bool take_row(i64 slot) {
-    for (i64 b; (b = next_row_.fetch_add(1)) < s_.batch;) {
+    for (i64 b; !m_.cancelled() && (b = next_row_.fetch_add(1)) < s_.batch;) {
       for (i64 l = 0; l < s_.layers; ++l) {
         read_state(m_.call.h0, l, b, h(slot, l));
         if (c_) read_state(m_.call.c0, l, b, c(slot, l));
@@ -97,7 +97,7 @@ class ForwardTeam {
     if (m_.call.updates) record(slot, b, at);
     ++counts_[slot];
     const i64 top = s_.layers - 1;
-    clock.increment = m_.increment_of(c_ ? c(slot, top) : h(slot, top));
+    clock.increment = m_.increment_of(b, c_ ? c(slot, top) : h(slot, top));
     clock.since = 0;
     if (clock.advance(m_)) {
       emit(slot, at, clock.now);
@@ -134,7 +134,7 @@ class ForwardTeam {
       if (c_) std::memcpy(typed<T>(m_.call.c) + (l * s_.batch + b) * s_.units, c(slot, l), s_.units * sizeof(T));
     }
     typed<T>(m_.call.increment)[b] = clock.increment;
-    typed<T>(m_.call.since)[b] = since + T(clock.left);
+    typed<T>(m_.call.steps_since_update)[b] = since + T(clock.left);
     typed<T>(m_.call.num_updates)[b] = T(counts_[slot]);
     if (m_.call.counts) m_.call.counts[b] = std::int32_t(counts_[slot]);
   }
@@ -158,12 +158,14 @@ class InputTeam {
       : m_(model), s_(model.shape), next_row_(next_row), gates_(arena.take<T>(kLanes * s_.gates())) {}
 
   void run() {
-    for (i64 b; (b = next_row_.fetch_add(1)) < s_.batch;)
+    for (i64 b; !m_.cancelled() && (b = next_row_.fetch_add(1)) < s_.batch;)
       for (i64 t = 0; t < s_.steps; ++t) {
         const bool update = !m_.call.forced || m_.call.forced[b * s_.steps + t];
         if (!m_.is_real(b, t) || !(m_.learned() || update)) continue;
         rows_[count_] = b, times_[count_] = t;
-        if (++count_ == kLanes) flush();
+        if (++count_ < kLanes) continue;
+        flush();
+        if (m_.cancelled()) return;
       }
     flush();
   }
@@ -204,6 +206,7 @@ void forward(const SkipRnnCall& call) {
   const i64 slots = std::min((call.batch + threads - 1) / threads, kSlots);
   const Model<T> model(call, arena, false, slots == 1 && !call.products);
   if (call.products) multiply_all_inputs(model, arena, threads);
+  if (model.cancelled()) return;
   std::atomic<i64> next_row{0};
   std::vector<std::unique_ptr<ForwardTeam<T>>> teams;
   for (i64 i = 0; i < threads; ++i) teams.push_back(std::make_unique<ForwardTeam<T>>(model, arena, slots, next_row));

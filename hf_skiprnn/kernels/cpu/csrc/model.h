@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr i64 kDirectInputs = 4;
-
 // Working memory of one call. It is taken before the threads start: they allocate nothing.
 class Arena {
  public:
@@ -45,6 +43,10 @@ const T* typed(const void* p) {
 template <class T>
 T* typed(void* p) {
   return static_cast<T*>(p);
+}
+
+inline bool is_cancelled(const SkipRnnCall& call) {
+  return call.cancel && __atomic_load_n(call.cancel, __ATOMIC_RELAXED) != 0;
 }
 
 template <class T>
@@ -93,16 +95,23 @@ struct Model {
     return typed<T>(call.products) + ((b * shape.steps + t) * shape.layout.input.count + gate) * shape.units;
   }
   // Eq. 4; 0 without a learned gate.
-  T increment_of(const T* top) const {
+  T increment_of(i64 b, const T* top) const {
     if (!learned()) return 0;
-    return T(1) / (T(1) + std::exp(-gate_product(top)));
+    return T(1) / (T(1) + std::exp(-gate_pre_activation(b, top)));
   }
 
-  // Of several states at once, in place of z = W_p top + b_p; room for whole vectors.
+  // The increments of several states in place of their pre-activations z. The array has room for whole vectors.
   void increments_of(T* z, i64 count) const {
     for (i64 i = 0; i < count; i += Simd<T>::W) store(z + i, sigmoid<T>(load(z + i)));
   }
-  T gate_product(const T* top) const { return dot(gate_weight, top, shape.padded) + gate_bias; }
+  // W_p top + b_p + shift, in row b.
+  T gate_pre_activation(i64 b, const T* top) const {
+    const T z = dot(gate_weight, top, shape.padded) + gate_bias;
+    return call.gate_shift ? z + typed<T>(call.gate_shift)[b] : z;
+  }
+
+  // True once the caller wants the call to end early. Results are then incomplete.
+  bool cancelled() const { return is_cancelled(call); }
 
  private:
   T* padded_copy(Arena& arena, const T* bias, const GateOrder& order) {
@@ -182,7 +191,7 @@ struct Clock {
 
   void start(const Model<T>& m, i64 b) {
     row = b, now = -1, left = m.count_real(b, 0, m.shape.steps);
-    increment = typed<T>(m.call.increment0)[b], since = typed<T>(m.call.since0)[b];
+    increment = typed<T>(m.call.increment0)[b], since = typed<T>(m.call.steps_since_update0)[b];
   }
 
   // To the next update; false (and nothing changed) where there is none.

@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr int kVectors = 4;    // vectors of a panel, at most (of triples, six)
 constexpr i64 kDepth = 768;    // rows k of a panel that stay in the second-level cache while all rows use them
 constexpr i64 kPrefetched = 512 << 10;  // bytes of weights from which on they are fetched ahead
 template <class T>
@@ -37,7 +36,8 @@ struct Packed {
   i64 gates = 1, padded = 0;   // side by side; from one gate to the next in the product
 
   i64 elements() const { return vectors * depth * Simd<T>::W; }
-  Parts panels() const { return Parts(vectors / gates, gates == 3 ? 2 : kVectors / gates); }  // in blocks of W units
+  // In blocks of W units: a panel holds up to kVectors vectors of one gate, 4 of two or four gates, 6 of three.
+  Parts panels() const { return Parts(vectors / gates, gates == 1 ? kVectors : gates == 4 ? 1 : 2); }
   // Where vector j of a panel that begins with `block` stands in the product.
   i64 offset(i64 block, i64 j) const { return j % gates * padded + (block + j / gates) * Simd<T>::W; }
 };
@@ -51,11 +51,11 @@ struct Tile {
   i64 ahead_lines;
 };
 
+// A function of its own: where gcc inlines it, it keeps some sums on the stack.
 template <class T, int R, int N>
-void multiply_tile(const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
+__attribute__((noinline)) void multiply_tile(const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
   using S = Simd<T>;
   const T *w = tile.w, *x[R];
-  const i64 depth = tile.depth, ahead_lines = tile.ahead_lines;
   typename S::V acc[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -63,32 +63,38 @@ void multiply_tile(const Tile<T>& tile, const T* const* a, const T* const* from,
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) acc[r][j] = load(from[tile.row + r] + tile.at + j * S::W);
   }
-  for (i64 k = 0; k < depth; ++k, w += N * S::W) {
+  const auto add = [&](i64 k) SKIP_RNN_INLINE_LAMBDA {
     typename S::V row[N];
-    if (k < ahead_lines) __builtin_prefetch(tile.ahead + k * kLine<T>, 0, 2);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) row[j] = load(w + j * S::W);
+    w += N * S::W;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const auto value = splat(x[r][k]);
 #pragma GCC unroll 8
       for (int j = 0; j < N; ++j) acc[r][j] = fma(value, row[j], acc[r][j]);
     }
+  };
+  const i64 fetching = std::min(tile.depth, tile.ahead_lines);
+  i64 k = 0;
+  for (; k < fetching; ++k) {
+    __builtin_prefetch(tile.ahead + k * kLine<T>, 0, 2);
+    add(k);
   }
+  for (; k < tile.depth; ++k) add(k);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) store(out[tile.row + r] + tile.at + j * S::W, acc[r][j]);
 }
 
-template <class T, int R>
-void multiply_rows(int n, const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
-  switch (n) {
-    case 1: return multiply_tile<T, R, 1>(tile, a, from, out);
-    case 2: return multiply_tile<T, R, 2>(tile, a, from, out);
-    case 3: return multiply_tile<T, R, 3>(tile, a, from, out);
-    default: return multiply_tile<T, R, 4>(tile, a, from, out);
+// run(n) with n, 1 .. Most, as a compile-time constant.
+template <int Most, class Run>
+SKIP_RNN_INLINE void with_constant(i64 n, const Run& run) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_constant<Most - 1>(n, run);
   }
+  run(std::integral_constant<int, Most>());
 }
 
 // What happens to a finished product of one row: it is stored.
@@ -106,22 +112,31 @@ struct Stored {
 
 constexpr i64 kFirstLines = 32;  // of the next panel, fetched while a panel's product is finished
 
-template <class T, int N, class Finish>
-void multiply_panel(const Packed<T>& m, const T* w, i64 block, const T* next, const T* a, const T* from, const Finish& finish) {
+// One row's product with P panels of N vectors. One panel alone has too few independent sums to keep the multipliers busy.
+template <class T, int P, int N, class Finish>
+void multiply_panels(const Packed<T>& m, const T* w, i64 block, const T* next, const T* a, const T* from, const Finish& finish) {
   using S = Simd<T>;
-  const i64 depth = m.depth;
-  typename S::V acc[N];
+  const i64 depth = m.depth, panel = depth * N * S::W, blocks = N / m.gates;
+  typename S::V acc[P][N];
 #pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) acc[j] = load(from + m.offset(block, j));
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) acc[p][j] = load(from + m.offset(block + p * blocks, j));
   for (i64 k = 0; k < depth; ++k, w += N * S::W) {
     const auto value = splat(a[k]);
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) acc[j] = fma(value, load(w + j * S::W), acc[j]);
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) acc[p][j] = fma(value, load(w + p * panel + j * S::W), acc[p][j]);
   }
 #pragma GCC unroll 4
   for (i64 i = 0; i < kFirstLines; ++i) __builtin_prefetch(next + i * kLine<T>, 0, 3);
-  finish.template operator()<N>(block, acc);
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) finish.template operator()<N>(block + p * blocks, acc[p]);
 }
+
+// Panels of n vectors that one row is multiplied with at once.
+constexpr int panels_at_once(int n) { return n == 1 ? 1 : std::max(1, kSums / n); }
 
 // from + a W for one row. `finish` gets the product by panels, in registers. Walking the panels backwards every other call
 // begins with what the call before left in the first-level cache.
@@ -130,13 +145,21 @@ void multiply_one(const Packed<T>& m, const T* a, const T* from, const Finish& f
   constexpr int G = Finish::kGates;
   const Parts panels = m.panels();
   const auto panel = [&](i64 p) { return m.data + panels.start(p) * m.depth * m.gates * Simd<T>::W; };
-  for (i64 i = 0; i < panels.count; ++i) {
-    const i64 p = backwards ? panels.count - 1 - i : i, block = panels.start(p);
-    const T *w = panel(p), *next = i + 1 < panels.count ? panel(backwards ? p - 1 : p + 1) : w;
+  for (i64 done = 0, together; done < panels.count; done += together) {
+    const i64 edge = backwards ? panels.count - 1 - done : done;
+    const i64 n = panels[edge] * m.gates, most = std::min<i64>(panels_at_once(int(n)), panels.count - done);
+    const i64 other = backwards ? edge - most + 1 : edge + most - 1;
+    together = most == panels_at_once(int(n)) && panels[other] == panels[edge] ? most : 1;
+    const i64 p = backwards ? edge - together + 1 : edge, after = backwards ? p - 1 : p + together;
+    const T* next = panel(0 <= after && after < panels.count ? after : p);
     const auto run = [&](auto n) {
-      if constexpr (n() % G == 0) multiply_panel<T, n()>(m, w, block, next, a, from, finish);
+      constexpr int N = n(), P = panels_at_once(N);
+      if constexpr (N % G == 0) {
+        if (together == P) multiply_panels<T, P, N>(m, panel(p), panels.start(p), next, a, from, finish);
+        else multiply_panels<T, 1, N>(m, panel(p), panels.start(p), next, a, from, finish);
+      }
     };
-    switch (panels[p] * m.gates) {
+    switch (n) {
       case 1: run(std::integral_constant<int, 1>()); break;
       case 2: run(std::integral_constant<int, 2>()); break;
       case 3: run(std::integral_constant<int, 3>()); break;
@@ -167,22 +190,18 @@ void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* f
         for (int j = 0; j < r; ++j) deep[j] = a[row + j] + k;
         const Tile<T> tile{panel(p), depths[d], row, panels.start(p) * Simd<T>::W,
                            share ? panel(p + 1) + t * share * kLine<T> : nullptr, share};
-        switch (r) {  // never 1: there are several rows, in even parts
-          case 2: multiply_rows<T, 2>(n, tile, deep, start, out); break;
-#if defined(__AVX512F__)
-          case 3: multiply_rows<T, 3>(n, tile, deep, start, out); break;
-          case 4: multiply_rows<T, 4>(n, tile, deep, start, out); break;
-          case 5: multiply_rows<T, 5>(n, tile, deep, start, out); break;
-#endif
-          default: multiply_rows<T, kRows>(n, tile, deep, start, out); break;
-        }
+        with_constant<kRows>(r, [&](auto rows) {  // never 1: there are several rows, in even parts
+          if constexpr (rows() > 1)
+            with_constant<kVectors>(n, [&](auto vectors) { multiply_tile<T, rows(), vectors()>(tile, deep, start, out); });
+        });
       }
     }
   }
 }
 
+// A function of its own: where gcc inlines it, it keeps some sums on the stack.
 template <class T, int C, int N>
-SKIP_RNN_INLINE void outer_tile(i64 events, const T* g, const T* a, T* out, i64 ld) {
+__attribute__((noinline)) void outer_tile(i64 events, const T* g, const T* a, T* out, i64 ld) {
   using S = Simd<T>;
   typename S::V acc[C][N];
 #pragma GCC unroll 8
@@ -204,16 +223,6 @@ SKIP_RNN_INLINE void outer_tile(i64 events, const T* g, const T* a, T* out, i64 
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) store(out + c * ld + j * S::W, acc[c][j]);
-}
-
-template <class T, int C>
-void outer_columns(int n, i64 events, const T* g, const T* a, T* out, i64 ld) {
-  switch (n) {
-    case 1: return outer_tile<T, C, 1>(events, g, a, out, ld);
-    case 2: return outer_tile<T, C, 2>(events, g, a, out, ld);
-    case 3: return outer_tile<T, C, 3>(events, g, a, out, ld);
-    default: return outer_tile<T, C, 4>(events, g, a, out, ld);
-  }
 }
 
 // Rows a[e] -> [tile of columns][e][column of the tile]: a tile's walk over the events is then one stream.
@@ -253,16 +262,9 @@ void add_outer(i64 events, const T* const* g, i64 vectors, const T* const* a, i6
     for (i64 t = 0; t < tiles.count; c += tiles[t++]) {
       T* to = out + c * ld + at;
       const T* from = packed + c * events;
-      switch (tiles[t]) {
-        case 1: outer_columns<T, 1>(n, events, panel, from, to, ld); break;
-        case 2: outer_columns<T, 2>(n, events, panel, from, to, ld); break;
-        case 3: outer_columns<T, 3>(n, events, panel, from, to, ld); break;
-#if defined(__AVX512F__)
-        case 4: outer_columns<T, 4>(n, events, panel, from, to, ld); break;
-        case 5: outer_columns<T, 5>(n, events, panel, from, to, ld); break;
-        default: outer_columns<T, 6>(n, events, panel, from, to, ld); break;
-#endif
-      }
+      with_constant<kRows>(tiles[t], [&](auto columns) {
+        with_constant<kVectors>(n, [&](auto vectors) { outer_tile<T, columns(), vectors()>(events, panel, from, to, ld); });
+      });
     }
   }
 }

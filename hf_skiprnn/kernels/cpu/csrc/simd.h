@@ -11,23 +11,40 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define SKIP_RNN_INLINE inline __attribute__((always_inline))
+// After the parameters of a lambda.
+#define SKIP_RNN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace {
 
 using i64 = std::int64_t;
 
-#if defined(__AVX512F__)
+// kBytes: the width of a vector. A register tile of a product has kRows rows and kVectors vectors of outputs: its accumulators,
+// one row of weights and one broadcast fit the registers.
+#if defined(__AVX512F__)  // 32 registers
 constexpr int kBytes = 64;
-constexpr int kRows = 6;  // rows of a register tile: 6 x 4 accumulators of 32 registers
-#elif defined(__AVX2__)
+constexpr int kRows = 6, kVectors = 4;
+#elif defined(__AVX2__)  // 16 registers
 constexpr int kBytes = 32;
-constexpr int kRows = 3;  // of 16 registers
-#else
+constexpr int kRows = 4, kVectors = 3;
+#elif defined(__aarch64__)  // 32 registers
 constexpr int kBytes = 16;
-constexpr int kRows = 3;
+constexpr int kRows = 4, kVectors = 4;
+#else  // 16 registers; a product and its sum are two instructions
+constexpr int kBytes = 16;
+constexpr int kRows = 4, kVectors = 2;
+#endif
+
+// Independent sums of one row's product. Eight hide the latency of two multipliers; where four vectors take as long to be
+// read from the second-level cache as to be multiplied, or more sums do not fit the registers, they are four.
+#if defined(__aarch64__) || (defined(__AVX2__) && !defined(__AVX512F__))
+constexpr int kSums = 8;
+#else
+constexpr int kSums = 4;
 #endif
 
 template <class T>
@@ -74,16 +91,14 @@ SKIP_RNN_INLINE void store(T* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// All lanes are x. A list of equal lanes compiles to one broadcast; a loop over lanes builds the vector on the stack.
+template <class T, std::size_t... L>
+SKIP_RNN_INLINE typename Simd<T>::V splat_lanes(T x, std::index_sequence<L...>) {
+  return typename Simd<T>::V{(void(L), x)...};
+}
 template <class T>
 SKIP_RNN_INLINE typename Simd<T>::V splat(T x) {
-  typename Simd<T>::V v;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) v = (typename Simd<T>::V)_mm512_set1_ps(x);
-  else v = (typename Simd<T>::V)_mm512_set1_pd(x);
-#else
-  for (int i = 0; i < Simd<T>::W; ++i) v[i] = x;
-#endif
-  return v;
+  return splat_lanes(x, std::make_index_sequence<Simd<T>::W>());
 }
 
 // One step of a transposition: in either of the two vectors, every second group of Half lanes comes from the other one.
@@ -125,10 +140,15 @@ SKIP_RNN_INLINE D clamp(D x, double l) {
   return (D)_mm256_max_pd((__m256d)splat(-l), _mm256_min_pd((__m256d)splat(l), (__m256d)x));
 }
 #else
+#if defined(__aarch64__)
+SKIP_RNN_INLINE F fma(F a, F b, F c) { return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+SKIP_RNN_INLINE D fma(D a, D b, D c) { return (D)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#else
 template <class V>
 SKIP_RNN_INLINE V fma(V a, V b, V c) {
   return a * b + c;
 }
+#endif
 template <class V, class T>
 SKIP_RNN_INLINE V clamp(V x, T l) {
   const V high = splat(l), low = splat(-l);
@@ -225,17 +245,17 @@ SKIP_RNN_INLINE typename Simd<T>::V saturated_tanh(typename Simd<T>::V x) {
   return x < zero ? t : -t;
 }
 
-template <class T>
+// Adds the upper half of the lanes to the lower half until one lane is left.
+template <class T, int Half = Simd<T>::W / 2>
 SKIP_RNN_INLINE T sum(typename Simd<T>::V v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
   else return _mm512_reduce_add_pd((__m512d)v);
+#else
+  v += interleave<T, Half, true>(v, v);
+  if constexpr (Half > 1) return sum<T, Half / 2>(v);
+  else return v[0];
 #endif
-  T lanes[Simd<T>::W];
-  store(lanes, v);
-  for (int half = Simd<T>::W / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
 }
 
 // <a, b> over n, a multiple of the width.

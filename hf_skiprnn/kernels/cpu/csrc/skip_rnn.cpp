@@ -1,6 +1,7 @@
 // The Skip RNN scan on a CPU, behind a C ABI. Built three times, for three instruction sets, each a library of its own:
 // everything but the functions below has internal linkage, so that no library can pick up another's code.
 #include <chrono>
+#include <csignal>
 
 #include "backward.h"
 
@@ -16,7 +17,7 @@ int guarded(const SkipRnnCall* call, const Run& run) noexcept {
   if (call->cell < kLstm || call->cell > kGruResetAfter || call->steps > INT32_MAX) return kBadCall;
   try {
     run();
-    return kDone;
+    return is_cancelled(*call) ? kCancelled : kDone;
   } catch (...) {  // std::bad_alloc, or std::length_error from a size beyond all memory
     return kNoMemory;
   }
@@ -56,6 +57,38 @@ SKIP_RNN_EXPORT int skip_rnn_backward(const SkipRnnCall* call) {
 }
 
 SKIP_RNN_EXPORT double skip_rnn_peak_flops() { return measure_peak(); }
+
+// Ctrl-C during a call. Python's own handler only notes the signal, and Python acts on it when the call has returned. So for
+// the time of a call this handler stands before it: it sets the flag that ends the call, then does what the other would do.
+// Only Python's main thread may watch, since only there Python acts on signals: one call at a time.
+namespace {
+
+volatile std::int32_t interrupted = 0;
+struct sigaction before_watching;
+
+void on_interrupt(int signal, siginfo_t* info, void* context) {
+  interrupted = 1;
+  if (before_watching.sa_flags & SA_SIGINFO) before_watching.sa_sigaction(signal, info, context);
+  else before_watching.sa_handler(signal);
+}
+
+}  // namespace
+
+// For a call's `cancel`, or null where SIGINT would end the process, or is ignored: there is nothing to watch for.
+SKIP_RNN_EXPORT const volatile std::int32_t* skip_rnn_watch_interrupt() {
+  interrupted = 0;
+  if (sigaction(SIGINT, nullptr, &before_watching)) return nullptr;
+  const bool has_handler = (before_watching.sa_flags & SA_SIGINFO) ||
+                           (before_watching.sa_handler != SIG_DFL && before_watching.sa_handler != SIG_IGN);
+  if (!has_handler) return nullptr;
+  struct sigaction ours = before_watching;
+  ours.sa_sigaction = on_interrupt;
+  ours.sa_flags |= SA_SIGINFO;
+  return sigaction(SIGINT, &ours, nullptr) ? nullptr : &interrupted;
+}
+
+// After each call that watched, whatever came of it.
+SKIP_RNN_EXPORT void skip_rnn_stop_watching() { sigaction(SIGINT, &before_watching, nullptr); }
 
 #if !defined(__AVX2__)
 // What this machine runs: 0 portable, 1 AVX2 with FMA, 2 AVX-512 F, BW, VL and DQ besides.

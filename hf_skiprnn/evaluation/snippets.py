@@ -1,0 +1,133 @@
+"""Lines of Python for a model card: they load the checkpoint and run it on a real input of its task."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Example(NamedTuple):
+    """An input in code: imports it needs, the name of the variable, lines that make it."""
+
+    imports: str
+    name: str
+    lines: str
+
+
+EXAMPLES = {
+    "digits": Example(
+        "from sklearn.datasets import load_digits",
+        "picture",
+        "np.rint(load_digits().images[0] * 255 / 16).astype(np.uint8)  # 8 x 8 pixels: a zero",
+    ),
+    "mnist": Example(
+        "from datasets import load_dataset",
+        "picture",
+        'load_dataset("ylecun/mnist", split="test")[0]["image"]  # a seven',
+    ),
+    "fsdd": Example(
+        "import soundfile", "sound", 'soundfile.read("seven.wav", dtype="float32")[0]  # yours: one spoken digit'
+    ),
+    "frequency": Example(
+        "", "series", "np.sin(2 * np.pi * np.arange(100)[:, None] / 5.5)  # 100 ms of a sine with a period of 5.5 ms"
+    ),
+    "adding": Example(
+        "", "series", "np.array([[0.14, 0], [-0.23, 1], [0.4, 0], [-0.4, 0], [0.3, 1]])  # value, whether it is marked"
+    ),
+}
+TASK_OF_KIND = {"image": "image-classification", "audio": "audio-classification", "series": "sequence-classification"}
+HUB_TAGS = {  # "sequence-classification" is a pipeline of this package: the Hub has no category for series
+    "text": "text-classification",
+    "image": "image-classification",
+    "audio": "audio-classification",
+}
+
+
+def input_kind(config: Mapping[str, Any], processor: Mapping[str, Any]) -> str:
+    """Return what a checkpoint reads: "text", "image", "audio", "frames" (labels at every step) or "series".
+
+    Args:
+        config: content of config.json.
+        processor: content of preprocessor_config.json; empty where there is none.
+    """
+    frames = "SkipRNNForFrameClassification" in (config.get("architectures") or ())
+    if frames or "AutoModelForTokenClassification" in config.get("auto_map", {}):
+        return "frames"
+    if config.get("vocab_size") is not None:
+        return "text"
+    if "image_processor_type" in processor:
+        return "image"
+    return "audio" if processor.get("sampling_rate") else "series"
+
+
+def snippet(
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    location: str,
+    task: str | None = None,
+    code_travels: bool = True,
+) -> str:
+    """Return lines that load the checkpoint at `location` and run it on an input of the right shape.
+
+    Args:
+        config: see input_kind.
+        processor: see input_kind.
+        location: Hub id or folder.
+        task: name of the task that the checkpoint was trained on, for an input that it is good at.
+        code_travels: the model's code is in the checkpoint; otherwise the lines import this package.
+    """
+    kind = input_kind(config, processor)
+    lines = _frames(config, location) if kind == "frames" else _pipeline(kind, config, processor, location, task)
+    if code_travels:
+        return lines
+    trusted = ""
+    if kind != "frames":
+        trusted = f", pipeline_class=SkipRNN{'Sequence' if kind == 'series' else kind.title()}ClassificationPipeline"
+    package = f"from hf_skiprnn import {trusted.split('=')[1]}" if trusted else "import hf_skiprnn"
+    return lines.replace("\n\n", f"\n\n{package}\n\n", 1).replace(", trust_remote_code=True", trusted)
+
+
+def _frames(config: Mapping[str, Any], location: str) -> str:
+    return (
+        "import torch\n"
+        "from transformers import AutoModelForTokenClassification\n\n"
+        f"model = AutoModelForTokenClassification.from_pretrained({quoted(location)}, trust_remote_code=True)\n"
+        f"steps = torch.randn(1, 50, {int(config['input_size'])})  # yours: features, [batch, time, size]\n"
+        "out = model(steps, output_update_gates=True)\n"
+        "print(out.logits.shape, out.num_updates)"
+    )
+
+
+def _pipeline(
+    kind: str, config: Mapping[str, Any], processor: Mapping[str, Any], location: str, task: str | None
+) -> str:
+    if kind == "text":
+        example = Example("", "review", '"A quiet film that stays with you."')
+    else:
+        example = EXAMPLES.get(task or "") or _made_up(kind, config, processor)
+    imports = [line for line in (example.imports, "from transformers import pipeline") if line]
+    if "np." in example.lines:
+        imports.insert(0, "import numpy as np")
+    tag = TASK_OF_KIND.get(kind, "text-classification")
+    return (
+        "\n".join(imports) + f'\n\nclassifier = pipeline("{tag}", model={quoted(location)}, trust_remote_code=True)\n'
+        f"{example.name} = {example.lines}\n"
+        f"print(classifier({example.name}, return_updates=True))"
+    )
+
+
+def _made_up(kind: str, config: Mapping[str, Any], processor: Mapping[str, Any]) -> Example:
+    """Return an input of zeros of the right shape."""
+    if kind == "image":
+        size = processor.get("size") or {"height": 28, "width": 28}
+        channels = f", {int(processor['num_channels'])}" if processor.get("num_channels", 1) > 1 else ""
+        shape = f"({int(size['height'])}, {int(size['width'])}{channels})"
+        return Example("", "picture", f"np.zeros({shape}, np.uint8)  # yours: a file, PIL image or array")
+    if kind == "audio":
+        rate = int(processor["sampling_rate"])
+        return Example("", "sound", f"np.zeros({rate}, np.float32)  # yours: samples at this many per second")
+    return Example("", "series", f"np.zeros((50, {int(config['input_size'])}), np.float32)  # yours: [time, size]")
+
+
+def quoted(text: str) -> str:
+    """Return a string literal in double quotes; whatever the text holds, it ends where the literal does."""
+    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'"{escaped}"'

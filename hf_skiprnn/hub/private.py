@@ -1,0 +1,66 @@
+"""What must not leave this machine: keys and passwords in files, and local paths in results."""
+
+import re
+import shlex
+from pathlib import PureWindowsPath
+from typing import Any
+
+KEYS = {
+    "a Hugging Face token": rb"hf_[A-Za-z0-9]{30,}\b",
+    "a private key": rb"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----",
+    "an AWS key": rb"A[KS]IA[0-9A-Z]{16}\b",
+    "a GitHub token": rb"gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}",
+    "a GitLab token": rb"glpat-[\w-]{20,}",
+    "an OpenAI or Anthropic key": rb"\bsk-[A-Za-z0-9_-]{20,}",
+    "a Google key": rb"AIza[\w-]{35}\b",
+    "a Slack token": rb"xox[abeprs]-[\w-]{10,}",
+    "a Weights & Biases key": rb"(?:wandb|WANDB)[\w.]{0,20}['\" :=]{1,8}[0-9a-f]{40}\b|wandb_v\d_\w{20,}",
+    "a password of .netrc": rb"machine\s+\S{1,80}\s+login\s+\S{1,80}\s+password\s+\S",
+    "a password in an address": rb"://[^\s/:@'\"<>]{1,64}:[^\s/@'\"<>]{1,64}@[\w.-]",
+}
+LONGEST_KEY = 300  # bytes that a match may span at most, so that chunks of a file can overlap by as many
+_PATTERNS = {what: re.compile(pattern) for what, pattern in KEYS.items()}
+
+_CREDENTIALS = re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^\s/@]+@|\b[\w.%+-]+:[^\s/:@]+@(?=[\w-]+\.)")
+# The folders of an absolute path, of one from a home folder or of a Windows drive; not the "//" of an address.
+_FOLDERS = re.compile(
+    r"(?<![\w./~\\-])(?!(?<=:)//)(?:file:/*(?=/))?(?:~[\w.-]*|[A-Za-z]:)?[/\\]+(?=\S)(?:[^\s/\\\"',;:\])}]+[/\\]+)*"
+)
+_WHOLE_PATH = re.compile(r"(?:file:/+|~[\w.-]*|[A-Za-z]:)?[/\\][^=]*")
+
+
+def keys_in(content: bytes) -> list[str]:
+    """Return the kinds of keys that a content seems to hold."""
+    return [what for what, pattern in _PATTERNS.items() if pattern.search(content)]
+
+
+def public(value: Any) -> Any:
+    """Return a JSON value without local folders, names of users and passwords in its texts.
+
+    Of an absolute path, or one from a home folder (~), the last part stays; of an address all but `user:password@`.
+    """
+    if isinstance(value, dict):
+        return {name: public(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(part) for part in value]
+    return _public_text(value) if isinstance(value, str) else value
+
+
+def _public_text(text: str) -> str:
+    text = _CREDENTIALS.sub(r"\1", text)
+    if _WHOLE_PATH.fullmatch(text) and " -" not in text:  # folders may hold spaces
+        return PureWindowsPath(text).name
+    if not _FOLDERS.search(text):
+        return text
+    try:
+        words = shlex.split(text)
+    except ValueError:  # no command: a text with a single quote
+        return _FOLDERS.sub("", text)
+    if any(" " in word for word in words):  # quoted paths with spaces
+        return shlex.join(_public_word(word) for word in words)
+    return _FOLDERS.sub("", text)
+
+
+def _public_word(word: str) -> str:
+    name, sign, value = word.rpartition("=")
+    return f"{name}{sign}{_public_text(value)}" if sign or " " in value else _FOLDERS.sub("", word)

@@ -1,0 +1,100 @@
+"""The operating point of a learned gate: how many steps each row reads, moved by a shift of the gate's bias.
+
+D = sigmoid(W_p s + b_p + shift): below 0 a row reads fewer steps, above 0 more. `gate_shift` names the shift itself.
+`update_rate` names the share of steps to read, and looks the shift up in `config.gate_calibration`: shares that were
+measured on validation rows at some shifts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cells_skip_rnn import state_dtype
+from .configuration_skip_rnn import SkipRNNConfig
+
+Shift = float | Sequence[float] | Tensor
+
+
+def row_shifts(
+    config: SkipRNNConfig,
+    batch: int,
+    like: Tensor,
+    gate_shift: Shift | None,
+    update_rate: Shift | None,
+    training: bool,
+    generator: torch.Generator | None = None,
+) -> Tensor | None:
+    """Return what is added to the gate's bias row by row: [B] in the dtype and on the device of `like`.
+
+    None where no row differs from `config.gate_shift`. In training, `config.gate_noise` a draws each row's shift from
+    U(-a, a) around its value.
+
+    Raises:
+        ValueError: both arguments, a wrong shape or value, a gate that is not learned, or a rate without calibration.
+    """
+    noise = config.gate_noise if training else 0.0
+    if gate_shift is None and update_rate is None and not noise:
+        return None
+    if config.gate != "learned":
+        if gate_shift is None and update_rate is None:
+            return None
+        raise ValueError(f"gate_shift and update_rate need gate='learned'; this model has gate={config.gate!r}.")
+    if gate_shift is not None and update_rate is not None:
+        raise ValueError("Give gate_shift or update_rate, not both: a rate is looked up as a shift.")
+    if update_rate is not None:
+        shift = shift_of_rate(config.gate_calibration, _by_row("update_rate", update_rate, batch, like))
+    else:
+        shift = _by_row("gate_shift", config.gate_shift if gate_shift is None else gate_shift, batch, like)
+    if noise:
+        draws = torch.rand(batch, generator=generator, device=generator.device if generator else like.device)
+        shift = shift + noise * (2 * draws.to(like) - 1)
+    return shift
+
+
+def fixed_shifts(model: Any, batch: int, gate_shift: Shift | None, update_rate: Shift | None) -> Tensor | None:
+    """Return `row_shifts` of a model in inference, on its device and in the precision of its states."""
+    weight = model.base_model.layers[0].weight_hh
+    like = torch.empty(0, dtype=state_dtype(weight), device=weight.device)
+    return row_shifts(model.config, batch, like, gate_shift, update_rate, training=False)
+
+
+def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:
+    """Return [B] finite numbers from one number or one for each row."""
+    rows = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if rows.shape not in ((), (batch,)):
+        raise ValueError(f"{name} must be a number, or [B] = ({batch},) numbers; got shape {tuple(rows.shape)}.")
+    if not torch.compiler.is_compiling() and not bool(rows.isfinite().all()):
+        raise ValueError(f"{name} must be finite; got {rows.tolist()}.")
+    return rows.expand(batch)
+
+
+def shift_of_rate(calibration: Sequence[Sequence[float]] | None, rate: Tensor) -> Tensor:
+    """Return the shifts at which the shares `rate` are read: linear between the measured points of the calibration.
+
+    Args:
+        calibration: (share of steps read, shift) pairs, both increasing; see `SkipRNNConfig.gate_calibration`.
+        rate: [B] shares.
+
+    Raises:
+        ValueError: there is no calibration, or a rate is outside of what it measured.
+    """
+    if not calibration:
+        raise ValueError(
+            "update_rate needs a calibrated model: call hf_skiprnn.training.calibrate(model, batches) on validation "
+            "rows, or give gate_shift."
+        )
+    shares, shifts = torch.tensor(calibration, dtype=rate.dtype, device=rate.device).T.contiguous().unbind()
+    low, high = float(shares[0]), float(shares[-1])
+    if not torch.compiler.is_compiling() and bool(((rate < low) | (rate > high)).any()):
+        raise ValueError(
+            f"update_rate must lie in what was measured, {low:.3f} to {high:.3f}; got {float(rate.min()):.3f} to "
+            f"{float(rate.max()):.3f}. Calibrate over "
+            "a wider range of shifts for more."
+        )
+    if len(shares) == 1:
+        return shifts.expand_as(rate)
+    after = torch.searchsorted(shares, rate.contiguous()).clamp(1, len(shares) - 1)
+    weight = (rate - shares[after - 1]) / (shares[after] - shares[after - 1])
+    return torch.lerp(shifts[after - 1], shifts[after], weight)

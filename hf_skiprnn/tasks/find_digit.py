@@ -1,0 +1,62 @@
+"""Find the digit: a handwritten digit somewhere on a black canvas, read pixel by pixel. Beyond the paper; offline.
+
+Source: the images of the task `digits` (scikit-learn's `load_digits`; Alpaydin and Kaynak 1998; licence CC BY 4.0), 8 x
+8 pixels each, with the same 1077 images for training, 360 for validation and 360 for test. Each is pasted at `places`
+random places of a black canvas of 16 x 16 pixels, or up to 28 x 28: 256 steps of one value in [0, 1], most of them
+black. The places of validation and test are always the same; those of training are drawn by the run's seed.
+
+    {"image": <PIL image 16x16, mode L>, "label": 5}
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image as PILImage
+
+from .base import TEST, TRAIN, VALIDATION, ImageTask, Splits
+from .digits import Digits
+
+LARGEST = 28  # pixels of a canvas's side, as MNIST's
+EVALUATED_PLACES = 4  # of each validation and test image
+
+
+@dataclass
+class FindDigit(ImageTask):
+    """Which digit is somewhere on a black canvas."""
+
+    name = "find_digit"
+    labels = Digits.labels
+    canvas: int = field(default=16, metadata={"help": "Height and width of the canvas in pixels, 8 to 28."})
+    places: int = field(default=10, metadata={"help": "Places at which each training image is pasted."})
+
+    def __post_init__(self) -> None:
+        if not Digits.size[0] <= self.canvas <= LARGEST:
+            raise ValueError(f"canvas must be {Digits.size[0]} to {LARGEST} pixels; got {self.canvas}.")
+        if self.places < 1:
+            raise ValueError(f"places must be at least 1; got {self.places}.")
+        super().__post_init__()
+
+    def image_size(self) -> tuple[int, int]:
+        return self.canvas, self.canvas
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits; `seed` decides the places of the training images."""
+        train, validation, test = Digits().load(0)
+        return Splits(
+            self.training_rows(self._pasted(train, self.places, [TRAIN, seed])),
+            self._pasted(validation, EVALUATED_PLACES, [VALIDATION]),
+            self._pasted(test, EVALUATED_PLACES, [TEST]),
+        )
+
+    def _pasted(self, data: Dataset, places: int, seed: list[int]) -> Dataset:
+        """Return every image at `places` random places."""
+        rng, free = np.random.default_rng(seed), self.canvas - Digits.size[0] + 1
+        images, labels = [], []
+        for image, label in zip(data["image"][:], data["label"][:], strict=True):
+            for x, y in rng.integers(free, size=(places, 2)).tolist():
+                canvas = PILImage.new("L", (self.canvas, self.canvas))
+                canvas.paste(image, (x, y))
+                images.append(canvas)
+                labels.append(label)
+        return Dataset.from_dict({"image": images, "label": labels}, features=data.features)

@@ -1,0 +1,84 @@
+"""Calibration: which shift of the gate makes a trained model read which share of the steps."""
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_skiprnn.model.operating_point_skip_rnn import shift_of_rate
+
+WIDEST = 8.0  # shifts are looked for from -WIDEST to WIDEST
+COARSE = 17  # shifts that are measured first
+GAP = 0.05  # between two measured shares, or a fifth of the larger one: where it is wider, the middle is measured too
+ROUNDS = 6  # of halving such gaps: shares jump where the gate goes from every second step to every step
+
+
+def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any = None) -> list[list[float]]:
+    """Measure the share of steps read at many shifts of the gate, and keep the pairs in `config.gate_calibration`.
+
+    `model(..., update_rate=R)` then looks up the shift at which R is read.
+
+    Args:
+        model: a Skip RNN with a learned gate, with or without a classifier.
+        batches: validation rows as the model takes them (labels are not looked at). They are run at about 30 shifts.
+        accelerator: of several processes: their shares are averaged; every process needs the same number of rows.
+
+    Returns:
+        Pairs [mean over rows of N / L, shift], both increasing; the model's config holds them too.
+
+    Raises:
+        ValueError: there are no rows, or the model's gate is not learned.
+    """
+    rows = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    if not rows:
+        raise ValueError("calibrate needs at least one batch of validation rows; got none.")
+    if model.config.gate != "learned":
+        raise ValueError(f"calibrate needs gate='learned'; this model has gate={model.config.gate!r}.")
+    was_training = model.training
+    model.eval()
+
+    def measure(shift: float) -> float:
+        share = share_read(model, rows, shift)
+        return share if accelerator is None else float(accelerator.reduce(torch.tensor(share), "mean"))
+
+    step = 2 * WIDEST / (COARSE - 1)
+    shares = {shift: measure(shift) for shift in (step * i - WIDEST for i in range(COARSE))}
+    for _ in range(ROUNDS):
+        known = sorted(shares.items())
+        wide = [(a[0] + b[0]) / 2 for a, b in pairwise(known) if b[1] - a[1] > min(GAP, 0.2 * b[1])]
+        shares |= {shift: measure(shift) for shift in wide}
+    model.train(was_training)
+    pairs: list[list[float]] = []
+    for shift, share in sorted(shares.items()):
+        if not pairs or share > pairs[-1][0]:
+            pairs.append([share, shift])
+    model.config.gate_calibration = pairs
+    return pairs
+
+
+def set_update_rate(model: Any, rate: float) -> float:
+    """Move a calibrated model to the shift at which it reads `rate`, or the nearest measured share; return that share.
+
+    Unlike `update_rate=` of a call, this is saved with the checkpoint, in `config.gate_shift`.
+    """
+    pairs = model.config.gate_calibration
+    reachable = min(max(rate, pairs[0][0]), pairs[-1][0])
+    model.set_gate_shift(float(shift_of_rate(pairs, torch.tensor([reachable], dtype=torch.float64))))
+    return reachable
+
+
+@torch.no_grad()
+def share_read(model: Any, batches: Iterable[Mapping[str, Any]], shift: float) -> float:
+    """Return the share of steps that a model reads at a shift of its gate: the mean over rows of N / L."""
+    shares = []
+    for batch in batches:
+        inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        num_updates = model(**inputs, gate_shift=shift).num_updates
+        mask = inputs.get("attention_mask")
+        first = next(inputs[name] for name in ("input_values", "input_ids", "pixel_values") if name in inputs)
+        steps = first.shape[2] * first.shape[3] if first.dim() == 4 else first.shape[1]
+        lengths = torch.full_like(num_updates, steps) if mask is None else mask.sum(1)
+        shares.append(num_updates / lengths.clamp(min=1))
+    return float(torch.cat(shares).double().mean())

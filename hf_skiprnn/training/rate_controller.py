@@ -1,0 +1,159 @@
+"""Train a gate to read a wanted share of the steps: `SkipRNNTrainer(..., callbacks=[RateController(0.2)])`.
+
+The budget is lambda * N / L (`budget_loss="rate"`). Lambda is the dual variable of "the mean share is the target": it
+rises while more is read, and falls while less is read. A negative lambda rewards reading, which opens a closed gate
+again. Everything is a function of shares, so the same constants serve sequences of any length.
+"""
+
+import math
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from .callbacks import saved_attributes
+
+logger = logging.get_logger(__name__)
+
+NOISE = 1.0  # each row's gate is shifted by U(-1, 1): about a share between a third and three times the target
+SMALL = 0.1  # factor of W_p at the start: the gate begins as a stride and learns where to depart from it
+PROPORTIONAL = 1.0  # of lambda to the error, in units of the first task loss
+SLOWEST, FASTEST, COURSE = 0.03, 0.3, 24.0  # lambda's change a step for an error of 1: COURSE / steps, within these
+LIMIT = 20.0  # of lambda, in units of the first task loss
+TOLERANCE = 0.1  # of the target: the share that is read at the end may differ by so much
+CLOSED, OPEN = 0.25, 0.95  # shares: below CLOSED times the target, and above OPEN, something is wrong
+PATIENCE = 100  # optimizer steps with such a share, then a warning
+
+
+class RateController(TrainerCallback, ExportableState):
+    """Hold the mean share of steps that a learned gate reads at `target`, from the start of training to its end.
+
+    At the start of a new model, the gate reads about every (1 / target)-th step: W_p is small, and
+    b_p = logit(target) - log 2, which puts the threshold in the middle between two strides. Then, at every optimizer
+    step, with the share of the step's rows,
+
+        error = clamp((share - target) / (2 target (1 - target)), -1, 1)
+        level += rate * error
+        lambda = first task loss * (level + error) / (4 target (1 - target))
+
+    `config.gate_noise` is set to 1 where it is 0, so that the trained gate bears other operating points. After
+    training, `hf_skiprnn.training.calibrate` finds the shift at which exactly the target is read. `outcome` holds the
+    target, the last evaluation's share, lambda, and whether the share is within 10 % of the target.
+
+    SkipRNNTrainer tells the share of every step. In another Trainer nothing does, and training raises at its end.
+
+    Args:
+        target: wanted share of the real steps, above 0 and below 1.
+
+    Raises:
+        ValueError: target is out of its range; at the start of training, the gate is not learned.
+    """
+
+    def __init__(self, target: float) -> None:
+        if not 0 < target < 1:
+            raise ValueError(
+                f"target must be a share of the steps, above 0 and below 1; got {target}. gate='always' reads all."
+            )
+        self.target = target
+        self.level = 0.0  # lambda's integral, in units of `scale`
+        self.scale: float | None = None  # the first task loss
+        self.astray = 0  # steps in a row with a share far off
+        self.share: float | None = None
+        self.outcome: dict[str, Any] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        attributes = {"level": self.level, "scale": self.scale, "astray": self.astray}
+        return {"args": {"target": self.target}, "attributes": attributes}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
+        """Set the budget, the noise and, in a new model, the gate's first bias; or go on where a checkpoint was."""
+        config, base = model.config, model.base_model
+        if config.gate != "learned":
+            raise ValueError(f"A target update rate needs gate='learned'; got gate={config.gate!r}.")
+        config.budget_loss, config.budget_target = "rate", self.target
+        config.gate_noise = config.gate_noise or NOISE
+        self.rate = min(max(COURSE / max(state.max_steps, 1), SLOWEST), FASTEST)
+        kept = saved_attributes(state, self)
+        self.level, self.scale = kept.get("level", self.level), kept.get("scale", self.scale)
+        self.astray = kept.get("astray", 0)
+        if not kept:
+            config.budget_weight = 0.0
+            start_as_stride(base.update_gate, self.target, config.update_bias)
+
+    def observe(self, config: Any, share: float, task_loss: float, step: int) -> None:
+        """Set lambda for the next step.
+
+        Args:
+            config: the model's; its budget_weight is lambda.
+            share: mean over the rows of an optimizer step, of all processes, of N / L.
+            task_loss: of the same rows.
+            step: number of the optimizer step, for the warning.
+        """
+        self.share = share
+        if self.scale is None:
+            self.scale = max(abs(task_loss), 1e-6)
+        spread = self.target * (1 - self.target)
+        error = min(max((share - self.target) / (2 * spread), -1.0), 1.0)
+        self.level = min(max(self.level + self.rate * error, -LIMIT), LIMIT)
+        config.budget_weight = self.scale * (self.level + PROPORTIONAL * error) / (4 * spread)
+        is_astray = share < CLOSED * self.target or (share > OPEN and self.target < 0.8)
+        self.astray = self.astray + 1 if is_astray else 0
+        if self.astray == PATIENCE:
+            logger.warning(
+                "The gate has read %.1f %% of the steps for %d optimizer steps (now at %d); %.1f %% are wanted. "
+                "Lambda is moved until it reads %s. Nothing needs to be done unless training ends so.",
+                *(100 * share, PATIENCE, step, 100 * self.target),
+                "less" if share > self.target else "more",
+            )
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Note the evaluated share, which is over all rows."""
+        self.share = (metrics or {}).get("eval_update_rate", self.share)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Note the outcome.
+
+        Raises:
+            RuntimeError: no share was ever told, so lambda was never moved.
+        """
+        if self.scale is None and state.global_step:
+            raise RuntimeError("RateController needs SkipRNNTrainer, which tells it the share of every step.")
+        self.judge(self.share, model.config)
+
+    def judge(self, share: float | None, config: Any) -> None:
+        """Set `outcome` by the share that is read now; call it again after a calibration."""
+        reached = share is not None and abs(share - self.target) <= TOLERANCE * self.target
+        self.outcome = {
+            "target_update_rate": self.target,
+            "update_rate": share,
+            "budget_weight": config.budget_weight,
+            "gate_shift": config.gate_shift,
+            "reached": reached,
+        }
+
+    def warning(self) -> str | None:
+        """Return why the target was not reached, or None if it was."""
+        if self.outcome is None or self.outcome["reached"]:
+            return None
+        share = self.outcome["update_rate"]
+        reason = "Train longer: lambda was still moving."
+        if abs(self.level) >= LIMIT:
+            reason = "Lambda is at its limit: on this data the gate does not learn to read so much or so little."
+        elif share is not None and share > self.target:
+            reason = "Sequences may be too short: a sequence's first step is always read. " + reason
+        shown = "unknown" if share is None else f"{share:.1%}"
+        return f"The wanted share of steps, {self.target:.1%}, was not reached: it is {shown}. {reason}"
+
+
+@torch.no_grad()
+def start_as_stride(gate: Any, target: float, first_bias: float) -> None:
+    """Make a gate that was not trained yet read about every (1 / target)-th step; leave a trained gate as it is."""
+    if not torch.equal(gate.bias, torch.full_like(gate.bias, first_bias)):
+        return
+    gate.weight.mul_(SMALL)
+    gate.bias.fill_(math.log(target / (1 - target)) - math.log(2))

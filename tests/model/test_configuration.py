@@ -1,0 +1,45 @@
+"""SkipRNNConfig: contradictions are refused; values survive JSON."""
+
+import math
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_skiprnn import SkipRNNConfig
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
+        ({"hidden_size": "many"}, "expected int, got str"),
+        ({"cell_type": "rnn"}, "expected one of"),
+        ({"gate": "open"}, "expected one of"),
+        ({"budget_loss": "l1"}, "needs budget_target"),
+        ({"budget_target": 0.5}, "has no target; got budget_target=0.5"),
+        ({"budget_loss": "l2", "budget_target": 1.5}, r"in \[0, 1\]; got 1.5"),
+        ({"budget_weight": -1.0}, "must not be negative; got -1.0"),
+        ({"budget_weight": math.nan}, "must be finite; got nan"),
+        ({"skip_probability": 1.0}, r"must be in \[0, 1\); got 1.0"),
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+        ({"pad_token_id": 0}, "needs vocab_size"),
+        ({"vocab_size": 3, "pad_token_id": 3}, r"pad_token_id must be in \[0, vocab_size = 3\); got 3"),
+        ({"embedding_dropout": 0.1}, "needs vocab_size"),
+        ({"input_noise": -0.1}, "input_noise must be a finite standard deviation"),
+        ({"input_noise": 0.1, "vocab_size": 5}, "input_noise=0.1 needs numbers"),
+        ({"gru_reset": "after"}, "needs cell_type='gru'"),
+        ({"problem_type": "multilabel"}, "problem_type must be one of regression, .*got 'multilabel'"),
+    ],
+)
+def test_contradicting_configurations(arguments: dict, message: str) -> None:
+    with pytest.raises(StrictDataclassError, match=message):
+        SkipRNNConfig(**arguments)
+
+
+def test_configuration_takes_ints_for_floats_and_survives_json(tmp_path: Path) -> None:
+    config = SkipRNNConfig(budget_weight=1, cell_type="gru", gru_reset="after", id2label={0: "no", 1: "yes", 2: "?"})
+    assert config.cell == "gru_reset_after"
+    config.save_pretrained(tmp_path)
+    assert SkipRNNConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()

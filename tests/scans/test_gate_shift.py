@@ -1,0 +1,42 @@
+"""A shift of the gate for each row: every backend agrees with the definition, and the definition with biases."""
+
+import pytest
+import torch
+from scan_cases import FAST_SCANS, SCANS, Case, assert_close, assert_same_values, gradients, make_problem
+
+from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights
+from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
+
+CASES = [
+    *(Case(cell=cell, shifted=True, steps=40, state=state) for cell in CELLS for state in ("fresh", "running")),
+    Case(shifted=True, layers=2, mask="ragged", sequence=True, batch=6),
+    Case(shifted=True, gate="forced", batch=3),
+    Case(shifted=True, batch=1, steps=1),
+    Case(shifted=True, batch=0),
+    Case(shifted=True, gate_bias=-6.0, steps=300),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("scan", FAST_SCANS)
+def test_outputs_gates_and_every_gradient_are_the_definitions(scan, case: Case) -> None:
+    problem = make_problem(case)
+    want, got = problem.run(dense_scan), problem.run(scan)
+    assert_same_values(got, want, 1e-10)
+    grads = gradients(problem, got)
+    assert "update_gate.shift" in grads
+    for name, grad in gradients(problem, want).items():
+        assert_close(name, grads[name], grad, 1e-9)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_a_rows_shift_is_its_bias(scan) -> None:
+    problem = make_problem(Case(shifted=True, batch=5, steps=60))
+    together = problem.run(scan)
+    for row, shift in enumerate(problem.gate.shift):
+        alone = problem.to(torch.float64)
+        alone.inputs, alone.state = problem.inputs[row : row + 1], problem.state.reorder(torch.tensor([row]))
+        alone.gate = GateWeights(problem.gate.weight, problem.gate.bias + shift)
+        out = alone.run(scan)
+        assert torch.equal(out.update_gates, together.update_gates[row : row + 1])
+        torch.testing.assert_close(out.state.h, together.state.h[:, row : row + 1], atol=1e-12, rtol=0)
