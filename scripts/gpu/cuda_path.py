@@ -33,8 +33,15 @@ CLOSE, CLOSE_IN_BF16 = 1e-4, 5e-2
 def new_model(device: str, cell: str = "lstm") -> Any:
     """Return a small classifier with a learned gate that skips about every other step."""
     torch.manual_seed(0)
-    sizes = {"input_size": INPUTS, "hidden_size": 20, "num_hidden_layers": 2, "num_labels": LABELS}
-    return SkipRNNForSequenceClassification(SkipRNNConfig(cell_type=cell, update_bias=-0.5, **sizes)).to(device)
+    sizes: dict[str, Any] = {
+        "cell_type": cell,
+        "input_size": INPUTS,
+        "hidden_size": 20,
+        "num_hidden_layers": 2,
+        "num_labels": LABELS,
+    }
+    model: Any = SkipRNNForSequenceClassification(SkipRNNConfig(update_bias=-0.5, **sizes))
+    return model.to(device)
 
 
 def rows(count: int = ROWS) -> list[dict[str, Tensor]]:
