@@ -8,8 +8,8 @@ from transformers import Trainer, TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.training import RateController, SkipRNNTrainer, calibrate, set_update_rate
-from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
 from hf_skiprnn.training.calibration import share_read
+from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
 from hf_skiprnn.training.rate_controller import LIMIT, SMALL
 
 
