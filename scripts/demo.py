@@ -1,10 +1,10 @@
-"""Train a Skip LSTM on handwritten digits, reload it in a new process, and compare it.
+"""Train a Skip LSTM on handwritten digits, reload it in a new process, and compare it with three baselines.
 
     python scripts/demo.py
 
-Beside it are a plain LSTM, which reads every pixel, one that reads as many pixels as the Skip LSTM but at random (the
-paper's baseline), and a strided one, which reads every n-th. All are trained alike, by
-scripts/recipes/digits-skip-lstm.yaml, two at a time. Options go on to train.py:
+The baselines are a plain LSTM, which reads every pixel; one that reads as many pixels as the Skip LSTM but at random
+(the paper's baseline); and a strided one, which reads every n-th pixel. All are trained with the recipe
+digits-skip-lstm, two at a time. Unknown options are passed to train.py:
 
     python scripts/demo.py --seed 1 --output_dir runs/demo-1
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != SCRIPTS]  # its evaluate.py hides another package
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != SCRIPTS]  # its evaluate.py would hide `evaluate`
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification
@@ -29,11 +29,11 @@ from hf_skiprnn.commands import evaluate
 from hf_skiprnn.tasks import Digits
 
 PIXELS = 64
-TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # as results.json will tell the command
+TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # relative, because results.json stores the command
 
 
 def train_two(shown: tuple[Path, list[str]], beside: tuple[Path, list[str]]) -> list[dict[str, Any]]:
-    """Results of two runs (folder, options) side by side; the second one prints to train.log in its folder."""
+    """Train two runs (folder, options) in parallel and return their results; the second prints to train.log."""
     print(f"\n== {shown[0]}, and beside it {beside[0]} ==", flush=True)
     log = beside[0] / "train.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -47,13 +47,13 @@ def train_two(shown: tuple[Path, list[str]], beside: tuple[Path, list[str]]) -> 
 
 
 def start(folder: Path, options: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-    """A training on one thread: more are of no use to scans this small."""
+    """Start a training on one thread; such small scans do not profit from more."""
     command = [sys.executable, TRAIN, "--task", "digits", f"--output_dir={folder}", *options]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
 
 
 def reload(folder: str) -> dict[str, float]:
-    """Accuracy on held-out digits and pixels read, from nothing but the checkpoint folder and its Auto classes."""
+    """Load a checkpoint with the Auto classes only; return its accuracy and pixels read on held-out digits."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     digits = Digits().load(seed=0).test
@@ -64,14 +64,14 @@ def reload(folder: str) -> dict[str, float]:
 
 
 def reload_in_a_new_process(folder: Path) -> dict[str, float]:
-    """What `reload` finds there."""
+    """Call `reload` in a new process, and return its result."""
     command = [sys.executable, __file__, "--reload", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def row(name: str, results: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     test, counts = results["metrics"]["test"], results["multiply_accumulates"]
     return (
         f"{name:22} {test['accuracy']:9.1%} {test['updates']:12.1f} {test['update_rate']:7.0%} {counts['read']:10,.0f}"
@@ -79,7 +79,7 @@ def row(name: str, results: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Train the four, evaluate, reload, and print the table."""
+    """Train the four models, evaluate and reload the first, and print the table."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the four runs go")
     parser.add_argument("--reload", metavar="CHECKPOINT", help="only evaluate this checkpoint, and print JSON")
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     skip, plain = train_two((folder / "skip-lstm", options), (folder / "plain-lstm", ["--gate=always", *options]))
     updates = skip["metrics"]["test"]["updates"]
     by_chance = ["--gate=random", f"--skip_probability={1 - updates / PIXELS:.4f}"]
-    stride = max(int(PIXELS / updates), 2)  # whole strides only; above 32 pixels none reads as many
+    stride = max(int(PIXELS / updates), 2)  # strides are whole numbers, so none reads between 32 and 64 pixels
     every = ["--gate=strided", f"--stride={stride}"]
     random, strided = train_two(
         (folder / "random-lstm", [*by_chance, *options]), (folder / "strided-lstm", [*every, *options])

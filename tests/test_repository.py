@@ -1,4 +1,4 @@
-"""The documents, the import and the packaging are what they say: the tree, the code blocks, the wheel, the pins."""
+"""Check the printed tree, the code blocks in documents, the import, the wheel, and the pinned versions."""
 
 import fnmatch
 import inspect
@@ -22,11 +22,11 @@ import hf_skiprnn
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Every file in these folders stands in the tree.
 OPEN_FOLDERS = ("hf_skiprnn", "scripts")
-NATIVE_SOURCES = (".cpp", ".h")  # a wheel holds the libraries built from them
+NATIVE_SOURCES = (".cpp", ".h")  # not in a wheel, which holds the libraries built from them
 
 
 def run_python(code: str, folder: Path, **environment: str) -> None:
-    """Run code on this checkout, in a new process in `folder`; fail with its output where it fails."""
+    """Run code in a new process in `folder`, with this checkout; if it fails, fail with its output."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=False,
@@ -41,7 +41,7 @@ def run_python(code: str, folder: Path, **environment: str) -> None:
 
 @pytest.fixture(scope="session")
 def tracked() -> list[PurePosixPath]:
-    """The tracked files that are on disk, relative to the root."""
+    """The tracked files that exist, relative to the root."""
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
     try:
         done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
@@ -59,7 +59,7 @@ def read_tree(text: str) -> dict[PurePosixPath, list[str]]:
     listed: dict[PurePosixPath, list[str]] = {}
     parents = [(-1, PurePosixPath())]  # (indentation, folder) from the root down to the folder that is being listed
     for line in block[1].splitlines():
-        if not line.strip() or line.strip().startswith("# "):  # a comment of its own
+        if not line.strip() or line.strip().startswith("# "):  # a line that is only a comment
             continue
         indent = len(line) - len(line.lstrip(" │├└─"))
         names = re.split(r"\s{2,}|\s#", line[indent:].rstrip())[0].split(", ")
@@ -79,7 +79,7 @@ def contents(folder: PurePosixPath, files: list[PurePosixPath]) -> set[str]:
 
 
 def disagreements(listed: dict[PurePosixPath, list[str]], files: list[PurePosixPath]) -> list[str]:
-    """List what a tree has wrong: a folder that lists anything must list everything; *.yaml stands for its files."""
+    """Return the errors of a tree. A folder that lists anything must list everything; *.yaml stands for its files."""
     found = []
     for folder, names in listed.items():
         on_disk = contents(folder, files)
@@ -110,7 +110,7 @@ def test_a_wrong_tree_is_noticed() -> None:
     assert disagreements(read_tree(text), [*files, new]) == ["missing in the tree: b/new.py"]
 
 
-# Refuses the network to the blocks. Their child processes do not inherit it; they are offline by the environment.
+# Blocks network access in this process. Child processes do not inherit it; environment variables keep them offline.
 OFFLINE = """\
 import sys
 
@@ -148,7 +148,7 @@ def test_the_readme_shows_code() -> None:
 
 @pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
 def test_code_in_the_documents_runs(document: Path, tmp_path: Path) -> None:
-    """Each block for itself, in an empty folder. One process runs all blocks of a document: an import takes seconds."""
+    """Each block runs in an empty folder. One process runs all blocks of a document, as an import takes seconds."""
     for line, code in python_blocks(document.read_text(encoding="utf-8")).items():
         block = tmp_path / f"{document.stem}-{line:04}.py"
         block.write_text("\n" * line + code, encoding="utf-8")  # an error names the line of the document
@@ -160,7 +160,7 @@ def test_network_is_refused_to_the_documents(tmp_path: Path) -> None:
         run_python(f"{OFFLINE}\nimport socket\nsocket.create_connection(('127.0.0.1', 9))", tmp_path)
 
 
-# Hides these packages as if they were not installed, and records which of them this package imports.
+# Hides these packages as if they were not installed, and records which of them hf_skiprnn tries to import.
 LIGHT = """\
 import builtins, importlib.machinery, sys
 

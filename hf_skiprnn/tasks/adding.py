@@ -1,9 +1,9 @@
 """Adding: the sum of the two marked values (Hochreiter and Schmidhuber 1997; Campos et al. 2018, Table 1).
 
 Source: random numbers from a seed, so no data set and no licence. A sequence has 50 steps. Each step holds a value from
-U(-0.5, 0.5) and a marker, which is 1 at one step of the first 10 % and at one step of the second half, else 0. After the
-last step the model predicts the sum of the two marked values. The task counts as solved if the mean squared error is at
-most a hundredth of the output's variance, which is 1/6.
+U(-0.5, 0.5) and a marker. The marker is 1 at one step of the first 10 % and at one step of the second half, else 0.
+After the last step the model predicts the sum of the two marked values. The task counts as solved if the mean squared
+error is at most a hundredth of the output's variance, which is 1/6.
 
 The loss is the mean squared error, as in the paper. The authors' code uses half of it, so there the same lambda has
 twice the weight.

@@ -80,7 +80,7 @@ class SpokenTask(Task):
 
     @cached_property
     def extractor(self) -> SkipRNNFeatureExtractor:
-        """The feature extractor that turns sounds into steps; it does not standardise, which needs all training steps."""
+        """The feature extractor from sounds to steps; it does not standardise, which needs all training steps."""
         channels = MEL_BANDS if self.features == "log_mel" else 1
         return SkipRNNFeatureExtractor(channels, SAMPLING_RATE, self.features)
 

@@ -1,6 +1,6 @@
 """UCF-101: which of 101 actions does a clip show? (Soomro et al. 2012; Campos et al. 2018, appendix, Table 6).
 
-Source: UCF CRCV, 13320 clips (no licence stated; from YouTube, for research). `dataset_name` is a folder in the original
+Source: UCF CRCV, 13320 clips (no licence stated; from YouTube, for research). `dataset_name` is a folder in its own
 layout: `UCF-101/<Class>/v_<Class>_g<group>_c<clip>.avi`, `ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt`.
 Listed clips without a file are left out, with a warning. The first 10 s are decoded at 25 frames per second. A step is
 the pooled output of an image model for a frame: 250 steps of 2048 numbers with microsoft/resnet-50. They are computed
