@@ -35,7 +35,7 @@ class Problem {
     call_.threads = threads;
     call_.every = between(random_, 1, 20);
     call_.rows = between(random_, 1, 12);
-    const i64 b = call_.batch, t = call_.steps, units = call_.units, gates = call_.cell == 0 ? 4 : 3;
+    const i64 b = call_.batch, t = call_.steps, units = call_.units, activations = call_.cell == 0 ? 4 : 3;
     if (rarely()) {
       auto* ids = make<std::int64_t>(b * t);
       for (i64 i = 0; i < b * t; ++i) ids[i] = between(random_, 0, 4);
@@ -45,7 +45,7 @@ class Problem {
     call_.mask = flags(b * t);
     call_.forced = flags(b * t);
     for (i64 l = 0; l < call_.layers; ++l) {
-      const i64 sizes[] = {gates * units * (l ? units : call_.inputs), gates * units * units, gates * units, units};
+      const i64 sizes[] = {activations * units * (l ? units : call_.inputs), activations * units * units, activations * units, units};
       for (int i = 0; i < 4; ++i) {
         const bool absent = (i == 2 && rarely()) || (i == 3 && (call_.cell != 2 || rarely()));
         // Small enough that gradients over many steps stay finite.
