@@ -1,6 +1,7 @@
 // The Skip RNN scan on a CPU, behind a C ABI. This file is compiled once for each instruction set, each time to a library of
 // its own. All but the exported functions has internal linkage: no library can call another one's code.
 #include <chrono>
+#include <cerrno>
 #include <csignal>
 
 #include "backward.h"
@@ -67,9 +68,11 @@ volatile std::int32_t interrupted = 0;
 struct sigaction before_watching;
 
 void on_interrupt(int signal, siginfo_t* info, void* context) {
+  const int error = errno;  // of the code that the signal interrupts
   interrupted = 1;
   if (before_watching.sa_flags & SA_SIGINFO) before_watching.sa_sigaction(signal, info, context);
   else before_watching.sa_handler(signal);
+  errno = error;
 }
 
 }  // namespace
