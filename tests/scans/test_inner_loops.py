@@ -70,7 +70,7 @@ def stack_stores(loop: list[str], machine: Machine) -> list[str]:
 @pytest.mark.parametrize("isa", LIBRARIES)
 def test_no_inner_loop_stores_to_the_stack(isa):
     machine, objdump = MACHINES.get(platform.machine()), shutil.which("objdump")
-    spec = find_spec(f"hf_skiprnn.kernels._cpu_{isa}")
+    spec = find_spec(f"hf_skiprnn.kernels.cpu._cpu_{isa}")
     if machine is None:
         pytest.skip(f"does not know the instructions of {platform.machine()}")
     if objdump is None:
