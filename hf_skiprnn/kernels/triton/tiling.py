@@ -92,11 +92,6 @@ def is_resident(units: int, gates: int, layers: int, dtype: torch.dtype) -> bool
     return layers == 1 and gates * padded_units(units) ** 2 * dtype.itemsize <= RESIDENT_BYTES
 
 
-def is_shared(units: int, gates: int, dtype: torch.dtype) -> bool:
-    """Whether several programs share a row block where there are multiprocessors to spare."""
-    return SHARES and not INTERPRETED and gates * units * units * dtype.itemsize > SHARED_BYTES
-
-
 def tiling(batch: int, units: int, gates: int, layers: int, dtype: torch.dtype, processors: int) -> Tiling:
     """The cut of a scan of B rows, H units and L layers of weights in `dtype`, on that many multiprocessors."""
     padded = padded_units(units)
@@ -108,7 +103,8 @@ def tiling(batch: int, units: int, gates: int, layers: int, dtype: torch.dtype, 
         return Tiling(True, rows, block_rows, padded, padded, 1)
     block_k = min(padded, 64 if dtype.itemsize == 2 else 32)
     blocks = triton.cdiv(batch, 16)
-    if not is_shared(units, gates, dtype) or blocks >= processors:
+    shares = SHARES and not INTERPRETED and gates * units * units * dtype.itemsize > SHARED_BYTES
+    if not shares or blocks >= processors:
         return Tiling(False, 16, 16, min(padded, 32), block_k, 1)
     split = min(processors // blocks, triton.cdiv(units, 16))
     block_units = min(64, max(16, triton.next_power_of_2(triton.cdiv(units, split))))
