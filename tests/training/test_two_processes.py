@@ -196,7 +196,7 @@ def test_two_processes_on_a_cpu_are_those_of_several_gpus():
 
 
 def test_deepspeed_understands_its_launcher(monkeypatch, tmp_path):
-    """A dry run: what accelerate makes of the file; where DeepSpeed is, what the Trainer fills in and its parser reads."""
+    """A dry run: what accelerate makes of the file; where DeepSpeed is installed, also what its parser reads."""
     environment = {}
 
     def note(arguments):
