@@ -24,12 +24,7 @@ SHARED_BYTES = 96 << 10
 SHARES = os.environ.get("HF_SKIPRNN_TRITON_SHARE", "1") != "0"
 INLINE_INPUTS = 16  # wider inputs are multiplied in one large product before the scan
 FUSED: dict[str, object] = {"enable_fp_fusion": True}  # multiply-adds round once; Triton's default is about to change
-LANGUAGE = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
+LANGUAGE = {getattr(torch, name): getattr(tl, name) for name in ("float16", "bfloat16", "float32", "float64")}
 # What is tried of every kernel; the first serves where nothing is.
 RESIDENT = [triton.Config({}, num_warps=warps, num_stages=1) for warps in (8, 16)]
 STREAMED = [triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (2, 3), (4, 2))]
