@@ -30,7 +30,7 @@ TRAIN, VALIDATION, TEST = range(3)
 class Splits(NamedTuple):
     """The rows of a task. `train` may be endless (an IterableDataset); the other two have a length."""
 
-    train: Dataset | IterableDataset | TorchDataset[Row]
+    train: Any  # Dataset, IterableDataset, or a map-style data set of PyTorch
     validation: Dataset
     test: Dataset
 
