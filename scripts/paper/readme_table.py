@@ -85,4 +85,3 @@ def over_seeds(group: Group | None) -> str:
     solved = f"{sum(map(bool, group.values('solved')))} of {len(group.runs)} solved" if "solved" in test else ""
     told = solved or f"{len(group.runs)} seeds: {spread(group.values('accuracy'))}"
     return f"{told}, {spread(group.values('updates'))} steps"
-
