@@ -27,6 +27,7 @@ PEERS = {  # name in the CSV files -> column
     "onnxruntime": "ONNX Runtime",
 }
 PEERS_RATE = "0.5"
+LOST = "commit lost"  # as the CSV files write it
 EVEN, UNEVEN = "constant", "lognormal"  # column `spread`: how the updates vary between the rows of a batch
 
 
@@ -77,17 +78,26 @@ def shape_of(row: Row) -> str:
     return f"{batch}{row['steps']} steps, {inputs}, {row['units']} units{layers}{whole}"
 
 
+def processor(device: str) -> str:
+    """Return the processor's name without the instruction set, which has a column of its own."""
+    return device.partition(" (")[0]
+
+
 def machine(row: Row) -> str:
     """Return device, instruction set and threads in words."""
     sets = f", instruction set {row['instruction_set']}" if row["instruction_set"] else ""
     threads = f", {row['threads']} thread{'s' * (row['threads'] != '1')}" if "threads" in row else ""
-    return f"{row['device']}{sets}{threads}"
+    return f"{processor(row['device'])}{sets}{threads}"
 
 
 def origin(rows: list[Row]) -> str:
-    """Return dates, versions and commits of rows, as one line below their table."""
-    parts = {"measured": "date", "PyTorch": "torch", "commit": "commit"}
-    return "; ".join(f"{name} {', '.join(sorted({row[key] for row in rows}))}" for name, key in parts.items()) + "."
+    """Return the dates, versions and commits of rows in words, as a line below their table."""
+    dates, versions, commits = ({row[name] for row in rows} for name in ("date", "torch", "commit"))
+    known = sorted(commits - {LOST})
+    lost = ["some that are lost"] if known and LOST in commits else ["lost"] if LOST in commits else []
+    told = {"Measured": dates, "PyTorch": versions}
+    parts = [f"{name} {', '.join(sorted(values))}" for name, values in told.items()]
+    return f"{'; '.join(parts)}; commits: {', '.join(known + lost)}."
 
 
 def readme_speed(cards: Path) -> str:
@@ -96,11 +106,16 @@ def readme_speed(cards: Path) -> str:
     if not rows:
         return "Not measured."
     lines = [
-        [f"Skip {cell.upper()} against {NATIVE[cell]}", mode, isa, *by_rate(found, faster)]
-        for (isa, cell, mode), found in grouped(rows, "instruction_set", "cell", "mode").items()
+        [
+            f"Skip {cell.upper()} against {NATIVE[cell]}",
+            mode,
+            f"{device.partition(' (')[0]}, {isa}",
+            *by_rate(found, faster),
+        ]
+        for (device, isa, cell, mode), found in grouped(rows, "device", "instruction_set", "cell", "mode").items()
     ]
-    head = ["times faster, at a share of steps read of", "mode", "instruction set", *SHARES]
-    return f"{table(head, lines)}\n\nOne core of an {rows[0]['device'].partition(' (')[0]}: {shape_of(rows[0])}."
+    head = ["times faster, at a share of steps read of", "mode", "one core of", *SHARES]
+    return f"{table(head, lines)}\n\nSize: {shape_of(rows[0])}. {origin(rows)}"
 
 
 def layer_tables(cards: Path) -> str:
