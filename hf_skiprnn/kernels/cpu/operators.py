@@ -18,6 +18,7 @@ from torch.utils._pytree import KeyPath, keystr, tree_map_with_path
 from transformers.utils import logging
 
 from hf_skiprnn.kernels.operands import (
+    ABSENT,
     PLAIN_TYPES,
     cotangents,
     no_second_derivative,
@@ -214,7 +215,7 @@ class Operands(NamedTuple):
         differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in floats)
         dtypes = {part.dtype for part in floats}
         dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
-        missing = inputs.new_empty(0, dtype=dtype)
+        missing = state.increment.new_empty(ABSENT, dtype=dtype)
         if dtypes == {dtype}:
             weights = [missing if part is None else part for part in flat]
             return cls(inputs, weights, [part for part in gate or () if part is not None], list(state), differentiable)
