@@ -1,4 +1,4 @@
-"""The native engine reads memory only where there is some: wrappers, freed storages, views, saved tensors that change."""
+"""The native engine reads memory only where there is some: wrappers, freed storages, views, changed saved tensors."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,7 +78,9 @@ def test_auto_computes_with_wrappers_in_torch_operators(name: str) -> None:
     assert engine.name == "cpu"
     for scan in (engine.scan, event_scan, dense_scan):
         assert_same_values(wrapped.run(scan), want, EXACT.values)
-    with pytest.raises(WrappedTensorError, match=rf"{name.split('.')[-1]}.* is a Scaled, which has none.*'events'"):
+    with pytest.raises(
+        WrappedTensorError, match=rf"{name.rsplit('.', maxsplit=1)[-1]}.* is a Scaled, which has none.*'events'"
+    ):
         wrapped.run(cpu_scan)
 
 
@@ -127,7 +129,10 @@ def test_a_storage_smaller_than_the_shape_is_refused(name: str, training: bool) 
         return shrunk
 
     for left in (0, 7):
-        with torch.set_grad_enabled(training), pytest.raises(ValueError, match=rf"needs \d+ bytes; its storage holds {left}"):
+        with (
+            torch.set_grad_enabled(training),
+            pytest.raises(ValueError, match=rf"needs \d+ bytes; its storage holds {left}"),
+        ):
             change(problem, name, free(left)).run(cpu_scan)
 
 
@@ -165,7 +170,7 @@ def test_views_with_a_negative_bit_are_resolved(name: str) -> None:
 @pytest.mark.parametrize("name", ["inputs", "weight_hh", "gate.weight"])
 def test_sparse_tensors_are_refused_by_name(name: str) -> None:
     problem = change(frozen(Case()), name, lambda t: t.to_sparse())
-    with pytest.raises(ValueError, match="must be a plain dense tensor; got Tensor of layout torch.sparse_coo"):
+    with pytest.raises(ValueError, match=r"must be a plain dense tensor; got Tensor of layout torch\.sparse_coo"):
         problem.run(cpu_scan)
 
 

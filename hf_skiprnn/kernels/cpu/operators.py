@@ -352,13 +352,14 @@ def scan_or_events(
     try:
         return cpu_scan(inputs, layers, gate, state, **options)
     except WrappedTensorError as error:
-        logger.warning_once("A scan runs in plain PyTorch ('events'), several times slower. %s", error)
         if gate is not None:
             gate = GateWeights(*gate)  # the code of a checkpoint of version 0.1.0 has no shift
         try:
-            return event_scan(inputs, layers, gate, state, **options)
+            output = event_scan(inputs, layers, gate, state, **options)
         except (RuntimeError, NotImplementedError) as cause:
             raise error from cause
+        logger.warning_once("A scan runs in plain PyTorch ('events'), several times slower. %s", error)
+        return output
 
 
 def scan_tokens_or_events(
