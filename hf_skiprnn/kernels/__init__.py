@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from hf_skiprnn.model.dense_scan_skip_rnn import DENSE, Engine, Scan
 from hf_skiprnn.model.event_scan_skip_rnn import EVENTS
+from hf_skiprnn.model.inputs_skip_rnn import can_read_values
 
 logger = logging.get_logger(__name__)
 
@@ -43,7 +44,7 @@ def choose_engine(backend: str, inputs: Tensor, num_weights: int) -> Engine:
     if _is_in_onnx_export():
         raise RuntimeError(NO_ONNX)
     device = inputs.device
-    if backend == "auto" and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if backend == "auto" and not can_read_values() and not torch.compiler.is_compiling():
         return DENSE
     if backend == "auto" and (device.type != "cpu" or _is_too_short(inputs, num_weights)):
         return EVENTS

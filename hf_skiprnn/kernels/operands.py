@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
@@ -44,7 +45,11 @@ def check_memory(name: str, tensor: Tensor) -> None:
     if not tensor.is_contiguous():
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    if (held := tensor.untyped_storage().nbytes()) < needed:
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except NotImplementedError as error:  # many tensors in one, from torch.autograd.grad(is_grads_batched=True)
+        raise ValueError(f"{name} is a batch of tensors of a vectorized derivative. {USE_DENSE}") from error
+    if held < needed:
         raise ValueError(
             f"{name} of shape {tuple(tensor.shape)} needs {needed} bytes; its storage holds {held}. "
             "Something has freed or shrunk the storage (FSDP frees weights outside their module's forward)."
@@ -52,11 +57,15 @@ def check_memory(name: str, tensor: Tensor) -> None:
 
 
 def refuse_transforms(backend: str) -> None:
-    """Raise RuntimeError under a transform of torch.func (vmap, grad, jvp, jacrev), which no engine can follow."""
+    """Raise RuntimeError under what an engine cannot follow: transforms of torch.func, forward-mode derivatives."""
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"The {backend!r} backend, as every other, has no forward-mode derivative (jvp, dual numbers). Use reverse "
+            "mode (torch.autograd, torch.func.grad, vjp, jacrev) on the 'dense' backend."
+        )
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"The {backend!r} backend does not run under torch.func transforms (vmap, grad, jvp, jacrev) or batched "
-            f"gradients. {USE_DENSE}"
+            f"The {backend!r} backend does not run under transforms of torch.func (vmap, grad, vjp). {USE_DENSE}"
         )
 
 
