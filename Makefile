@@ -37,7 +37,7 @@ faults: $(STAMP)  ## kill trainings at random moments and fill disks; what resum
 	$(RUN) tests/survival/table.py
 
 fuzz: $(STAMP)  ## run the tests of random configurations and damaged files, ten times as long
-	FUZZ_SCALE=10 FUZZ_TABLE=tests/survival/fuzz.csv $(RUN) -m pytest tests/scans/test_configurations.py tests/model/test_hostile_files.py $(ARGS)
+	FUZZ_SCALE=10 FUZZ_TABLE=tests/survival/fuzz.csv $(RUN) -m pytest tests/scans/test_configurations.py tests/model/test_hostile_files.py tests/triton/test_triton.py $(ARGS)
 	$(RUN) tests/survival/table.py
 
 soak: $(STAMP)  ## run the tests of long sequences, then 20 minutes of mixed requests

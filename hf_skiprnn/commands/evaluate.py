@@ -18,7 +18,8 @@ from transformers import (
 
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import operation_counts
-from hf_skiprnn.tasks import TASKS, Task
+from hf_skiprnn.tasks import TASKS, Splits, Task
+from hf_skiprnn.training.calibration import calibrate, set_update_rate
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 from .classes import match_task
@@ -75,6 +76,14 @@ def add_options(parser: ArgumentParser) -> None:
         help="several budgets from one checkpoint: metrics with each of these added to the gate's bias (0: as trained)",
     )
     parser.add_argument(
+        "--update_rates",
+        type=float,
+        nargs="+",
+        default=None,
+        help="the same at these shares of steps read; a checkpoint without calibration is calibrated on the task's "
+        "validation rows first",
+    )
+    parser.add_argument(
         "--pull",
         action="store_true",
         help="ucf101: classify the test clips from the files, decoding and encoding only frames that are read, and "
@@ -121,23 +130,32 @@ def updates_with_padding(
 
 
 def operating_points(
-    model: PreTrainedModel, task: Task, rows: Dataset, options: Namespace, folder: Path
+    model: PreTrainedModel, task: Task, splits: Splits, options: Namespace, folder: Path
 ) -> list[dict[str, float]]:
-    """Return the metrics at every gate shift, and draw them; the weights stay as they are."""
+    """Return the metrics at every gate shift and update rate, and draw them; the model stays as it was."""
     from hf_skiprnn.evaluation.figures import accuracy_against_updates
 
-    points, shifted = [], cast(Any, model)
-    for shift in sorted(options.gate_shifts):
+    points, shifted, rows = [], cast(Any, model), getattr(splits, options.split)
+    before = shifted.config.gate_shift
+    shifts = set(options.gate_shifts or ())
+    if options.update_rates and shifted.config.gate_calibration is None:
+        kept, size = list(splits.validation), options.batch_size
+        calibrate(shifted, [task.collate(kept[start : start + size]) for start in range(0, len(kept), size)])
+    for rate in options.update_rates or ():
+        set_update_rate(shifted, rate)
+        shifts.add(shifted.config.gate_shift)
+    for shift in sorted(shifts):
         shifted.set_gate_shift(shift)
         points.append({"gate_shift": shift} | evaluate(model, task, rows, options.batch_size, folder))
-    shifted.set_gate_shift(0.0)
+    shifted.set_gate_shift(before)
     metric = "accuracy" if "accuracy" in points[0] else "task_loss"
     if metric == "accuracy":
         curve = [(point["updates"], point[metric]) for point in points]
         figure = accuracy_against_updates({"one checkpoint, shifted gate": curve}, metric, "updates per row")
         figure.savefig(folder / f"operating-points-{options.split}.png")
     for point in points:
-        print(f"gate shift {point['gate_shift']:+g}: {metric} {point[metric]:.4g}, updates {point['updates']:.2f}")
+        read = f"updates {point['updates']:.2f} ({point['update_rate']:.1%})"
+        print(f"gate shift {point['gate_shift']:+.3g}: {metric} {point[metric]:.4g}, {read}")
     return points
 
 
@@ -193,7 +211,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if options.pull:
             return pull(model, task, folder)
         task.use_processor(options.checkpoint)
-        rows = getattr(task.load(seed=0), options.split)
+        splits = task.load(seed=0)
+        rows = getattr(splits, options.split)
         match_task(model, task, options.checkpoint)
     metrics = evaluate(model, task, rows, options.batch_size, folder)
     if options.count_padding:
@@ -206,8 +225,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "metrics": metrics,
         "multiply_accumulates": operation_counts(model.config, metrics),
     }
-    if options.gate_shifts:
-        result["operating_points"] = operating_points(model, task, rows, options, folder)
+    if options.gate_shifts or options.update_rates:
+        result["operating_points"] = operating_points(model, task, splits, options, folder)
     write_whole(folder / f"evaluation-{options.split}.json", json.dumps(result, indent=2) + "\n")
     print(report(result))
     if options.figure_rows:

@@ -134,6 +134,8 @@ def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
     left_out: set[str] = set()
     if given(options, "target_update_rate") or given(options, "steered_update_rate"):  # they find lambda
         left_out |= set(STEERED)
+    if given(options, "gate") or given(options, "budget_weight") or given(options, "budget_loss"):  # a rival, or lambda
+        left_out.add("target_update_rate")
     if given(options, "model_name_or_path"):  # the shape is the checkpoint's
         left_out |= set(SHAPE)
     return {name: value for name, value in recipe.items() if name not in left_out}

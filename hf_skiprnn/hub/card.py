@@ -25,6 +25,7 @@ from markupsafe import Markup
 from hf_skiprnn.evaluation.paper import PublishedRow, published_rows
 from hf_skiprnn.evaluation.snippets import HUB_TAGS, input_kind, snippet
 from hf_skiprnn.tasks import TASKS
+from hf_skiprnn.training.card import license_of
 
 from .private import public
 
@@ -53,7 +54,7 @@ def render_card(
     """
     folder = Path(folder)
     travels = any(folder.glob("*.py")) if code_travels is None else code_travels
-    license_id = license_id or license_in(folder / "README.md")
+    license_id = license_id or license_of(folder / "README.md")
     facts = card_facts(folder, location or folder.resolve().name, license_id, travels)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, finalize=as_text)
     template = environment.from_string(files("hf_skiprnn.hub").joinpath("model_card_template.md").read_text("utf-8"))
@@ -65,13 +66,6 @@ def write_card(folder: str | Path, location: str | None = None, license_id: str 
     path = Path(folder, "README.md")
     path.write_text(render_card(folder, location, license_id), encoding="utf-8")
     return path
-
-
-def license_in(card: Path) -> str | None:
-    """Return the licence in the metadata of a card; None where there is no card or no licence."""
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    found = re.match(r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", text, re.DOTALL | re.MULTILINE)
-    return found[1] if found else None
 
 
 def as_text(value: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .card_checks import card_problems
-from .private import LONGEST_KEY, keys_in
+from .private import LONGEST_KEY, keys_in, public
 
 MODEL_CODE = Path(__file__).parents[1] / "model"
 ALLOWED = re.compile(
@@ -231,7 +231,7 @@ def stage(
         ValueError: a file is a link that leaves the folder.
         KeyError: results.json lacks a fact that every card tells.
     """
-    from .card import RESULTS, public, render_card  # the tasks' pages need datasets, an extra
+    from .card import RESULTS, render_card  # the tasks' pages need datasets, an extra
 
     folder, into = Path(folder), Path(into)
     into.mkdir(parents=True)

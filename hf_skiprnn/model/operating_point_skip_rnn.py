@@ -89,7 +89,8 @@ def shift_of_rate(calibration: Sequence[Sequence[float]] | None, rate: Tensor) -
     low, high = float(shares[0]), float(shares[-1])
     if not torch.compiler.is_compiling() and bool(((rate < low) | (rate > high)).any()):
         raise ValueError(
-            f"update_rate must lie in what was measured, {low:.3f} to {high:.3f}; got {rate.tolist()}. Calibrate over "
+            f"update_rate must lie in what was measured, {low:.3f} to {high:.3f}; got {float(rate.min()):.3f} to "
+            f"{float(rate.max()):.3f}. Calibrate over "
             "a wider range of shifts for more."
         )
     if len(shares) == 1:

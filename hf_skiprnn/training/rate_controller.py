@@ -21,7 +21,7 @@ NOISE = 1.0  # each row's gate is shifted by U(-1, 1): about a share between a t
 SMALL = 0.1  # factor of W_p at the start: the gate begins as a stride and learns where to depart from it
 PROPORTIONAL = 1.0  # of lambda to the error, in units of the first task loss
 SLOWEST, FASTEST, COURSE = 0.03, 0.3, 24.0  # lambda's change a step for an error of 1: COURSE / steps, within these
-LIMIT = 20.0  # of lambda, in units of the first task loss
+LIMIT = 5.0  # of the integral, so that it does not wind up while the gate is slow; in trials it stayed below 3
 TOLERANCE = 0.1  # of the target: the share that is read at the end may differ by so much
 CLOSED, OPEN = 0.25, 0.95  # shares: below CLOSED times the target, and above OPEN, something is wrong
 PATIENCE = 100  # optimizer steps with such a share, then a warning
@@ -59,13 +59,14 @@ class RateController(TrainerCallback, ExportableState):
         self.target = target
         self.level = 0.0  # lambda's integral, in units of `scale`
         self.scale: float | None = None  # the first task loss
+        self.weight = 0.0  # lambda
         self.astray = 0  # steps in a row with a share far off
         self.share: float | None = None
         self.outcome: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        attributes = {"level": self.level, "scale": self.scale, "astray": self.astray}
+        attributes = {"level": self.level, "scale": self.scale, "astray": self.astray, "weight": self.weight}
         return {"args": {"target": self.target}, "attributes": attributes}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
@@ -78,9 +79,9 @@ class RateController(TrainerCallback, ExportableState):
         self.rate = min(max(COURSE / max(state.max_steps, 1), SLOWEST), FASTEST)
         kept = saved_attributes(state, self)
         self.level, self.scale = kept.get("level", self.level), kept.get("scale", self.scale)
-        self.astray = kept.get("astray", 0)
+        self.astray, self.weight = kept.get("astray", 0), kept.get("weight", 0.0)
+        config.budget_weight = self.weight
         if not kept:
-            config.budget_weight = 0.0
             start_as_stride(base.update_gate, self.target, config.update_bias)
 
     def observe(self, config: Any, share: float, task_loss: float, step: int) -> None:
@@ -98,7 +99,8 @@ class RateController(TrainerCallback, ExportableState):
         spread = self.target * (1 - self.target)
         error = min(max((share - self.target) / (2 * spread), -1.0), 1.0)
         self.level = min(max(self.level + self.rate * error, -LIMIT), LIMIT)
-        config.budget_weight = self.scale * (self.level + PROPORTIONAL * error) / (4 * spread)
+        self.weight = self.scale * (self.level + PROPORTIONAL * error) / (4 * spread)
+        config.budget_weight = self.weight
         is_astray = share < CLOSED * self.target or (share > OPEN and self.target < 0.8)
         self.astray = self.astray + 1 if is_astray else 0
         if self.astray == PATIENCE:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
-from huggingface_hub import ModelCardData
 from torch import Tensor, nn
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -23,6 +22,7 @@ from transformers.utils import logging
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import multiply_accumulates
 
+from .card import license_of, may_write, training_card
 from .checkpoints import (
     delete_older,
     disk_errors_explained,
@@ -305,6 +305,8 @@ class SkipRNNTrainer(Trainer):
         return outcome
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.create_model_card()
         if self.args.hub_always_push:
             self._finish_current_push()  # it still reads the files that this push writes anew
         super()._push_from_checkpoint(checkpoint_folder)
@@ -358,32 +360,29 @@ class SkipRNNTrainer(Trainer):
         with disk_errors_explained(Path(output_dir or str(self.args.output_dir)), delete=False):
             return super().save_model(output_dir, _internal_call)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write README.md with what is known here, unless there is one. Trainer's would name a base model."""
-        path = Path(str(self.args.output_dir), "README.md")
-        if self._config is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero() and not path.exists():
-            write_whole(path, draft_card(path.parent.resolve().name, self._config, self.state, self.args.seed))
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002 - Trainer's name for it
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Write README.md: what the model is, how to use it, and the last evaluation; anew at every push.
+
+        A README.md of the user's own stays. license: as the Hub names it; without it that of the last card, if any.
+        """
+        path, config = Path(str(self.args.output_dir), "README.md"), self._config
+        if config is None:
+            super().create_model_card(language, license, *args, **kwargs)
+        elif self.is_world_process_zero() and may_write(path):
+            fields = config.to_dict() | {"architectures": [type(self.accelerator.unwrap_model(self.model)).__name__]}
+            own: dict[str, Any] = getattr(self.processing_class, "to_dict", dict)()
+            location = self.hub_model_id or path.parent.resolve().name
+            text = training_card(location, fields, own, self.state, license or license_of(path), language)
+            write_whole(path, text)
 
 
 def default_objective(metrics: dict[str, float]) -> float:
     """Return transformers' default objective of the metrics that the user's `compute_metrics` gave."""
     ours = ("eval_task_loss", "eval_budget_loss", "eval_update", "eval_model_preparation_time")
     return default_compute_objective({k: value for k, value in metrics.items() if not k.startswith(ours)})
-
-
-def draft_card(name: str, config: Any, state: TrainerState, seed: int) -> str:
-    """Return the text of a run's README.md: what was trained, and the metrics of its last evaluation."""
-    metadata = ModelCardData(library_name="transformers", tags=["skip-rnn", config.cell_type]).to_yaml()
-    text = (
-        f"---\n{metadata}\n---\n\n# {name}\n\n"
-        f"A Skip RNN, trained from scratch for {state.global_step} steps with seed {seed}: {config.cell_type.upper()}, "
-        f"{config.num_hidden_layers} x {config.hidden_size} units, {config.gate} gate, "
-        f"budget weight {config.budget_weight}.\n"
-    )
-    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
-    if not evaluations:
-        return text
-    rows = [f"| {name} | {value:.6g} |\n" for name, value in evaluations[-1].items() if name.startswith("eval_")]
-    return text + "\nLast evaluation:\n\n| metric | value |\n|---|---|\n" + "".join(rows)

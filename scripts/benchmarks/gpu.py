@@ -6,14 +6,13 @@
     python scripts/benchmark.py gpu --report         # pass or MISS, from the CSV, without measuring
 
 Times are between device events; one CSV row a measurement under model_cards/speed/, written at once, with the peak of
-allocated memory. A run renews the rows that it measures and leaves the others. Peers: benchmark_gpu_peers.py. What
+allocated memory. A run renews the rows that it measures and leaves the others. Peers: gpu_peers.py. What
 fails is a row with its error; after an error that leaves the device unusable, or a measurement that does not end, the
 exit status is 3, and the same command with --resume goes on behind it. A time says nothing of a wrong result: with
---equality FILE (written by tests/triton_suite.py, as `make gpu` does) every row tells whether its checks held.
+--equality FILE (written by tests/triton/triton_suite.py, as `make gpu` does) every row tells whether its checks held.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -21,17 +20,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import NamedTuple
 
 import torch
 
 from hf_skiprnn.kernels.triton.operators import unavailable_reason
-from scripts.benchmarks import gpu_targets as benchmark_gpu_targets
+from scripts.benchmarks import gpu_targets
 from scripts.benchmarks.gpu_peers import PEERS
-from scripts.benchmarks.rows import ROOT, Rows, provenance, read
+from scripts.benchmarks.rows import ROOT, percentiles, provenance, read, write
 from scripts.benchmarks.workload import Run, Shape, Workload
 
 MAIN = Shape(256, 784, 1, 110)
@@ -84,7 +83,7 @@ PARTS = {
         (0.5, 0.25, 0.1),
         ("lstm",),
         ("bfloat16",),
-        ("native", "ours", "ours_ungrouped", "native_packed"),
+        ("native", "ours", "native_packed"),
         "lognormal",
     ),
     "all": Part(SHAPES),
@@ -137,22 +136,15 @@ class Row:
     error: str = ""
 
 
+KEY = (
+    *("device", "cell", "mode", "batch", "steps", "inputs", "units", "layers", "sequence", "precision"),
+    *("rate", "spread", "name"),
+)
+
+
 def key(row: dict[str, str]) -> tuple[str, ...]:
-    """What a row measures, where."""
-    names = ("device", "cell", "mode", "batch", "steps", "inputs", "units", "layers", "sequence", "precision")
-    return tuple(row[name] for name in (*names, "rate", "spread", "name"))
-
-
-def store(path: Path, known: Rows, row: Row) -> None:
-    """Renew this row among the known ones, and their file as a whole."""
-    new = {name: str(value) for name, value in asdict(row).items()}
-    known[:] = [*(old for old in known if key(old) != key(new)), new]
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(known)
-    part.replace(path)
+    """Return what a row measures, where."""
+    return tuple(row[name] for name in KEY)
 
 
 def use_precision(name: str) -> None:
@@ -163,8 +155,6 @@ def use_precision(name: str) -> None:
 
 def timed(run: Run, seconds: float) -> tuple[list[float], float]:
     """Milliseconds of each call, at least 5, and the peak of memory in MiB above what stood before."""
-    from hf_skiprnn.kernels.triton.tuning import between_events  # needs Triton
-
     for _ in range(3):
         run()
     torch.cuda.synchronize()
@@ -178,6 +168,16 @@ def timed(run: Run, seconds: float) -> tuple[list[float], float]:
     while len(times) < 5 or (time.perf_counter() - start < seconds and len(times) < 200):
         times.append(between_events(run))
     return times, peak
+
+
+def between_events(run: Run) -> float:
+    """Return the milliseconds of a run on the device; waits for it."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    run()
+    last.record()
+    torch.cuda.synchronize()
+    return float(first.elapsed_time(last))
 
 
 def gpu_provenance() -> dict[str, str]:
@@ -219,7 +219,7 @@ def measure(
         if name in LOOPS and workload.shape.steps > LONGEST_LOOP:
             continue
         try:
-            with deadline(name, limit):
+            with Deadline(name, limit):
                 run = PEERS[name](workload)
                 if run is None:
                     continue
@@ -234,9 +234,7 @@ def measure(
             native_ms = p50
         yield {
             "name": name,
-            "p20_ms": round(quantiles(times, n=5)[0], 4),
-            "p50_ms": round(p50, 4),
-            "p80_ms": round(quantiles(times, n=5)[3], 4),
+            **percentiles(times, "_ms"),
             "native_over_this": round(native_ms / p50, 3) if native_ms else "",
             "peak_mib": round(peak, 1),
             "slowest_row_updates": slowest,
@@ -245,7 +243,7 @@ def measure(
         torch.cuda.empty_cache()
 
 
-class deadline:  # noqa: N801 - used as `with deadline(...)`
+class Deadline:
     """Leaves the process with status 3 where its block does not end: a kernel that hangs cannot be interrupted."""
 
     on_end: Callable[[str, str], None] = staticmethod(lambda name, error: None)
@@ -277,7 +275,6 @@ def show(row: Row) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda"], default="cuda")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="of the whole")
     parser.add_argument("--shapes", nargs="+", help="B,T,I,H[,layers] instead of the parts")
     parser.add_argument("--cells", nargs="+", choices=["lstm", "gru"], help="default: the part's")
@@ -288,7 +285,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.2, help="time for each line of the table")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds after which nothing new is begun")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds that one measurement may take at most")
-    parser.add_argument("--equality", type=Path, help="outcomes of tests/triton_suite.py")
+    parser.add_argument("--equality", type=Path, help="outcomes of tests/triton/triton_suite.py")
     parser.add_argument("--resume", action="store_true", help="leave out what this commit has rows of, errors too")
     parser.add_argument("--report", action="store_true", help="the table of what is asked for alone")
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards" / "speed" / "gpu.csv")
@@ -331,7 +328,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     known = read(options.output)
     if options.report:
-        benchmark_gpu_targets.report(known)
+        gpu_targets.report(known)
         return
     reason = unavailable_reason()
     if reason is not None:
@@ -350,7 +347,7 @@ def main(arguments: Sequence[str]) -> None:
         def keep(values: dict[str, object], what: dict[str, object] = what, wanted: Wanted = wanted) -> None:
             row = Row(**facts, **what, **values, equality=equality(results, wanted))  # type: ignore[arg-type]
             show(row)
-            store(options.output, known, row)
+            known[:] = write(options.output, [asdict(row)], KEY)
 
         as_text = {name: str(value) for name, value in (what | {"device": facts["device"]}).items()}
         peers = [name for name in wanted.peers if key(as_text | {"name": name}) not in done]
@@ -359,7 +356,7 @@ def main(arguments: Sequence[str]) -> None:
         if time.perf_counter() - start > options.budget:
             left_out += 1
             continue
-        deadline.on_end = staticmethod(lambda name, error, keep=keep: keep({"name": name, "error": error}))
+        Deadline.on_end = staticmethod(lambda name, error, keep=keep: keep({"name": name, "error": error}))
         use_precision(wanted.precision)
         dtype = PRECISIONS[wanted.precision]
         try:
@@ -375,7 +372,7 @@ def main(arguments: Sequence[str]) -> None:
             print(f"The device is lost: {str(error).splitlines()[0]}", flush=True)
             sys.exit(BROKEN)
     print(f"{len(known)} rows in {options.output}; {left_out} workloads left out after {options.budget:.0f} s.")
-    benchmark_gpu_targets.report(known)
+    gpu_targets.report(known)
 
 
 if __name__ == "__main__":

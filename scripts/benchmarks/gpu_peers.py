@@ -1,4 +1,4 @@
-"""What benchmark_gpu.py times: ours, cuDNN, and Skip RNNs in plain PyTorch, in CUDA graphs or not."""
+"""What gpu.py times: ours, cuDNN, and Skip RNNs in plain PyTorch, in CUDA graphs or not."""
 
 from __future__ import annotations
 
@@ -30,22 +30,9 @@ def graphed(run: Run | None) -> Run | None:
     return replay
 
 
-def ours_ungrouped(workload: Workload) -> Run | None:
-    """Ours, rows side by side as they came, not by their numbers of updates; None where all have the same number."""
-    if workload.gates is None:
-        return None
-    from hf_skiprnn.kernels.triton import forward_pass as triton_engine
-
-    run = ours(workload)
-
-    def ungrouped() -> None:
-        triton_engine.GROUPS_ROWS = False
-        try:
-            run()
-        finally:
-            triton_engine.GROUPS_ROWS = True
-
-    return ungrouped
+def ours_on_gpu(workload: Workload) -> Run:
+    """Return a run of our layer in the Triton engine."""
+    return ours(workload, backend="triton")
 
 
 def events(workload: Workload) -> Run:
@@ -84,11 +71,10 @@ def event_rounds(workload: Workload) -> Run | None:
 
 PEERS: dict[str, Callable[[Workload], Run | None]] = {
     "native": native,
-    "ours": ours,
+    "ours": ours_on_gpu,
     "native_graphed": lambda workload: graphed(native(workload)),
-    "ours_graphed": lambda workload: graphed(ours(workload)),
+    "ours_graphed": lambda workload: graphed(ours_on_gpu(workload)),
     "native_packed": native_packed,
-    "ours_ungrouped": ours_ungrouped,
     "events": events,
     "events_graphed": lambda workload: graphed(event_rounds(workload)),
     "masked_loop": masked_loop,

@@ -1,4 +1,4 @@
-"""What benchmark_gpu.py's numbers are asked to be, and the table that says pass or MISS."""
+"""What the numbers of gpu.py are asked to be, and the table that says pass or MISS."""
 
 from __future__ import annotations
 
@@ -75,22 +75,6 @@ def lines(rows: Rows) -> Iterator[str]:
                     yield where + f"{share:5.2f} of the memory ({MEMORY:.2f}) {verdict(share <= MEMORY, ours)}"
 
 
-def grouping(rows: Rows) -> Iterator[str]:
-    """What rows of like length side by side bring, rates spread log-normally."""
-    names = ("device", "mode", "batch", "steps", "inputs", "units", "precision", "rate", "spread")
-    measured = [row for row in rows if not row["error"]]
-    grouped = {tuple(row[name] for name in names): row for row in measured if row["name"] == "ours"}
-    for row in measured:
-        ours = grouped.get(tuple(row[name] for name in names))
-        if row["name"] == "ours_ungrouped" and ours is not None:
-            gain = float(row["p50_ms"]) / float(ours["p50_ms"])
-            shape = f"({row['batch']}, {row['steps']}, {row['inputs']}, {row['units']})"
-            yield f"  {row['mode']:10}{shape:22}{row['precision']:9}{float(row['rate']):5.0%}: {gain:5.2f}"
-
-
 def report(rows: Rows) -> None:
     """Print what was asked for beside what was measured."""
     print("\n" + "\n".join(("cuDNN's LSTM over ours, same precision (target)", *lines(rows))))
-    found = list(grouping(rows))
-    if found:
-        print("\n" + "\n".join(("rows as they came over rows by their number of updates, log-normal rates", *found)))

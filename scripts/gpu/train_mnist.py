@@ -1,16 +1,18 @@
 """Train a Skip LSTM on sequential MNIST on a GPU, from one file, with torch and transformers alone.
 
-    python scripts/gpu_training.py mnist.npz --seconds 120
+    python -m scripts.gpu.train_mnist mnist.npz --seconds 120
 
-The file is made by scripts/mnist_npz.py. The settings are those of the recipe mnist-skip-lstm but for the schedule: the
-learning rate falls along a cosine over the given seconds. 5000 training images are held out. Products are in TF32.
-Prints one line an epoch; writes accuracy, updates and speed to model_cards/speed/gpu-mnist.json.
+The file is made by scripts/gpu/mnist_npz.py. The settings are those of the recipe mnist-skip-lstm but for the
+schedule: the learning rate falls along a cosine over the given seconds. 5000 training images are held out.
+Products are in TF32.
+Prints one line an epoch; writes accuracy, updates and speed to model_cards/speed/gpu-mnist.json, renewed every epoch.
 """
 
 import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,12 @@ def evaluate(model: SkipRNNForSequenceClassification, data: tuple[Tensor, Tensor
 
 
 def train(
-    model: SkipRNNForSequenceClassification, data: dict[str, tuple[Tensor, Tensor]], seconds: float
-) -> tuple[list[dict[str, float]], float]:
-    """Epochs until the time is over: one line of numbers each; and milliseconds a training step."""
+    model: SkipRNNForSequenceClassification,
+    data: dict[str, tuple[Tensor, Tensor]],
+    seconds: float,
+    keep: Callable[[list[dict[str, float]]], None],
+) -> None:
+    """Train until the time is over. `keep` gets the epochs so far, a line of numbers each, after every epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     images, labels = data["train"]
     history: list[dict[str, float]] = []
@@ -89,16 +94,18 @@ def train(
                 if time.perf_counter() - start > seconds:
                     break
         training += time.perf_counter() - begun
-        line = {"epoch": len(history) + 1, "step": step, "loss": float(torch.stack(losses).mean())}
+        step_ms = round(1e3 * training / step, 3)
+        loss = float(torch.stack(losses).mean())
+        line = {"epoch": len(history) + 1, "step": step, "loss": loss, "training_step_ms": step_ms}
         history.append(line | evaluate(model, data["validation"]))
         print("  ".join(f"{name} {value:.4g}" for name, value in history[-1].items()), flush=True)
-    return history, 1e3 * training / step
+        keep(history)
 
 
 def main() -> None:
     """Train, test, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="made by scripts/mnist_npz.py")
+    parser.add_argument("data", type=Path, help="made by scripts/gpu/mnist_npz.py")
     parser.add_argument("--seconds", type=float, default=120.0, help="of training")
     parser.add_argument("--backend", default="triton", help="of the scan")
     parser.add_argument("--device", default="cuda")
@@ -110,25 +117,24 @@ def main() -> None:
     data = load(options.data, options.device)
     model = SkipRNNForSequenceClassification(SkipRNNConfig(**CONFIG)).to(options.device)
     model.set_scan_backend(options.backend)
-    history, step_ms = train(model, data, options.seconds)
-    facts = provenance()
+    facts: dict[str, Any] = provenance() | {"backend": options.backend, "equality": options.equality}
     if options.device == "cuda":
         facts["device"] = torch.cuda.get_device_name()
-    results = {
-        **facts,
-        "backend": options.backend,
-        "equality": options.equality,
-        "precision": "tf32" if options.device == "cuda" else "float32",
-        "config": CONFIG,
-        "batch_size": BATCH,
-        "seconds": options.seconds,
-        "training_step_ms": round(step_ms, 3),
-        "test": evaluate(model, data["test"]),
-        "epochs": history,
-    }
-    print(f"test: {results['test']}, {step_ms:.2f} ms a training step")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    facts |= {"precision": "tf32" if options.device == "cuda" else "float32", "config": CONFIG, "batch_size": BATCH}
+
+    def keep(history: list[dict[str, float]], **more: object) -> None:
+        results = facts | {"seconds": options.seconds, "epochs": history} | more
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        part = options.output.with_suffix(".part")
+        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        part.replace(options.output)
+        kept[:] = history
+
+    kept: list[dict[str, float]] = []
+    train(model, data, options.seconds, keep)
+    test = evaluate(model, data["test"])
+    keep(list(kept), test=test)
+    print(f"test: {test}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_skiprnn.evaluation.figures import accuracy_against_updates, pareto_front
-from hf_skiprnn.hub.card import public
+from hf_skiprnn.hub.private import public
 
 GATES = {"learned": "Skip {}", "always": "{}", "random": "{}, random skips", "strided": "{}, strided"}
 # Fields of a run's results.json that are stored.

@@ -22,7 +22,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from hf_skiprnn.evaluation.paper import ROWS, PublishedRow
-from hf_skiprnn.hub.card import RESULTS, number, percent, public, published_value
+from hf_skiprnn.hub.card import RESULTS, number, percent, published_value
+from hf_skiprnn.hub.private import public
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # an extra: only pictures need matplotlib

@@ -16,7 +16,6 @@ import torch
 from hub_server.process import ALICE, ALICE_READS, BOB, HubClient
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from paths import SCRIPTS
 from small_checkpoints import small_checkpoint, small_model
 from transformers import (
     AutoConfig,
@@ -34,8 +33,6 @@ from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 # The client's upload of a large file passes it to httpx2 by a name that httpx2 gives up.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-SCRIPT = SCRIPTS / "publish.py"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +197,8 @@ def test_a_hub_that_stays_broken_and_then_again(hub: HubClient, checkpoint: Path
 
 
 def test_killed_while_uploading_then_again(hub: HubClient, checkpoint: Path, repo_id: str) -> None:
-    command = [sys.executable, str(SCRIPT), str(checkpoint), repo_id]
+    code = f"from hf_skiprnn.hub.upload import publish; publish({str(checkpoint)!r}, {repo_id!r})"
+    command = [sys.executable, "-c", code]
     with hub.fault("POST", "/commit/", "hang"):
         process = subprocess.Popen(
             command, env=hub.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -23,8 +23,9 @@ from small_checkpoints import KINDS, small_checkpoint
 
 from hf_skiprnn.evaluation.paper import ROWS, published_rows
 from hf_skiprnn.evaluation.snippets import EXAMPLES
-from hf_skiprnn.hub.card import data_fingerprint, number, percent, public, render_card, task_page, write_card
+from hf_skiprnn.hub.card import data_fingerprint, number, percent, render_card, task_page, write_card
 from hf_skiprnn.hub.card_checks import card_problems
+from hf_skiprnn.hub.private import public
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w])")
 SPEED_COLUMNS = "date,device,torch,python,hf_skiprnn,commit,level,cell,mode,batch,steps,inputs,units,layers,sequence"

@@ -1,13 +1,13 @@
-"""Trainings killed with SIGKILL at random moments and started again by the same command, against ones left alone.
+"""Kill trainings with SIGKILL at random moments, start them again by the same command, compare with undisturbed ones.
 
     python tests/survival/kills.py                       # 20 kills in each of CASES; writes kills.csv
     python tests/survival/kills.py --cases map --kills 4 --seed 7 --fresh
 
 A moment is drawn as a phase (a training step, a checkpoint being written, an evaluation, the end, or anything from the
-start on), which of them, and how far into it; the table says in the midst of what the process was when it died. What
-must be equal, bit for bit: the final weights, the last checkpoint's optimizer, and what it says of the best model; and
-every metric. Processes are forked from one that has imported the libraries and done nothing else, so that a start
-takes a tenth of the time; with --fresh, the interpreter and torchrun start anew as well.
+start on), its number, and the time since the phase began. The table says in which phase the process was when it died.
+Equal bit for bit must be: the final weights, the last checkpoint's optimizer and its note of the best model, and every
+metric. Processes are forked from one that has only imported the libraries, so that a start takes a tenth of the time;
+with --fresh the interpreter and torchrun are started each time.
 """
 
 import argparse
@@ -68,7 +68,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLI
 
 
 class Moment(NamedTuple):
-    """When to kill: seconds of processor time into the `index`-th (from the start of the run) occurrence of a phase."""
+    """When to kill: seconds of processor time after a phase began for the `index`-th time in the run."""
 
     phase: str
     index: int
@@ -76,7 +76,7 @@ class Moment(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One life of a training: what the first process said."""
+    """What the first process of a training printed, from a start to its end or kill."""
 
     events: list[tuple[str, str, float]]  # ("begin", "save", its processor time)
 
@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
     @property
     def place(self) -> str:
-        """What the first process was in the midst of at its end: the innermost phase."""
+        """Return the innermost phase that the first process was in when it ended."""
         within: list[str] = []
         for word, phase, _ in self.events:
             if word == "begin" and phase != "start":
@@ -115,7 +115,7 @@ class Fresh:
         self.output: TextIO = self.process.stdout
 
     def kill(self) -> None:
-        """SIGKILL to what is left, the launcher first, so that it cannot tidy up."""
+        """Send SIGKILL to the processes that are left, to the launcher first, so that it cannot clean up."""
         try:
             family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What the fuzz tests tried, and what came of it: counted while they run, written by `make fuzz`.
+"""Count the cases that the fuzz tests try, by their outcome; `make fuzz` writes the counts.
 
 FUZZ_SCALE (default 1, the short form in `make test`) multiplies the number of random cases; FUZZ_TABLE names the CSV
 file that the counts go to.
@@ -15,12 +15,12 @@ _counts: Counter[tuple[str, str]] = Counter()
 
 
 def note(subject: str, outcome: str) -> None:
-    """One more case of `subject` ended so."""
+    """Count one more case of `subject` with this outcome."""
     _counts[subject, outcome] += 1
 
 
 def write() -> None:
-    """The counts of this process, by subject and outcome; nothing without FUZZ_TABLE."""
+    """Write the counts of this process, by subject and outcome, if FUZZ_TABLE is set."""
     if not (path := os.environ.get("FUZZ_TABLE")) or not _counts:
         return
     with Path(path).open("w", newline="") as file:

@@ -1,12 +1,12 @@
-"""Training, inference and streams for a long while: does throughput decay, does memory grow?
+"""Train, classify and stream for a long time: does the throughput fall, does the memory grow?
 
     python tests/survival/soak.py --minutes 20      # writes soak.csv, a row a minute
 
-Rows are of random lengths (2 to 400 steps) and batch sizes (1 to 64), as of a day's traffic. Throughput is steps per
-second of processor time. Others on the machine, who share its caches and cores, change that too, so after every minute
-a process that has done nothing yet serves the same kind of traffic for a quarter of that time, and what counts is the
-old process's throughput against the new one's. It fails where the median of the last quarter's minutes is more than
-10 % below the second quarter's, or the old process's memory more than 2 % and 4 MiB above.
+Lengths (2 to 400 steps) and batch sizes (1 to 64) are random. Throughput is steps per second of processor time. Other
+programs, which share the machine's caches and cores, change it too. So after every minute a new process serves the same
+kind of traffic for a quarter of the time, and the old process's throughput is divided by its own. The script fails if
+the median of this quotient in the last quarter of the minutes is more than 10 % below that of the second quarter, or
+if the old process's memory is more than 2 % and 4 MiB above.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DECAY, GROWTH, NOISE = 0.10, 0.02, 4.0  # shares, and MiB
 
 
 class Traffic:
-    """Three users of one model."""
+    """Three uses of one model."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -91,7 +91,7 @@ def minute(traffic: Traffic, seconds: float) -> dict[str, Any]:
 
 
 def old_process(pipe: Any, seconds: float) -> None:
-    """A row of the table whenever it is asked."""
+    """Send a row of the table whenever it is asked for one."""
     torch.set_num_threads(1)
     traffic = Traffic(0)
     while pipe.recv():
@@ -99,7 +99,7 @@ def old_process(pipe: Any, seconds: float) -> None:
 
 
 def new_process(pipe: Any, seconds: float, seed: int) -> None:
-    """One row, of a process that has only warmed up."""
+    """Send one row, of a process that has only warmed up."""
     torch.set_num_threads(1)
     traffic = Traffic(seed)
     minute(traffic, 0.0)
@@ -107,7 +107,7 @@ def new_process(pipe: Any, seconds: float, seed: int) -> None:
 
 
 def fork(target: Callable[..., None], *args: object) -> Any:
-    """The pipe to a process that has imported what we have."""
+    """Return the pipe to a process that is forked from this one, with all imports done."""
     ours, theirs = multiprocessing.get_context("fork").Pipe()
     multiprocessing.get_context("fork").Process(target=target, args=(theirs, *args), daemon=True).start()
     theirs.close()  # so that a process that dies is noticed
@@ -115,7 +115,7 @@ def fork(target: Callable[..., None], *args: object) -> Any:
 
 
 def losses(rows: list[dict[str, Any]]) -> list[str]:
-    """What got worse from the second quarter to the last."""
+    """Return what got worse from the second quarter of the minutes to the last."""
     quarter = max(len(rows) // 4, 1)
     early, late = rows[quarter : 2 * quarter] or rows[:1], rows[-quarter:]
     before, after = (median(row["memory_mib"] for row in part) for part in (early, late))

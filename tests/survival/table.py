@@ -1,4 +1,4 @@
-"""tests/survival/table.md from the tables that the targets wrote: cases tried, faults injected, and what was lost.
+"""Write tests/survival/table.md from the CSV files of make's targets: cases tried, faults injected, what was lost.
 
 python tests/survival/table.py
 """

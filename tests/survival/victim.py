@@ -1,11 +1,11 @@
-"""scripts/train.py, which says on stdout what it is in the middle of, and kills itself at a moment that MOMENT names.
+"""Run scripts/train.py, print the phases it goes through, and kill it at the moment that MOMENT names.
 
     MOMENT="save 2 0.01" python tests/survival/victim.py --task digits ...        # options of scripts/train.py
 
 Lines of the first process: "@begin step 1.25", "@end step 1.26" (seconds of its processor time), and likewise save,
 evaluate and finish (what comes after the last step); "@kill all 1.27" at the end. The moment is the number-th (from 0)
-begin of a phase ("start": of the run), and seconds of processor time after it, which no other process on the machine
-stretches. SIGKILL goes to the whole process group, from a thread of its own, wherever the others are.
+begin of a phase ("start": of the run), and seconds of processor time after it, which do not depend on the load of the
+machine. SIGKILL goes to the whole process group, from a thread of its own, wherever the others are.
 """
 
 import functools

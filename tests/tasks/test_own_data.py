@@ -484,7 +484,7 @@ def test_streams_of_every_kind_train(monkeypatch, tmp_path, column, cell, auto):
 
 
 def test_very_long_sequences_train(tmp_path):
-    rows = [{"x": RNG.normal(size=20_000).round(2).tolist(), "label": i % 2} for i in range(8)]
+    rows = [{"x": RNG.normal(size=5_000).round(2).tolist(), "label": i % 2} for i in range(8)]
     folder = tmp_path / "d"
     for split in ("train", "validation", "test"):
         write(folder, rows[:4], split)

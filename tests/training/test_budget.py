@@ -186,14 +186,14 @@ def test_options():
     assert BudgetArguments().callbacks() == []
     (warmup,) = BudgetArguments(budget_warmup_steps=0.1).callbacks()
     assert (type(warmup), warmup.steps) == (BudgetWarmup, 0.1)
-    (controller,) = BudgetArguments(target_update_rate=0.4).callbacks()
+    (controller,) = BudgetArguments(steered_update_rate=0.4).callbacks()
     assert (type(controller), controller.target) == (BudgetController, 0.4)
     with pytest.raises(ValueError, match="give one of them"):
         BudgetArguments(0.1, 0.4).callbacks()
     with pytest.raises(ValueError, match="steps must be above 0; got -1"):
         BudgetArguments(-1).callbacks()
     with pytest.raises(ValueError, match=r"target must be a share .* got 40"):
-        BudgetArguments(target_update_rate=40).callbacks()
+        BudgetArguments(steered_update_rate=40).callbacks()
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])

@@ -544,18 +544,33 @@ def test_complete_checkpoints_beyond_the_limit_go_oldest_first(tmp_path):
     assert left() == ["10", "8", "best"]
 
 
-def test_the_draft_of_a_card_says_what_is_known(tmp_path):
-    trainer = new_trainer(tmp_path / "a-run", max_steps=2)
+def test_the_trainers_card_is_rewritten_with_the_numbers_of_this_training(tmp_path):
+    card = tmp_path / "a-run/README.md"
+    trainer = new_trainer(card.parent, max_steps=2)
     trainer.train()
     metrics = trainer.evaluate()
+    trainer.create_model_card(license="mit")
+    text = card.read_text()
+    assert "license: mit\npipeline_tag: other\n" in text
+    assert f"| task_loss | {metrics['eval_task_loss']:.4g} |" in text
+    assert "after 2 steps" in text
+    assert 'pipeline("sequence-classification", model="a-run", trust_remote_code=True)' in text
+    assert str(tmp_path) not in text
+    trainer.model.config.id2label = {0: "<b>up</b>", 1: "down"}
+    trainer.state.log_history.append({"eval_task_loss": 0.123456, "step": 3})
+    trainer.create_model_card()  # the licence stays; the numbers are of now
+    text = card.read_text()
+    assert "license: mit" in text
+    assert "| task_loss | 0.1235 |" in text
+    assert "after 3 steps" in text
+    assert f"{metrics['eval_task_loss']:.4g}" not in text
+    assert "Labels: &lt;b&gt;up&lt;/b&gt;, down." in text
+    card.unlink()
     trainer.create_model_card()
-    text = (tmp_path / "a-run/README.md").read_text()
-    assert text.startswith("---\nlibrary_name: transformers\ntags:\n- skip-rnn\n- lstm\n---\n\n# a-run\n")
-    assert "trained from scratch for 2 steps with seed 42: LSTM, 1 x 6 units, learned gate, budget weight 0.03" in text
-    assert f"| eval_task_loss | {metrics['eval_task_loss']:.6g} |" in text
-    (tmp_path / "a-run/README.md").write_text("mine")
+    assert "license" not in card.read_text()  # nobody chose one
+    card.write_text("mine")
     trainer.create_model_card()
-    assert (tmp_path / "a-run/README.md").read_text() == "mine"
+    assert card.read_text() == "mine"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,23 +1,30 @@
 """Training over two gloo processes against one: what is computed, who reads which rows; sharded weights."""
 
+import importlib
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from accelerate.commands import launch as accelerate_launch
+from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from paths import SCRIPTS
 from test_training import new_trainer, rows, summed_cross_entropy
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from hf_skiprnn import SkipRNNForSequenceClassification
 from hf_skiprnn.training.callbacks import BudgetController
 
 HERE = Path(__file__).parent
-TWO_PROCESSES = HERE / "two_processes.py"
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCHERS = SCRIPTS / "accelerate"
+OVER_GLOO = ["--num_processes", "2", "--mixed_precision", "no"]  # where there is no GPU
 
 
 def streamed(shards):
@@ -46,8 +53,19 @@ SHARDED = {
     for shards in (1, 4)
 }
 FSDP = {name: RUNS[name] for name in ("plain", "controlled")}
-FSDP_CONFIG = SCRIPTS / "accelerate" / "fsdp.yaml"
-SHARD = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FSDP_CONFIG)]
+
+
+def launch(config, script, folder):
+    """Start a script in two gloo processes with a file of scripts/accelerate, and wait for it."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHERS / config)]
+    done = subprocess.run(
+        [*command, *OVER_GLOO, str(HERE / script), str(folder)],
+        timeout=900,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def gathered(tensor):
@@ -81,9 +99,7 @@ class Notes(TrainerCallback):
 def two_processes(tmp_path_factory):
     """What each of two gloo processes noted, by run: [process 0, process 1]."""
     folder = tmp_path_factory.mktemp("two_processes")
-    command = [*LAUNCH, str(TWO_PROCESSES), str(folder)]
-    done = subprocess.run(command, timeout=900, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    launch("multi_gpu.yaml", "two_processes.py", folder)
     return {
         name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
         for name in (*RUNS, *SHARDED, "streams")
@@ -94,9 +110,7 @@ def two_processes(tmp_path_factory):
 def fsdp(tmp_path_factory):
     """The folder in which two gloo processes left what they trained with sharded weights."""
     folder = tmp_path_factory.mktemp("fsdp")
-    command = [*SHARD, "--num_processes", "2", "--mixed_precision", "no", str(HERE / "fsdp_processes.py"), str(folder)]
-    done = subprocess.run(command, timeout=900, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    launch("fsdp.yaml", "fsdp_processes.py", folder)
     return folder
 
 
@@ -172,3 +186,37 @@ def test_an_evaluated_stream_counts_every_row_once_or_is_refused(two_processes, 
         for key in ("loss", "updates", "updates_std", "update_rate"):
             assert dealt_out[f"eval_{key}"] == pytest.approx(metrics[f"eval_{key}"], rel=1e-9), key
         assert read_by_each.startswith("A stream that every process reads a part of (dispatch_batches=False)")
+
+
+def test_two_processes_on_a_cpu_are_those_of_several_gpus():
+    """cpu.yaml is multi_gpu.yaml as it is launched here."""
+    cpu, gpus = (yaml.safe_load((LAUNCHERS / name).read_text()) for name in ("cpu.yaml", "multi_gpu.yaml"))
+    del gpus["gpu_ids"]
+    assert cpu == gpus | {"num_processes": 2, "mixed_precision": "no"}
+
+
+def test_deepspeed_understands_its_launcher(monkeypatch, tmp_path):
+    """A dry run: what accelerate makes of the file, what the Trainer fills in; and DeepSpeed's parser, where it is."""
+    environment = {}
+
+    def note(arguments):
+        environment.update(prepare_deepspeed_cmd_env(arguments)[1])
+
+    monkeypatch.setattr(accelerate_launch, "deepspeed_launcher", note)
+    file = str(LAUNCHERS / "deepspeed.yaml")
+    arguments = accelerate_launch.launch_command_parser().parse_args(["--config_file", file, "train.py"])
+    accelerate_launch.launch_command(arguments)
+    for name, value in environment.items():
+        if name.startswith("ACCELERATE_"):
+            monkeypatch.setenv(name, value)
+    config = HfTrainerDeepSpeedConfig(DeepSpeedPlugin().hf_ds_config.config)
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
+    config.trainer_config_process(TrainingArguments(str(tmp_path), use_cpu=True, **settings))
+    filled = {name: config.config[name] for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")}
+    assert filled == {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2}
+    assert config.config["zero_optimization"]["stage"] == 2
+    assert config.config["gradient_clipping"] == 0.5
+    if find_spec("deepspeed") is not None:  # not in the tested set: it is large, and needs a GPU to run
+        parser = importlib.import_module("deepspeed.runtime.config")
+        parsed = parser.DeepSpeedConfig(config.config)
+        assert (parsed.zero_optimization_stage, parsed.train_batch_size) == (2, 8)

@@ -1,4 +1,4 @@
-"""One of the two processes of test_two_processes.py, started by torch.distributed.run."""
+"""One of the two processes of test_two_processes.py, started by accelerate with scripts/accelerate/multi_gpu.yaml."""
 
 import json
 import sys

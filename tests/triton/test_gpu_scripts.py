@@ -1,7 +1,6 @@
 """What `make gpu` runs, without a GPU: its order and limits, its table, and peers that must compute what we compute."""
 
 import csv
-import importlib
 import json
 import os
 import subprocess
@@ -17,23 +16,26 @@ pytest.importorskip("triton", reason="Triton exists for Linux on x86-64 and aarc
 from paths import ROOT
 
 from hf_skiprnn.kernels.triton import tiling as triton_tiling
+from scripts.benchmarks import gpu as benchmark_gpu
+from scripts.benchmarks import gpu_peers as peers
+from scripts.benchmarks import gpu_targets as targets
+from scripts.benchmarks import workload as workloads
+from scripts.benchmarks.peers import ours
+from scripts.benchmarks.workload import Shape
+from scripts.gpu import check as gpu
 
-benchmark_gpu, peers, targets, workloads, gpu = (
-    importlib.import_module(name)
-    for name in ("benchmark_gpu", "benchmark_gpu_peers", "benchmark_gpu_targets", "benchmark_peers", "gpu")
-)
-Shape = importlib.import_module("benchmark").Shape
+TESTS = (ROOT, ROOT / "tests" / "scans", ROOT / "tests" / "triton")
 
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and output of tests/gpu_dry_run.py."""
+    """Folder and output of gpu_dry_run.py."""
     folder = tmp_path_factory.mktemp("dry_run")
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "scripts", "tests")),
+        "PYTHONPATH": os.pathsep.join(map(str, TESTS)),
     }
-    command = [sys.executable, ROOT / "tests" / "gpu_dry_run.py", folder]
+    command = [sys.executable, ROOT / "tests" / "triton" / "gpu_dry_run.py", folder]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return folder / "model_cards" / "speed", done.stdout
@@ -42,8 +44,10 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_everything_runs_in_its_order(dry_run: tuple[Path, str]) -> None:
     folder, said = dry_run
     parts = [line.split(":")[0].strip("= ") for line in said.splitlines() if line.startswith("==")]
-    assert parts == ["suite", "benchmark-reach", "training", "benchmark-peers", "report"]
-    assert json.loads((folder / "gpu-suite.json").read_text()) == {"uneven rows": "ok"}
+    assert parts == ["suite", "cuda_path", "benchmark-reach", "training", "benchmark-peers", "report"]
+    assert json.loads((folder / "gpu-suite.json").read_text()) == {"ties, zero and NaN": "ok"}
+    outcomes = json.loads((folder / "gpu-cuda-path.json").read_text())
+    assert outcomes == {"autocast": "ok", "trainer": "not run: accelerate is not installed"}
     assert "Checks that did not pass: none." in said
     assert "exit status 0" in said
 
@@ -98,12 +102,6 @@ def test_pass_miss_and_what_is_not_judged() -> None:
     assert any("0.34 of the memory (0.33) MISS" in line for line in targets.lines(memory))
 
 
-def test_rows_side_by_side_are_compared_with_rows_as_they_came() -> None:
-    rows = [row("ours", spread="lognormal"), row("ours_ungrouped", spread="lognormal", p50_ms=12), row("ours")]
-    (line,) = targets.grouping(rows)
-    assert line.endswith(" 1.20")
-
-
 @pytest.mark.parametrize(
     ("check", "does"),
     [
@@ -126,7 +124,7 @@ def test_which_checks_a_time_rests_on(check: str, does: bool) -> None:
 
 
 def test_what_is_asked_for_is_measured_first() -> None:
-    plan = benchmark_gpu.plan(benchmark_gpu.parse(["--device", "cuda"]))
+    plan = benchmark_gpu.plan(benchmark_gpu.parse([]))
     first = plan[: len(benchmark_gpu.plan(benchmark_gpu.parse(["--parts", "reach"])))]
     measured = {(*item.shape[:4], item.rate, item.precision, item.mode) for item in first}
     assert measured >= {
@@ -145,19 +143,19 @@ def test_what_is_asked_for_is_measured_first() -> None:
 def test_rounds_of_events_compute_what_ours_does(cell: str, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workloads.Workload, "run", lambda self, forward, parameters: forward(self.x))
     workload = workloads.Workload(Shape(3, 21, 2, 5), cell, "inference", rate)
-    torch.testing.assert_close(peers.event_rounds(workload), workloads.ours(workload))
+    torch.testing.assert_close(peers.event_rounds(workload), ours(workload))
 
 
 def test_a_measurement_that_does_not_end_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[str, str]] = []
     status: list[int] = []
     monkeypatch.setattr(benchmark_gpu.os, "_exit", status.append)
-    monkeypatch.setattr(benchmark_gpu.deadline, "on_end", staticmethod(lambda *what: said.append(what)))
-    with benchmark_gpu.deadline("ours", 0.05):
+    monkeypatch.setattr(benchmark_gpu.Deadline, "on_end", staticmethod(lambda *what: said.append(what)))
+    with benchmark_gpu.Deadline("ours", 0.05):
         time.sleep(0.5)
     assert said == [("ours", "did not end within 0 s")]
     assert status == [benchmark_gpu.BROKEN]
-    with benchmark_gpu.deadline("ours", 0.2):
+    with benchmark_gpu.Deadline("ours", 0.2):
         pass
     time.sleep(0.4)
     assert len(said) == 1
@@ -218,6 +216,7 @@ def test_where_programs_cannot_share_all_else_runs_without_them(
     assert end.value.code == 1
     assert seen == [
         ("suite", "1"),
+        ("cuda_path", "0"),
         ("benchmark-reach", "0"),
         ("training", "0"),
         ("benchmark-peers", "0"),
@@ -235,11 +234,11 @@ def test_the_suite_survives_a_check_whose_process_fails(tmp_path: Path) -> None:
         pytest.skip("the check would pass on this GPU")
     results = tmp_path / "results.json"
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests'); import triton_suite as suite; from pathlib import Path; "
+        "import triton_suite as suite; from pathlib import Path; "
         f"outcomes = suite.Outcomes(['uneven rows'], Path({str(results)!r})); suite.run_in_processes(outcomes, 300)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, TESTS))
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, env=environment, cwd=ROOT, capture_output=True, text=True
     )

@@ -145,6 +145,8 @@ def test_a_kernel_is_timed_once_for_every_form(monkeypatch: pytest.MonkeyPatch) 
     ran: list[int] = []
 
     class Kernel:
+        fn = staticmethod(lambda: None)
+
         def run(self, carry: torch.Tensor, arrived: torch.Tensor, form: Form, num_warps: int, **options: Any) -> None:
             assert not arrived.any()
             ran.append(num_warps)

@@ -157,7 +157,8 @@ class BackwardPass:
         activations = old_h.new_zeros(self.layers, 4, *old_h.shape[1:])
         below = read
         for index in range(self.layers):
-            w = LayerWeights(*(w if w.numel() else None for w in self.weights[4 * index : 4 * index + 4]))
+            weight_ih, weight_hh, *biases = self.weights[4 * index : 4 * index + 4]
+            w = LayerWeights(weight_ih, weight_hh, *(part if part.numel() else None for part in biases))
             inline = index == 0 and self.width <= INLINE_INPUTS
             x_product = product(below, w.weight_ih.to(self.dtype) if inline else w.weight_ih, w.bias)
             h, c = old_h[index], None if old_c is None else old_c[index]
@@ -165,7 +166,7 @@ class BackwardPass:
             for activation, kept in zip(step.activations, activations[index], strict=False):  # a GRU may have three
                 kept.copy_(activation)
             new_h[index] = below = step.h
-            if new_c is not None:
+            if new_c is not None and step.c is not None:
                 new_c[index] = step.c
         return Slice(first, steps, read, States(old_h, old_c), States(new_h, new_c), activations)
 

@@ -91,8 +91,7 @@ def forward(
     assert steps_since_update is not None
     keep = record or sequence
     slots = steps + 1 if keep else 3
-    states = States(*(_with_first(part, kept, slots) for part, kept in ((h0, all_h), (c0, all_c))))
-    assert states.h is not None
+    states = States(_with_first(h0, all_h, slots), None if c0 is None else _with_first(c0, all_c, slots))
     counts = torch.zeros(batch, dtype=torch.int32, device=inputs.device)
     gates.zero_()
     if record:
@@ -116,10 +115,8 @@ def forward(
     return results
 
 
-def _with_first(first: Tensor | None, kept: Tensor, slots: int) -> Tensor | None:
+def _with_first(first: Tensor, kept: Tensor, slots: int) -> Tensor:
     """Memory for states [L, B, S, H] with the initial one [L, B, H] in it: the records where they are `kept`."""
-    if first is None:
-        return None
     states = kept if kept.numel() else first.new_empty(*first.shape[:2], slots, first.shape[2])
     states[:, :, 0] = first
     return states

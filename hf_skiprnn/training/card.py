@@ -1,0 +1,83 @@
+"""The card that the trainer writes at every push: what the model is, how to use it, and its last held-out numbers."""
+
+import html
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from transformers import TrainerState
+
+from hf_skiprnn.evaluation.snippets import HUB_TAGS, input_kind, snippet
+
+MARK = "<!-- Written by SkipRNNTrainer at every push. Without this line it is yours, and stays as it is. -->"
+NOT_TOLD = ("runtime", "samples_per_second", "steps_per_second", "loss", "budget_loss", "model_preparation_time")
+
+
+def may_write(path: Path) -> bool:
+    """Return whether README.md is absent, or an earlier card of the trainer."""
+    return not path.is_file() or MARK in path.read_text(encoding="utf-8")
+
+
+def license_of(path: Path) -> str | None:
+    """Return the licence in the metadata of a card; None where there is no card or no licence."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.match(r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", text, re.DOTALL | re.MULTILINE)
+    return found[1] if found else None
+
+
+def training_card(
+    location: str,
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    state: TrainerState,
+    license_id: str | None = None,
+    language: str | None = None,
+) -> str:
+    """Return the text of README.md.
+
+    Args:
+        location: Hub id, or the folder's name.
+        config: fields of the model's config, `architectures` included.
+        processor: fields of its processor; empty where there is none.
+        state: of the training; its last evaluation is told.
+        license_id: licence that the user chose, as the Hub names it.
+        language: of a model of texts, where the user said so.
+    """
+    kind, cell = input_kind(config, processor), config["cell_type"]
+    metadata = ModelCardData(
+        library_name="transformers",
+        license=license_id,
+        language=language,
+        pipeline_tag=HUB_TAGS.get(kind, "other"),
+        tags=["skip-rnn", cell, "custom_code"],
+    ).to_yaml()
+    name = location.rpartition("/")[2]
+    text = f"---\n{metadata.strip()}\n---\n{MARK}\n\n# {name}\n\n"
+    text += (
+        f"A Skip {cell.upper()} ([Campos et al., ICLR 2018](https://arxiv.org/abs/1708.06834)) for {kind}: after each "
+    )
+    text += "step that it reads, it decides how many of the next ones to skip. A skipped step costs nothing.\n"
+    text += f"\n```python\n{snippet(config, processor, location)}\n```\n"
+    return text + labels_line(config) + evaluation_table(state)
+
+
+def labels_line(config: Mapping[str, Any]) -> str:
+    """Return the names of the classes, escaped; "" where there are none but made-up ones (LABEL_0)."""
+    names = [str(name) for name in config.get("id2label", {}).values()]
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return ""
+    shown = [re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(name.split()), quote=False)) for name in names[:20]]
+    return f"\nLabels: {', '.join(shown)}{f' and {len(names) - 20} more' if len(names) > 20 else ''}.\n"
+
+
+def evaluation_table(state: TrainerState) -> str:
+    """Return the last evaluation of this training as a table; "" where there was none."""
+    evaluations = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
+    if not evaluations:
+        return ""
+    numbers = {name.removeprefix("eval_"): value for name, value in evaluations[-1].items() if name.startswith("eval_")}
+    rows = [f"| {name} | {value:.4g} |\n" for name, value in numbers.items() if name not in NOT_TOLD]
+    step = evaluations[-1].get("step", state.global_step)
+    return f"\nOn held-out rows, after {step} steps of training:\n\n| metric | value |\n|---|---|\n{''.join(rows)}"

@@ -1,0 +1,132 @@
+"""RateController: a wanted share of steps, from the start of training to its end, on sequences of any length."""
+
+import math
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
+from hf_skiprnn.training import RateController, SkipRNNTrainer, calibrate, set_update_rate
+from hf_skiprnn.training.calibration import share_read
+from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
+from hf_skiprnn.training.rate_controller import LIMIT, SMALL
+
+
+def tiny(**fields) -> SkipRNNForSequenceClassification:
+    torch.manual_seed(0)
+    return SkipRNNForSequenceClassification(SkipRNNConfig(**({"hidden_size": 12, "num_labels": 2} | fields)))
+
+
+def rows_of(steps: int, count: int = 256) -> list[dict[str, torch.Tensor]]:
+    """Noise; in rows of class 1 a part of it is positive."""
+    generator = torch.Generator().manual_seed(steps)
+    x, labels = torch.randn(count, steps, 1, generator=generator), torch.arange(count) % 2
+    at = torch.randint(0, steps * 3 // 4, (count,), generator=generator)
+    for row, start in enumerate(at.tolist()):
+        if labels[row]:
+            x[row, start : start + steps // 4] += 2
+    return [{"input_values": a, "labels": b} for a, b in zip(x, labels, strict=True)]
+
+
+def train(folder, model, rows, controller, steps: int, cls=SkipRNNTrainer, resume=False, **options):
+    args = TrainingArguments(
+        str(folder),
+        **{"max_steps": steps, "per_device_train_batch_size": 32, "learning_rate": 1e-2, "logging_steps": 20}
+        | {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no"}
+        | options,
+    )
+    trainer = cls(model, args, train_dataset=rows, eval_dataset=rows, callbacks=[controller])
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.parametrize(("steps", "target"), [(15, 0.4), (60, 0.1), (60, 0.6), (400, 0.1)])
+def test_the_share_is_reached_at_any_length(tmp_path, steps: int, target: float) -> None:
+    model, rows, controller = tiny(), rows_of(steps), RateController(target)
+    train(tmp_path, model, rows, controller, 80)
+    batch = {"input_values": torch.stack([row["input_values"] for row in rows])}
+    model.eval()
+    raw = share_read(model, [batch], 0.0)
+    assert raw == pytest.approx(target, rel=0.3)  # before calibration
+    calibrate(model, [batch])
+    controller.judge(set_update_rate(model, target), model.config)
+    assert controller.outcome["reached"]
+    assert controller.warning() is None
+    assert share_read(model, [batch], model.config.gate_shift) == pytest.approx(target, rel=0.1)
+
+
+def test_a_new_gate_starts_as_a_stride_and_a_trained_one_stays(tmp_path) -> None:
+    model = tiny(hidden_size=64)
+    before = model.skip_rnn.update_gate.weight.clone()
+    train(tmp_path, model, rows_of(40, 32), RateController(0.2), 1, learning_rate=0.0)
+    torch.testing.assert_close(model.skip_rnn.update_gate.weight, SMALL * before)
+    assert model.skip_rnn.update_gate.bias.item() == pytest.approx(math.log(0.2 / 0.8) - math.log(2))
+    out = model.eval()(torch.zeros(1, 100, 1), output_update_gates=True)
+    assert out.num_updates.item() == pytest.approx(20, abs=4)
+    with torch.no_grad():
+        model.skip_rnn.update_gate.bias.fill_(0.3)  # as a trained gate's would be
+    train(tmp_path, model, rows_of(40, 32), RateController(0.5), 1, learning_rate=0.0)
+    assert model.skip_rnn.update_gate.bias.item() == pytest.approx(0.3)
+
+
+def test_lambda_follows_the_error_and_may_reward_reading() -> None:
+    controller, config = RateController(0.2), tiny().config
+    controller.rate = 0.1
+    controller.observe(config, 0.36, 2.0, 1)  # error (0.36 - 0.2) / (2 * 0.16) = 0.5
+    assert controller.level == pytest.approx(0.05)
+    assert config.budget_weight == pytest.approx(2.0 * (0.05 + 0.5) / 0.64)
+    controller.observe(config, 0.01, 9.0, 2)  # the scale stays that of the first step
+    assert config.budget_weight == pytest.approx(2.0 * (0.05 - 0.1 * 0.59375 - 0.59375) / 0.64)
+    for step in range(1000):
+        controller.observe(config, 1.0, 1.0, step)
+    assert controller.level == LIMIT
+
+
+def test_a_gate_that_closed_is_opened_again(tmp_path) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.skip_rnn.update_gate.bias.fill_(-4.5)  # two updates a row
+    controller = RateController(0.3)
+    train(tmp_path, model, rows_of(60), controller, 250, learning_rate=2e-2)
+    assert controller.share == pytest.approx(0.3, rel=0.5)
+
+
+def test_a_gate_astray_is_told_once(caplog) -> None:
+    controller, config = RateController(0.2), tiny().config
+    controller.rate = 0.1
+    for step in range(300):
+        controller.observe(config, 0.01, 1.0, step)
+    assert caplog.text.count("The gate has read 1.0 % of the steps") == 1
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_cut(tmp_path) -> None:
+    rows, options = rows_of(30, 64), {"save_strategy": "steps", "save_steps": 6}
+    whole, parts = tiny(), tiny()
+    train(tmp_path / "whole", whole, rows, RateController(0.3), 12, **options)
+    train(tmp_path / "parts", parts, rows, RateController(0.3), 12, **options)
+    again = tiny()
+    train(tmp_path / "parts", again, rows, RateController(0.3), 12, resume=str(tmp_path / "parts" / "checkpoint-6"))
+    for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert whole.config.budget_weight == again.config.budget_weight
+
+
+def test_what_cannot_work_is_said(tmp_path) -> None:
+    with pytest.raises(ValueError, match="above 0 and below 1; got 20"):
+        RateController(20)
+    with pytest.raises(ValueError, match="needs gate='learned'"):
+        train(tmp_path, tiny(gate="strided"), rows_of(10, 32), RateController(0.2), 1)
+    with pytest.raises(RuntimeError, match="needs SkipRNNTrainer"):
+        train(tmp_path, tiny(), rows_of(10, 32), RateController(0.2), 1, cls=Trainer)
+    controller = RateController(0.05)
+    controller.judge(0.2, tiny().config)
+    assert "5.0%, was not reached: it is 20.0%" in controller.warning()
+
+
+def test_options_make_the_callbacks() -> None:
+    (rate,) = BudgetArguments(target_update_rate=0.4).callbacks()
+    (steered,) = BudgetArguments(steered_update_rate=0.4).callbacks()
+    assert (type(rate), rate.target, type(steered)) == (RateController, 0.4, BudgetController)
+    with pytest.raises(ValueError, match="all set lambda: give one"):
+        BudgetArguments(target_update_rate=0.4, budget_warmup_steps=3).callbacks()
