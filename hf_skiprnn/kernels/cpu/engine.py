@@ -139,11 +139,9 @@ def _refuse_part_of_a_file(path: Path) -> None:
         if header[:5] != b"\x7fELF\x02":  # another format: the loader itself refuses it
             return
         size = file.seek(0, os.SEEK_END)
-    sections, entry, count = struct.unpack_from("<Q", header.ljust(64), 40) + struct.unpack_from(
-        "<HH", header.ljust(64), 58
-    )
-    if size < sections + entry * count:  # the table of sections ends the file
-        raise OSError(f"{path} is cut off: it has {size} bytes of {sections + entry * count}")
+    sections, entry, count = struct.unpack("<40xQ10xHH2x", header.ljust(64))
+    if size < (end := sections + entry * count):  # the table of sections ends the file
+        raise OSError(f"{path} is cut off: it has {size} bytes of {end}")
 
 
 class Blocking(NamedTuple):
