@@ -1,7 +1,7 @@
 """Checks of what a model is called with: inputs, token ids, masks, gates and states.
 
 Each error says what came, what was expected and what to do. Checks that read values wait for the device; under
-torch.compile they are left out.
+torch.compile and torch.func they are left out.
 """
 
 import math
@@ -63,9 +63,14 @@ def select_input(
     return inputs
 
 
+def can_read_values() -> bool:
+    """Return whether code may depend on values: not under torch.compile, nor under torch.func (vmap, grad)."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
 def check_tokens(input_ids: Tensor, vocab_size: int) -> None:
     """Raise ValueError if a token id [B, T] is not in [0, vocab_size)."""
-    if not torch.compiler.is_compiling() and bool(((input_ids < 0) | (input_ids >= vocab_size)).any()):
+    if can_read_values() and bool(((input_ids < 0) | (input_ids >= vocab_size)).any()):
         low, high = int(input_ids.min()), int(input_ids.max())
         raise ValueError(f"input_ids must be in [0, vocab_size = {vocab_size}); got values from {low} to {high}.")
 
@@ -77,7 +82,7 @@ def warn_of_padding(input_ids: Tensor, pad_token_id: int | None) -> None:
     """
     if pad_token_id is None or torch.compiler.is_compiling():
         return
-    if bool((input_ids[:, [0, -1]] == pad_token_id).any()):
+    if can_read_values() and bool((input_ids[:, [0, -1]] == pad_token_id).any()):
         logger.warning_once(
             f"input_ids begin or end with pad_token_id = {pad_token_id}, and there is no attention_mask: padding is "
             "read like any token. Pass the tokenizer's attention_mask."
@@ -97,7 +102,7 @@ def check_flags(name: str, flags: Tensor | None, batch: int, steps: int) -> Tens
         raise ValueError(f"{name} must be [B, T] = {(batch, steps)}; got {tuple(flags.shape)}.{hint}")
     if flags.dtype == torch.bool:
         return flags
-    if not torch.compiler.is_compiling() and bool(((flags != 0) & (flags != 1)).any()):
+    if can_read_values() and bool(((flags != 0) & (flags != 1)).any()):
         raise ValueError(f"{name} must hold 0 and 1; got values from {flags.min().item()} to {flags.max().item()}.")
     return flags != 0
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 from transformers.utils.generic import ModelOutput
 
 
@@ -38,6 +39,10 @@ class SkipRNNState(NamedTuple):
             self.increment[index],
             self.steps_since_update[index],
         )
+
+
+# torch.export.save writes the class by this name.
+_register_namedtuple(SkipRNNState, serialized_type_name=f"{__name__}.SkipRNNState")
 
 
 class ScanOutput(NamedTuple):
