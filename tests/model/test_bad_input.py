@@ -62,7 +62,7 @@ def test_bad_tokens_and_states() -> None:
     with pytest.raises(ValueError, match="input_ids must be integers"):
         model(input_ids=torch.rand(2, 3))
     with pytest.raises(
-        ValueError, match="vocab_size=7, so the model takes input_ids or inputs_embeds; got input_values"
+        ValueError, match="vocab_size=7, takes input_ids or inputs_embeds; got input_values"
     ):
         model(torch.rand(2, 3, 2))
     state = classifier().base_model.initial_state(3)
