@@ -86,6 +86,18 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
         """Choose the scan: "auto", "dense", "events", "cpu" or "triton"; see SkipStack.set_scan_backend."""
         SkipStack.set_scan_backend(cast(SkipStack, self.base_model), backend)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the token embeddings as PreTrainedModel.resize_token_embeddings does.
+
+        Raises:
+            ValueError: the model takes numbers.
+        """
+        if self.config.vocab_size is None:
+            raise ValueError(
+                "There are no token embeddings to resize: config.vocab_size is None, the inputs are numbers."
+            )
+        return super().resize_token_embeddings(*args, **kwargs)
+
     def set_gate_shift(self, shift: float) -> None:
         """Make a trained model read more or fewer steps, and save that with it: sets `config.gate_shift`."""
         SkipStack.set_gate_shift(cast(SkipStack, self.base_model), shift)

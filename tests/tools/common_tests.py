@@ -3,12 +3,14 @@
 Not collected by `pytest`; `make tools` runs this file. The sdist is downloaded into build/sdists where it is missing.
 """
 
+import functools
 import subprocess
 import sys
 import tarfile
 import types
 import unittest
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForS
 
 pytestmark = pytest.mark.filterwarnings("default")
 BATCH, STEPS, UNITS, WORDS = 5, 7, 8, 99
+
+# What the common tests import of files that the sdist lacks: tests of export and of generation.
+ABSENT = (("exporters.test_export", "ExportTesterMixin"), ("generation.test_utils", "GenerationTesterMixin"))
 
 
 def sdist() -> Path:
@@ -41,13 +46,12 @@ def import_common_tests() -> Any:
     package = types.ModuleType("transformers_tests")
     package.__path__ = [str(sdist() / "tests")]
     sys.modules[package.__name__] = package
-    for name, mixin in (("exporters.test_export", "ExportTesterMixin"), ("generation.test_utils", "GenerationTesterMixin")):
-        folder, _ = name.split(".")
-        for part in (folder, name):
+    for path, name in ABSENT:
+        for part in (path.partition(".")[0], path):
             module = types.ModuleType(f"{package.__name__}.{part}")
             module.__path__ = []
             sys.modules[module.__name__] = module
-        setattr(module, mixin, type(mixin, (), {}))
+        setattr(module, name, type(name, (), {}))
     with warnings.catch_warnings(action="ignore"):  # marks that our settings do not know
         from transformers_tests import test_modeling_common
 
@@ -55,8 +59,46 @@ def import_common_tests() -> Any:
 
 
 common = import_common_tests()
-ModelTesterMixin = common.ModelTesterMixin
-del common.ModelTesterMixin  # so that pytest collects it through our classes only
+# By these names the tests know which models take labels.
+common.MODEL_MAPPING_NAMES["skip_rnn"] = "SkipRNNModel"
+common.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["skip_rnn"] = "SkipRNNForSequenceClassification"
+common.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["skip_rnn"] = "SkipRNNForFrameClassification"
+
+NO_EMBEDDINGS = "a model of numbers has no token embeddings"
+# Tests that cannot pass, and why. They must fail: one that passes is reported.
+EVERY_MODEL = {
+    "test_model_weights_reload_no_missing_tied_weights": "a file that holds none of the model's weights is refused; "
+    "transformers would load random numbers (tests/model/test_hostile_files.py)",
+}
+MODEL_OF_NUMBERS = {
+    "test_inputs_embeds": NO_EMBEDDINGS,
+    "test_inputs_embeds_matches_input_ids": NO_EMBEDDINGS,
+    "test_load_with_mismatched_shapes": "it changes vocab_size, for embeddings of another shape; here they are missing",
+    "test_model_get_set_embeddings": NO_EMBEDDINGS,
+    "test_resize_tokens_embeddings": NO_EMBEDDINGS,
+    "test_retain_grad_hidden_states_attentions": "the first hidden state is the input, a number without gradient",
+}
+
+
+def expect_failures(reasons: dict[str, str]) -> Callable[[type], type]:
+    """Return a class decorator that marks tests which must fail."""
+
+    def mark(case: type) -> type:
+        for name, reason in reasons.items():
+            setattr(case, name, pytest.mark.xfail(reason=reason, strict=True)(copy_of(getattr(case, name))))
+        return case
+
+    return mark
+
+
+def copy_of(test: Callable[..., None]) -> Callable[..., None]:
+    """A function of its own, so that a mark on it stays off the class that it is inherited from."""
+
+    @functools.wraps(test)
+    def copied(self: unittest.TestCase) -> None:
+        test(self)
+
+    return copied
 
 
 class Tester:
@@ -80,7 +122,7 @@ class Tester:
         return config, {"input_values": torch.rand(BATCH, STEPS, UNITS), "attention_mask": mask}
 
 
-class CommonTests(ModelTesterMixin):
+class CommonTests(common.ModelTesterMixin):
     """Settings of the common tests."""
 
     all_model_classes = (SkipRNNModel, SkipRNNForSequenceClassification, SkipRNNForFrameClassification)
@@ -89,12 +131,13 @@ class CommonTests(ModelTesterMixin):
 
     def setUp(self) -> None:
         self.model_tester = Tester(self, **self.fields)
-        self.config_tester = None
 
 
+@expect_failures(EVERY_MODEL)
 class TestOfTokens(CommonTests, unittest.TestCase):
     fields = {"vocab_size": WORDS, "pad_token_id": 0}  # noqa: RUF012 - read only
 
 
+@expect_failures(EVERY_MODEL | MODEL_OF_NUMBERS)
 class TestOfNumbers(CommonTests, unittest.TestCase):
     fields: dict[str, Any] = {}  # noqa: RUF012 - read only
