@@ -31,7 +31,7 @@ BESIDE_FIELDS = (
     *("experts_implementation", "use_cache", "quantization_config"),
 )
 FROM_FILE = "_is_from_file"  # how from_dict tells the constructor that it need not be strict
-MISSPELT = 0.8  # similarity, by difflib, from which an unknown name is taken for a spelling mistake
+MISSPELT = 0.85  # similarity, by difflib, from which an unknown name is taken for a spelling mistake
 
 
 def _count_of_labels(count: Any) -> int:

@@ -93,9 +93,7 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
             ValueError: the model takes numbers.
         """
         if self.config.vocab_size is None:
-            raise ValueError(
-                "There are no token embeddings to resize: config.vocab_size is None, the inputs are numbers."
-            )
+            raise ValueError("There are no token embeddings to resize: the model takes numbers, vocab_size is None.")
         return super().resize_token_embeddings(*args, **kwargs)
 
     def set_gate_shift(self, shift: float) -> None:

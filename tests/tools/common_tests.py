@@ -73,7 +73,6 @@ EVERY_MODEL = {
 MODEL_OF_NUMBERS = {
     "test_inputs_embeds": NO_EMBEDDINGS,
     "test_inputs_embeds_matches_input_ids": NO_EMBEDDINGS,
-    "test_load_with_mismatched_shapes": "it changes vocab_size, for embeddings of another shape; here they are missing",
     "test_model_get_set_embeddings": NO_EMBEDDINGS,
     "test_resize_tokens_embeddings": NO_EMBEDDINGS,
     "test_retain_grad_hidden_states_attentions": "the first hidden state is the input, a number without gradient",
@@ -141,3 +140,6 @@ class TestOfTokens(CommonTests, unittest.TestCase):
 @expect_failures(EVERY_MODEL | MODEL_OF_NUMBERS)
 class TestOfNumbers(CommonTests, unittest.TestCase):
     fields: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+    def test_load_with_mismatched_shapes(self) -> None:
+        self.skipTest(f"it asks for embeddings of another shape by vocab_size; {NO_EMBEDDINGS}")

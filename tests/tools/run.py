@@ -15,11 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "tools"
 TORCHAO = ROOT / "build" / "torchao"
-PACKAGES = {
-    "offload": "accelerate",
-    "fsdp2": "torch",
-    "common_tests": "transformers",
-}  # where the file's name is another
+PACKAGES = {"offload": "accelerate", "fsdp2": "torch", "common_tests": "transformers"}  # others: as the file
 
 
 class Outcomes:
@@ -70,13 +66,8 @@ def main(arguments: list[str]) -> int:
     sys.path.append(str(TORCHAO))
     os.chdir(ROOT)
     outcomes = Outcomes()
-    codes = [
-        pytest.main([str(HERE), *arguments], plugins=[outcomes]),
-        # Their tests use marks of their own.
-        pytest.main(
-            ["-o", "strict=false", "-r", "fExX", str(HERE / "common_tests.py"), *arguments], plugins=[outcomes]
-        ),
-    ]
+    theirs = ["-o", "strict=false", "-r", "fExX", str(HERE / "common_tests.py")]  # they have marks of their own
+    codes = [pytest.main([*paths, *arguments], plugins=[outcomes]) for paths in ([str(HERE)], theirs)]
     print_table(outcomes)
     return max(map(int, codes))
 
