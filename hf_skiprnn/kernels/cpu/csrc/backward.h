@@ -1,6 +1,8 @@
-// The backward pass: a few rows at a time are recomputed from their checkpoints, a segment of updates at once, and walked
-// back. At a skipped step the straight-through gate needs one number (event_scan_skip_rnn.py has the formula), for which the
-// step is a forward value; these are computed ahead of the walk, many at once.
+// The backward pass. It takes a few rows at a time, and of them one segment of updates after the other, the last segment
+// first. It recomputes a segment from its checkpoint, then goes back through the segment's steps.
+//
+// A skipped step needs one number for the straight-through gate (event_scan_skip_rnn.py has the formula). It contains the
+// state that an update would have made there. These states are computed many at a time (candidates.h).
 #pragma once
 
 #include <numeric>
@@ -10,12 +12,12 @@
 
 namespace {
 
-// Weight gradients of a share of the rows, in packed layout. The shares depend on the call alone and are added in order, so
-// that the number of threads changes nothing.
+// Where the weight gradients of a share of the rows are in memory, in packed layout. How rows are divided into shares depends
+// on the call alone, and the shares are added in order. So the number of threads does not change the result.
 template <class T>
 struct Gradients {
   struct Layer {
-    i64 input, recurrent, candidate, input_bias, recurrent_bias;  // where they start
+    i64 input, recurrent, candidate, input_bias, recurrent_bias;  // offsets
   };
   std::vector<Layer> layers;
   i64 gate_weight = 0, gate_bias = 0, size = 0;
@@ -24,12 +26,12 @@ struct Gradients {
     const Shape& s = m.shape;
     const auto take = [this](i64 n) { return std::exchange(size, size + (n + 15) / 16 * 16); };
     for (const auto& w : m.layers) {
-      const i64 gates = s.layout.input.count * s.padded;
+      const i64 width = s.layout.input.count * s.padded;
       Layer at;
-      at.input = take(w.inputs * gates);
+      at.input = take(w.inputs * width);
       at.recurrent = take(s.units * s.recurrent());
       at.candidate = take(s.units * s.layout.candidate.count * s.padded);
-      at.input_bias = take(gates);
+      at.input_bias = take(width);
       at.recurrent_bias = take(s.padded);
       layers.push_back(at);
     }
@@ -40,7 +42,7 @@ struct Gradients {
   void write(const Model<T>& m, const T* shares, i64 count) const {
     const Shape& s = m.shape;
     const CellLayout& cell = s.layout;
-    const auto put = [&](i64 at, void* to, i64 depth, const GateOrder& order) {
+    const auto put = [&](i64 at, void* to, i64 depth, const ActivationOrder& order) {
       if (to) unpack_sum(shares + at, count, size, typed<T>(to), s.units, s.padded, depth, order);
     };
     for (i64 l = 0; l < s.layers; ++l) {
@@ -59,7 +61,7 @@ struct Gradients {
   }
 };
 
-// One chunk of rows, walked back.
+// The backward pass of one chunk of rows.
 template <class T>
 class BackwardTeam {
  public:
@@ -74,7 +76,7 @@ class BackwardTeam {
     carry_.resize(rows);
   }
 
-  // Rows order[0 .. n-1]; weight gradients are added to `share`.
+  // Computes the gradients of rows order[0 .. n-1] and adds those of the weights to `share`.
   void run(const i64* order, i64 n, T* share) {
     share_ = share;
     segment_.rows.clear();
@@ -101,7 +103,7 @@ class BackwardTeam {
  private:
   struct Carry {
     T increment, accumulator, num_updates;  // cotangents of D, of q (update_prob = q + D) and of the row's updates
-    T gate_shift;                           // the gradient so far
+    T gate_shift;                           // the gradient of the row's gate_shift, summed over its updates so far
   };
   T* grad_h(i64 r, i64 l) { return grad_h_ + (r * s_.layers + l) * s_.padded; }
   T* grad_c(i64 r, i64 l) { return grad_c_ + (r * s_.layers + l) * s_.padded; }
@@ -119,7 +121,7 @@ class BackwardTeam {
     }
     const auto number = [b](const void* from) { return from ? typed<T>(from)[b] : T(0); };
     carry_[r] = {number(m_.call.grad_increment), T(0), number(m_.call.grad_num_updates), T(0)};
-    // The state holds q as k steps: q = k D.
+    // The state stores q as the number of steps k, with q = k D.
     const T last = typed<T>(m_.call.increment)[b];
     if (m_.learned() && last != 0) carry_[r].accumulator = number(m_.call.grad_steps_since_update) / last;
   }
@@ -140,13 +142,13 @@ class BackwardTeam {
     for (i64 u = 0; u < s_.units; ++u) to[u] += from[u];
   }
 
-  // Cotangent of the gate itself at time t.
+  // The cotangent of the gate u at time t.
   T of_gate(i64 r, i64 t) const {
-    const T* gates = typed<T>(m_.call.grad_update_gates);
-    return carry_[r].num_updates + (gates ? gates[segment_.rows[r].row * s_.steps + t] : T(0));
+    const T* of_gates = typed<T>(m_.call.grad_update_gates);
+    return carry_[r].num_updates + (of_gates ? of_gates[segment_.rows[r].row * s_.steps + t] : T(0));
   }
 
-  // From the last step that holds state e back to just behind the update that made it.
+  // Goes back through the steps that hold state e, from the last one to the one after the update that made the state.
   void through_held_steps(i64 e, i64 r) {
     if (m_.call.grad_sequence) {
       const auto [begin, end] = segment_.held(e, r);
@@ -161,7 +163,7 @@ class BackwardTeam {
 
   void through_skipped_step(const SkippedStep<T>& skipped, i64 e, i64 r) {
     Carry& g = carry_[r];
-    const T held = segment_.increment(e, r), probability = skipped.since * held;
+    const T held = segment_.increment(e, r), probability = skipped.steps_since_update * held;
     T of_u = of_gate(r, skipped.time) + g.increment * (skipped.increment - held) - g.accumulator * probability;
     auto product = splat(T(0));
     for (i64 l = 0; l < s_.layers; ++l) {
@@ -185,7 +187,7 @@ class BackwardTeam {
         lanes[i] = segment_.lane(l, e, rows[i]);
         of_h[i] = grad_h(rows[i], l);
         of_c[i] = grad_c_ ? grad_c(rows[i], l) : nullptr;
-        p.a[i] = lanes[i].gates + s_.layout.input_at * s_.padded;
+        p.a[i] = lanes[i].activations + s_.layout.input_at * s_.padded;
         if (l) p.from[i] = below[i] = grad_h(rows[i], l - 1);
       }
       step_backward(s_, m_.layers[l], lanes, n, of_h, of_c, m_.zero, scratch_);
@@ -193,7 +195,7 @@ class BackwardTeam {
     }
   }
 
-  // What update e of row r owes to the gate that opened, and to the increment it emitted.
+  // The gradients of update e of row r through its gate and through the increment that it emitted.
   void through_gate(i64 e, i64 r) {
     const i64 t = segment_.time(e, r), top = s_.layers - 1;
     Carry& g = carry_[r];
@@ -203,7 +205,7 @@ class BackwardTeam {
       return;
     }
     const T emitted = segment_.increment(e + 1, r), held = segment_.increment(e, r);
-    const T probability = segment_.since_at_update(e, r) * held;
+    const T probability = segment_.steps_since_update_at(e, r) * held;
     T of_u = of_gate(r, t) + g.increment * (emitted - held) - g.accumulator * probability;
     auto product = splat(T(0));
     for (i64 l = 0; l < s_.layers; ++l) {
@@ -220,7 +222,7 @@ class BackwardTeam {
     g.increment = g.accumulator = of_u;
   }
 
-  // All updates of the segment at once.
+  // Adds the weight gradients of all updates of the segment, as one outer product a weight.
   void add_weight_gradients() {
     const CellLayout& cell = s_.layout;
     constexpr int W = Simd<T>::W;
@@ -241,7 +243,8 @@ class BackwardTeam {
     }
   }
 
-  // The segment's updates: cotangents from gate `first` on, and what the weights multiplied.
+  // Collects, of every update of the segment, the pre-activations' cotangents (from activation `first` on) and the operand that
+  // the weights multiplied.
   template <class Operand>
   i64 gather(i64 l, int first, Operand operand) {
     i64 n = 0;
@@ -249,7 +252,7 @@ class BackwardTeam {
       for (i64 r = 0; r < i64(segment_.rows.size()); ++r) {
         if (!segment_.updates(e, r)) continue;
         const Lane<T> lane = segment_.lane(l, e, r);
-        grad_rows_[n] = lane.gates + first * s_.padded;
+        grad_rows_[n] = lane.activations + first * s_.padded;
         operands_[n] = operand(lane);
         at_[n++] = segment_.rows[r].row * s_.steps + segment_.time(e, r);
       }
@@ -295,14 +298,14 @@ class BackwardTeam {
 };
 
 constexpr i64 kShares = 16;
-constexpr i64 kShareBytes = i64(64) << 20;  // of all shares, where their number can be less
+constexpr i64 kShareBytes = i64(64) << 20;  // the memory that all shares together may take; two shares are always allowed
 
 template <class T>
 void backward(const SkipRnnCall& call) {
   Arena arena;
   const Model<T> model(call, arena, true, false);
   const Gradients<T> where(model);
-  std::vector<i64> order(call.batch);  // rows with as many updates together: they stay in step
+  std::vector<i64> order(call.batch);  // sorted by the number of updates: the rows of a chunk then end at about the same time
   std::iota(order.begin(), order.end(), i64(0));
   std::stable_sort(order.begin(), order.end(), [&](i64 a, i64 b) { return call.counts[a] > call.counts[b]; });
 

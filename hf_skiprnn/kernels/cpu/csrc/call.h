@@ -1,4 +1,5 @@
-// The C ABI's one argument. cpu.py mirrors it field by field; a changed field needs a new kAbi there and here.
+// The argument of the C ABI's functions. The Python side mirrors it field by field. A changed field needs a new kAbi on both
+// sides.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ struct SkipRnnCall {
   std::int64_t cell;      // 0 lstm, 1 gru, 2 gru_reset_after
   std::int64_t batch, steps, inputs, units, layers;
   std::int64_t threads;
-  std::int64_t every;     // training: updates between two checkpoints
-  std::int64_t rows;      // backward: rows of one chunk
+  std::int64_t every;     // training: updates from one checkpoint to the next
+  std::int64_t rows;      // backward: rows that are computed together
 
   // inputs
   const void* x;                   // [B, T, I]; with ids: the embedding table [., I]
@@ -40,7 +41,7 @@ struct SkipRnnCall {
   std::int32_t* updates;     // [B, T], times of each row's updates
   std::int32_t* counts;      // [B]
   void* checkpoints;         // [B, T / every, L, 1 or 2, H], the state (h, then c) after each `every` updates
-  void* products;            // [B, T, G H], the lowest layer's input products, or null: computed where they are needed
+  void* products;            // [B, T, G H], the lowest layer's input products; null: each pass computes them itself
 
   // backward: cotangents, each may be null
   const void *grad_sequence, *grad_h, *grad_c, *grad_increment, *grad_steps_since_update, *grad_num_updates,

@@ -1,4 +1,4 @@
-// What the backward pass walks over: a segment of a few rows' updates, recomputed, and the skipped steps' candidate states.
+// What the backward pass reads: the recomputed updates of a segment, and the candidate states of its skipped steps.
 #pragma once
 
 #include <tuple>
@@ -8,8 +8,9 @@
 
 namespace {
 
-// `every` updates of each of a few rows. Round e (0 .. every - 1) of row r is the row's update e of this segment; state e is
-// the state before it, and holds from the update that made it until then. A row's last state holds until the end.
+// A segment: `every` updates of each of a few rows, recomputed from a checkpoint. Round e (0 .. every - 1) is update e of each
+// row. State e is the state before update e: the row holds it from the update that made it until update e. A row holds its
+// last state until the end of the sequence.
 template <class T>
 class Segment {
  public:
@@ -23,7 +24,7 @@ class Segment {
     const i64 states = s_.layers * (m_.call.every + 1) * most_, events = s_.layers * m_.call.every * most_;
     h_ = arena.take<T>(states * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(states * s_.padded) : nullptr;
-    gates_ = arena.take<T>(events * s_.gates());
+    activations_ = arena.take<T>(events * s_.activations());
     extra_ = s_.cell == kGruResetAfter ? nullptr : arena.take<T>(events * s_.padded);
     recurrent_ = arena.take<T>(events * s_.recurrent());
     increment_ = arena.take<T>((m_.call.every + 1) * most_);
@@ -37,12 +38,12 @@ class Segment {
     const i64 index = base_ + e;
     return index < 0 ? -1 : index < rows[r].updates ? rows[r].times[index] : s_.steps;
   }
-  // First and one past the last step between the update that made state e and the next.
+  // The steps between the update that made state e and the next update: the first, and one past the last.
   std::pair<i64, i64> held(i64 e, i64 r) const { return {time(e - 1, r) + 1, time(e, r)}; }
-  // k before the first step of `held`.
-  T since(i64 e, i64 r) const { return base_ + e ? T(0) : typed<T>(m_.call.steps_since_update0)[rows[r].row]; }
-  T since_at_update(i64 e, i64 r) const {
-    return since(e, r) + T(m_.count_real(rows[r].row, time(e - 1, r) + 1, time(e, r) + 1));
+  // k before the first step that holds state e.
+  T steps_since_update(i64 e, i64 r) const { return base_ + e ? T(0) : typed<T>(m_.call.steps_since_update0)[rows[r].row]; }
+  T steps_since_update_at(i64 e, i64 r) const {
+    return steps_since_update(e, r) + T(m_.count_real(rows[r].row, time(e - 1, r) + 1, time(e, r) + 1));
   }
   T increment(i64 e, i64 r) const { return increment_[e * most_ + r]; }
   T* recurrent(i64 l, i64 e, i64 r) const { return recurrent_ + event(l, e, r) * s_.recurrent(); }
@@ -54,7 +55,7 @@ class Segment {
             h(l, e, r),
             c(l, e, r),
             recurrent(l, e, r),
-            gates_ + event(l, e, r) * s_.gates(),
+            activations_ + event(l, e, r) * s_.activations(),
             extra_ ? extra_ + event(l, e, r) * s_.padded : nullptr,
             h(l, e + 1, r),
             c(l, e + 1, r)};
@@ -88,7 +89,7 @@ class Segment {
     increment_[r] = index ? m_.increment_of(b, c_ ? c(top, 0, r) : h(top, 0, r)) : typed<T>(m_.call.increment0)[b];
   }
 
-  // The lowest layer's input products of the whole segment.
+  // Computes the lowest layer's input products of the whole segment, or reads them from the record.
   void read_input_products() {
     if (m_.layers[0].direct) return;
     Lane<T> lanes[kLanes];
@@ -98,7 +99,7 @@ class Segment {
         if (!updates(e, r)) continue;
         lanes[n] = lane(0, e, r);
         if (m_.call.products) {
-          m_.load_product(rows[r].row, time(e, r), lanes[n].gates);
+          m_.load_product(rows[r].row, time(e, r), lanes[n].activations);
           continue;
         }
         ++n;
@@ -114,7 +115,7 @@ class Segment {
     i64 row[kLanes], updating = 0;
     for (i64 r = 0; r < i64(rows.size()); ++r)
       if (updates(e, r)) row[updating++] = r;
-    i64 holding = updating;  // a last state needs its recurrent product too where the gate looks beyond it
+    i64 holding = updating;  // with a learned gate a last state needs its recurrent product too: candidates follow from it
     for (i64 r = 0; m_.learned() && r < i64(rows.size()); ++r)
       if (holds(e, r) && !updates(e, r)) row[holding++] = r;
     for (i64 l = 0; l < s_.layers; ++l) {
@@ -126,32 +127,35 @@ class Segment {
     }
     const i64 top = s_.layers - 1;
     for (i64 i = 0; i < updating; ++i)
-      increment_[(e + 1) * most_ + row[i]] = m_.increment_of(rows[row[i]].row, c_ ? c(top, e + 1, row[i]) : h(top, e + 1, row[i]));
+      increment_[(e + 1) * most_ + row[i]] =
+          m_.increment_of(rows[row[i]].row, c_ ? c(top, e + 1, row[i]) : h(top, e + 1, row[i]));
   }
 
   const Model<T>& m_;
   const Shape& s_;
   const i64 most_;
   i64 base_ = 0;
-  T *h_, *c_, *gates_, *extra_, *recurrent_, *increment_, *scratch_;
+  T *h_, *c_, *activations_, *extra_, *recurrent_, *increment_, *scratch_;
 };
 
 template <class T>
 struct SkippedStep {
   i64 e, r, time, slot;
-  T since;      // k
-  T increment;  // D~, of the candidate state
+  T steps_since_update;  // k
+  T increment;           // D~, of the candidate state
 };
 
-// The skipped steps of a segment, last first, each with the state that an update there would have made.
+// The skipped steps of a segment in the order of the backward pass, each with its candidate: the state that an update at that
+// step would have made.
 template <class T>
 class Candidates {
  public:
   Candidates(const Model<T>& model, Arena& arena, const Segment<T>& segment)
-      : m_(model), s_(model.shape), segment_(segment), most_(model.layers[0].direct || model.call.products ? 48 : kLanes), steps_(most_) {
+      : m_(model), s_(model.shape), segment_(segment),
+        most_(model.layers[0].direct || model.call.products ? 48 : kLanes), steps_(most_) {
     h_ = arena.take<T>(s_.layers * most_ * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(s_.layers * most_ * s_.padded) : nullptr;
-    gates_ = arena.take<T>(most_ * s_.gates());
+    activations_ = arena.take<T>(most_ * s_.activations());
     extra_ = arena.take<T>(most_ * s_.padded);
     scratch_ = arena.take<T>(most_ * s_.padded);
   }
@@ -161,7 +165,7 @@ class Candidates {
     used_ = filled_ = 0;
   }
 
-  // The next one, if row r skipped it while it held state e.
+  // The next skipped step if row r skipped it while it held state e, else null.
   const SkippedStep<T>* next(i64 e, i64 r) {
     if (used_ == filled_) fill();
     if (used_ == filled_ || steps_[used_].e != e || steps_[used_].r != r) return nullptr;
@@ -175,19 +179,20 @@ class Candidates {
   void fill() {
     used_ = filled_ = 0;
     while (filled_ < most_ && find()) {
-      steps_[filled_] = {e_, r_, time_, filled_, since_, T(0)};
+      steps_[filled_] = {e_, r_, time_, filled_, steps_since_update_, T(0)};
       ++filled_;
     }
     if (filled_) compute();
   }
 
-  // The skipped step before the present one: rounds, within them rows forward, within them time backward.
+  // Finds the next skipped step: from the last round to the first, in a round from the first row to the last, in a row from the
+  // last step to the first.
   bool find() {
     for (;;) {
       while (time_ > begin_) {
         --time_;
         if (!m_.is_real(segment_.rows[r_].row, time_)) continue;
-        since_ = ahead_--;
+        steps_since_update_ = ahead_--;
         return true;
       }
       if (!next_hold()) return false;
@@ -206,7 +211,7 @@ class Candidates {
       }
     } while (!segment_.holds(e_, r_));
     std::tie(begin_, time_) = segment_.held(e_, r_);
-    ahead_ = segment_.since(e_, r_) + T(m_.count_real(segment_.rows[r_].row, begin_, time_));
+    ahead_ = segment_.steps_since_update(e_, r_) + T(m_.count_real(segment_.rows[r_].row, begin_, time_));
     return true;
   }
 
@@ -217,11 +222,12 @@ class Candidates {
         const auto& at = steps_[i];
         const T* x = l ? h(at, l - 1) : m_.x(segment_.rows[at.r].row, at.time);
         lanes[i] = {x, segment_.h(l, at.e, at.r), segment_.c(l, at.e, at.r), segment_.recurrent(l, at.e, at.r),
-                    gates_ + i * s_.gates(), extra_ + i * s_.padded, const_cast<T*>(h(at, l)), const_cast<T*>(c(at, l))};
+                    activations_ + i * s_.activations(), extra_ + i * s_.padded, const_cast<T*>(h(at, l)),
+                    const_cast<T*>(c(at, l))};
       }
       if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, filled_);
       else for (i64 i = 0; i < filled_; ++i)
-        m_.load_product(segment_.rows[steps_[i].r].row, steps_[i].time, lanes[i].gates);
+        m_.load_product(segment_.rows[steps_[i].r].row, steps_[i].time, lanes[i].activations);
       step<T, false>({s_, m_.layers[l], lanes, filled_, scratch_});
     }
     const i64 top = s_.layers - 1;
@@ -240,8 +246,8 @@ class Candidates {
   const i64 most_;
   std::vector<SkippedStep<T>> steps_;
   i64 e_ = 0, r_ = 0, time_ = 0, begin_ = 0, used_ = 0, filled_ = 0;
-  T since_ = 0, ahead_ = 0;
-  T *h_, *c_, *gates_, *extra_, *scratch_;
+  T steps_since_update_ = 0, ahead_ = 0;
+  T *h_, *c_, *activations_, *extra_, *scratch_;
 };
 
 }  // namespace

@@ -1,9 +1,9 @@
-// The three cells: one layer's step and its backward on rows of padded units. The mathematics is cells_skip_rnn.py's.
+// One layer's step of the three cells, on rows of padded units. cells_skip_rnn.py defines the mathematics.
 //
-// Gates lie one after the other, each padded to whole vectors:
-//   lstm             [i f g o]   input and recurrent product alike
-//   gru              [r z n]     the recurrent product has r and z; n's follows from r * h
-//   gru_reset_after  [m r z n]   the recurrent product has m = W_hn h + b_hn, r, z; the input product r, z, n
+// A buffer of activations has these, one after the other, each padded to whole vectors:
+//   lstm             [i f g o]   the input and the recurrent product have all four
+//   gru              [r z n]     the input product has all three; the recurrent product has r and z, and n's needs r * h
+//   gru_reset_after  [m r z n]   the recurrent product has m = W_hn h + b_hn, r and z; the input product has r, z and n
 #pragma once
 
 #include "product.h"
@@ -13,9 +13,9 @@ namespace {
 enum Cell : int { kLstm = 0, kGru = 1, kGruResetAfter = 2 };
 
 struct CellLayout {
-  GateOrder input, recurrent, candidate;  // candidate: n's product of r * h
-  int gates;                              // of the buffer
-  int input_at;                           // where in the buffer the input product's gates start
+  ActivationOrder input, recurrent, candidate;  // candidate: n's product with r * h
+  int activations;                              // how many the buffer has
+  int input_at;                                 // where in the buffer the input product's activations start
 };
 
 inline const CellLayout& layout_of(int cell) {
@@ -27,33 +27,34 @@ inline const CellLayout& layout_of(int cell) {
   return layouts[cell];
 }
 
-constexpr i64 kDirectInputs = 4;  // so few inputs are multiplied where the gates are computed, not as a product of their own
+constexpr i64 kDirectInputs = 4;  // up to so many inputs are multiplied in the activations' code, without a matrix product
 
 template <class T>
 struct LayerWeights {
   i64 inputs = 0;
-  bool direct = false;  // few inputs: multiplied where the gates are computed, not as a product of its own
+  bool direct = false;  // at most kDirectInputs inputs
   Packed<T> input, recurrent, candidate;
   Packed<T> input_t, recurrent_t, candidate_t;  // for the backward pass
-  T* rows = nullptr;                            // [inputs, gates * padded], where direct
-  T* input_bias = nullptr;                      // [gates * padded]
-  T* recurrent_bias = nullptr;                  // [recurrent gates * padded]
+  T* rows = nullptr;                            // [inputs, activations * padded], where direct
+  T* input_bias = nullptr;                      // [activations * padded]
+  T* recurrent_bias = nullptr;                  // [recurrent activations * padded]
 };
 
-// One row's step. Pointers to padded vectors; `gates` holds the input product when the step begins, unless it is direct.
+// The buffers of one row's step, as padded vectors. Before the step `activations` has the input product, unless the layer is
+// direct. After it, if they are kept, it has the activations.
 template <class T>
 struct Lane {
   const T* x;          // the layer's input
   const T* h;          // before the step
-  const T* c;
+  const T* c;          // before the step
   T* recurrent;        // the recurrent product
-  T* gates;            // after the step: the gates after their nonlinearities (if kept)
+  T* activations;
   T* extra;            // lstm: tanh(c); gru: r * h
   T* h_new;
   T* c_new;
 };
 
-constexpr i64 kLanes = 256;  // lanes of one batch, at most
+constexpr i64 kLanes = 256;  // the most rows of one call
 
 template <class T>
 struct Pointers {
@@ -62,7 +63,7 @@ struct Pointers {
   T* out[kLanes];
 };
 
-// The input products of gates first .. first + G - 1 at one vector of units.
+// The input products of G activations, from activation `first` on, at one vector of units.
 template <class T, int G>
 struct InputProducts {
   typename Simd<T>::V of[G];
@@ -70,7 +71,7 @@ struct InputProducts {
   SKIP_RNN_INLINE InputProducts(const LayerWeights<T>& w, const CellLayout& cell, const Lane<T>& lane, int first, i64 at,
                                 i64 padded) {
     at += first * padded;
-    const T* from = w.direct ? w.input_bias : lane.gates + cell.input_at * padded;
+    const T* from = w.direct ? w.input_bias : lane.activations + cell.input_at * padded;
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) of[g] = load(from + g * padded + at);
     if (!w.direct) return;
@@ -85,23 +86,23 @@ struct InputProducts {
   }
 };
 
-// Padding stays 0, whatever the inputs hold.
+// Sets a row's padding to 0. Infinite or NaN inputs make it NaN.
 template <class T>
 SKIP_RNN_INLINE void clear_padding(T* row, i64 units, i64 padded) {
   for (i64 i = units; i < padded; ++i) row[i] = 0;
 }
 
-// What all layers share.
+// Sizes that all layers share.
 struct Shape {
   i64 batch, steps, inputs, units, layers, padded;
   int cell;
   CellLayout layout;
   bool has_c() const { return cell == kLstm; }
-  i64 gates() const { return layout.gates * padded; }
+  i64 activations() const { return layout.activations * padded; }
   i64 recurrent() const { return layout.recurrent.count * padded; }
 };
 
-// A layer's lanes and what their steps need besides.
+// The lanes of one layer, and what their steps need.
 template <class T>
 struct Lanes {
   const Shape& s;
@@ -116,23 +117,23 @@ struct Lanes {
   }
 };
 
-// One vector of units' steps, from the recurrent products p of their gates. Keep: leave what the backward pass needs. It takes
-// derivatives from values, so there a saturated gate is exactly saturated.
+// The following functions compute one vector of units, from the recurrent products p of its activations. With Keep they store
+// the activations for the backward pass. It computes derivatives from activations: a saturated one must be exactly 0, 1 or -1.
 
 template <class T, bool Keep>
-SKIP_RNN_INLINE typename Simd<T>::V gate_sigmoid(typename Simd<T>::V x) {
+SKIP_RNN_INLINE typename Simd<T>::V cell_sigmoid(typename Simd<T>::V x) {
   if constexpr (Keep) return saturated_sigmoid<T>(x);
   else return sigmoid<T>(x);
 }
 template <class T, bool Keep>
-SKIP_RNN_INLINE typename Simd<T>::V gate_tanh(typename Simd<T>::V x) {
+SKIP_RNN_INLINE typename Simd<T>::V cell_tanh(typename Simd<T>::V x) {
   if constexpr (Keep) return saturated_tanh<T>(x);
   else return tanh<T>(x);
 }
 
 template <class T>
 struct LstmHalf {
-  typename Simd<T>::V c, o;  // o: its sigmoid's denominator; kept, the gate itself
+  typename Simd<T>::V c, o;  // o: without Keep the denominator of its sigmoid
 };
 
 template <class T, bool Keep>
@@ -143,17 +144,17 @@ SKIP_RNN_INLINE LstmHalf<T> lstm_cell(const Lanes<T>& lanes, i64 i, i64 at, cons
     const auto ig = saturated_sigmoid<T>(input.of[0] + p[0]), f = saturated_sigmoid<T>(input.of[1] + p[1]);
     const auto g = saturated_tanh<T>(input.of[2] + p[2]), o = saturated_sigmoid<T>(input.of[3] + p[3]);
     const auto c = fma(f, load(lane.c + at), ig * g);
-    T* gates = lane.gates + at;
-    store(gates, ig);
-    store(gates + lanes.s.padded, f);
-    store(gates + 2 * lanes.s.padded, g);
+    T* activations = lane.activations + at;
+    store(activations, ig);
+    store(activations + lanes.s.padded, f);
+    store(activations + 2 * lanes.s.padded, g);
     store(lane.c_new + at, c);
     return {c, o};
   } else {
     const auto two = splat(T(2));
     const auto a = sigmoid_denominator<T>(input.of[0] + p[0]), b = sigmoid_denominator<T>(input.of[1] + p[1]);
     const auto e = tanh_numerator<T>(input.of[2] + p[2]), d = sigmoid_denominator<T>(input.of[3] + p[3]);
-    const auto ig = reciprocal(a * (e + two));  // sigmoid and tanh share a division
+    const auto ig = reciprocal(a * (e + two));  // one division for sigmoid and tanh: i * g = e * ig
     const auto c = fma(reciprocal(b), load(lane.c + at), e * ig);
     store(lane.c_new + at, c);
     return {c, d};
@@ -173,54 +174,54 @@ SKIP_RNN_INLINE void lstm_output(const Lanes<T>& lanes, i64 i, i64 at, const Lst
   }
 }
 
-// r and z, and r * h for n's product.
+// Computes r and z, and r * h for n's product.
 template <class T, bool Keep>
 SKIP_RNN_INLINE void gru_reset(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
   const Lane<T>& lane = lanes.lane[i];
   const auto input = lanes.template inputs<2>(i, at);
-  const auto r = gate_sigmoid<T, Keep>(input.of[0] + p[0]);
-  store(lane.gates + at, r);
-  store(lane.gates + lanes.s.padded + at, gate_sigmoid<T, Keep>(input.of[1] + p[1]));
+  const auto r = cell_sigmoid<T, Keep>(input.of[0] + p[0]);
+  store(lane.activations + at, r);
+  store(lane.activations + lanes.s.padded + at, cell_sigmoid<T, Keep>(input.of[1] + p[1]));
   store(lane.extra + at, r * load(lane.h + at));
 }
 
-// n, from its product p of r * h.
+// Computes n from p, its product with r * h, and the new state.
 template <class T, bool Keep>
 SKIP_RNN_INLINE void gru_update(const Lanes<T>& lanes, i64 i, i64 at, typename Simd<T>::V p) {
   const Lane<T>& lane = lanes.lane[i];
-  const auto n = gate_tanh<T, Keep>(lanes.template inputs<1>(i, at, 2).of[0] + p), h = load(lane.h + at);
-  if constexpr (Keep) store(lane.gates + 2 * lanes.s.padded + at, n);
-  store(lane.h_new + at, fma(load(lane.gates + lanes.s.padded + at), h - n, n));
+  const auto n = cell_tanh<T, Keep>(lanes.template inputs<1>(i, at, 2).of[0] + p), h = load(lane.h + at);
+  if constexpr (Keep) store(lane.activations + 2 * lanes.s.padded + at, n);
+  store(lane.h_new + at, fma(load(lane.activations + lanes.s.padded + at), h - n, n));
 }
 
 template <class T, bool Keep>
 SKIP_RNN_INLINE void gru_after(const Lanes<T>& lanes, i64 i, i64 at, const typename Simd<T>::V* p) {
   const Lane<T>& lane = lanes.lane[i];
   const auto input = lanes.template inputs<3>(i, at);
-  const auto r = gate_sigmoid<T, Keep>(input.of[0] + p[1]), z = gate_sigmoid<T, Keep>(input.of[1] + p[2]);
-  const auto n = gate_tanh<T, Keep>(fma(r, p[0], input.of[2])), h = load(lane.h + at);
+  const auto r = cell_sigmoid<T, Keep>(input.of[0] + p[1]), z = cell_sigmoid<T, Keep>(input.of[1] + p[2]);
+  const auto n = cell_tanh<T, Keep>(fma(r, p[0], input.of[2])), h = load(lane.h + at);
   store(lane.h_new + at, fma(z, h - n, n));
   if constexpr (Keep) {
-    T* gates = lane.gates + at;
-    store(gates, p[0]);
-    store(gates + lanes.s.padded, r);
-    store(gates + 2 * lanes.s.padded, z);
-    store(gates + 3 * lanes.s.padded, n);
+    T* activations = lane.activations + at;
+    store(activations, p[0]);
+    store(activations + lanes.s.padded, r);
+    store(activations + 2 * lanes.s.padded, z);
+    store(activations + 3 * lanes.s.padded, n);
   }
 }
 
-// What happens to one row's recurrent product: the step's arithmetic, while it is in registers.
+// Completes one row's step from its recurrent product while this is in registers (multiply_one).
 template <class T, int Cell>
 struct Stepped {
-  static constexpr int kGates = Cell == kLstm ? 4 : Cell == kGru ? 2 : 3;
+  static constexpr int kActivations = Cell == kLstm ? 4 : Cell == kGru ? 2 : 3;
   const Lanes<T>& lanes;
 
   template <int N>
   SKIP_RNN_INLINE void operator()(i64 block, const typename Simd<T>::V (&product)[N]) const {
 #pragma GCC unroll 4
-    for (int first = 0; first < N; first += kGates) {
+    for (int first = 0; first < N; first += kActivations) {
       const auto* p = product + first;
-      const i64 at = (block + first / kGates) * Simd<T>::W;
+      const i64 at = (block + first / kActivations) * Simd<T>::W;
       if constexpr (Cell == kLstm) lstm_output<T, false>(lanes, 0, at, lstm_cell<T, false>(lanes, 0, at, p));
       else if constexpr (Cell == kGru) gru_reset<T, false>(lanes, 0, at, p);
       else gru_after<T, false>(lanes, 0, at, p);
@@ -228,10 +229,10 @@ struct Stepped {
   }
 };
 
-// The same for n's product in a GRU that resets before it.
+// Completes the step of a GRU that resets before the product, from n's product.
 template <class T>
 struct Updated {
-  static constexpr int kGates = 1;
+  static constexpr int kActivations = 1;
   const Lanes<T>& lanes;
 
   template <int N>
@@ -248,14 +249,14 @@ void recurrent_products(const LayerWeights<T>& w, const Lane<T>* lanes, i64 n) {
   multiply(w.recurrent, n, p.a, p.from, p.out);
 }
 
-// Into the lanes' gates; nothing to do where the inputs are few.
+// Writes the input products into the lanes' activations. A direct layer has none.
 template <class T>
 void input_products(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n) {
   if (w.direct) return;
   Pointers<T> p;
   for (i64 i = 0; i < n; ++i) {
     p.a[i] = lanes[i].x, p.from[i] = w.input_bias;
-    p.out[i] = lanes[i].gates + s.layout.input_at * s.padded;
+    p.out[i] = lanes[i].activations + s.layout.input_at * s.padded;
   }
   multiply(w.input, n, p.a, p.from, p.out);
 }
@@ -268,12 +269,12 @@ void clear_paddings(const Lanes<T>& lanes) {
   }
 }
 
-// A GRU's n and its new state, where r * h is there.
+// Computes a GRU's n and its new state, from r * h in the lanes' `extra`.
 template <class T, bool Keep>
 void update_lanes(const Lanes<T>& lanes) {
   Pointers<T> p;
   for (i64 i = 0; i < lanes.n; ++i) {
-    p.a[i] = lanes.lane[i].extra, p.from[i] = lanes.w.recurrent_bias;  // 0 in this cell
+    p.a[i] = lanes.lane[i].extra, p.from[i] = lanes.w.recurrent_bias;  // zeros in this cell
     p.out[i] = lanes.scratch + i * lanes.s.padded;
   }
   multiply(lanes.w.candidate, lanes.n, p.a, p.from, p.out);
@@ -281,20 +282,20 @@ void update_lanes(const Lanes<T>& lanes) {
     for (i64 at = 0; at < lanes.s.padded; at += Simd<T>::W) gru_update<T, Keep>(lanes, i, at, load(p.out[i] + at));
 }
 
-// One step of all lanes from their products. h_new may be h. Keep: leave what the backward pass needs.
+// One step of all lanes, from their products. h_new may be h. Keep: store the activations for the backward pass.
 template <class T, bool Keep>
 void step(const Lanes<T>& lanes) {
   const i64 padded = lanes.s.padded;
   constexpr int W = Simd<T>::W;
   typename Simd<T>::V p[4];
-  const auto read = [&](const Lane<T>& lane, i64 at, int gates) {
+  const auto read = [&](const Lane<T>& lane, i64 at, int activations) {
 #pragma GCC unroll 4
-    for (int g = 0; g < gates; ++g) p[g] = load(lane.recurrent + g * padded + at);
+    for (int g = 0; g < activations; ++g) p[g] = load(lane.recurrent + g * padded + at);
   };
   for (i64 i = 0; i < lanes.n; ++i) {
     const Lane<T>& lane = lanes.lane[i];
-    if (lanes.s.cell == kLstm) {  // in two loops: one would be a chain of operations longer than the processor looks ahead
-      T* o = lane.gates + 3 * padded;
+    if (lanes.s.cell == kLstm) {  // two loops: a single one is a chain of operations too long to overlap with the next
+      T* o = lane.activations + 3 * padded;
       for (i64 at = 0; at < padded; at += W) read(lane, at, 4), store(o + at, lstm_cell<T, Keep>(lanes, i, at, p).o);
       for (i64 at = 0; at < padded; at += W) lstm_output<T, Keep>(lanes, i, at, {load(lane.c_new + at), load(o + at)});
     } else if (lanes.s.cell == kGruResetAfter) {
@@ -307,7 +308,7 @@ void step(const Lanes<T>& lanes) {
   clear_paddings(lanes);
 }
 
-// The same of one row, with its recurrent product, and nothing kept. h_new is not h.
+// The recurrent product and the step of one row, without keeping activations. h_new is not h.
 template <class T>
 void step_alone(const Lanes<T>& lanes, bool backwards) {
   const Lane<T>& lane = lanes.lane[0];

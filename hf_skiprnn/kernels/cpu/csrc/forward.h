@@ -1,4 +1,4 @@
-// The forward pass: each row jumps from update to update, several rows at a time.
+// The forward pass. Each row goes from update to update at its own times, and several rows are computed together.
 #pragma once
 
 #include "model.h"
@@ -6,16 +6,17 @@
 
 namespace {
 
-// Rows that one thread advances together. When a row ends, the next one takes its place.
+// The rows that one thread computes together, each in a slot. When a row ends, the next row takes its slot.
 template <class T>
 class ForwardTeam {
  public:
   ForwardTeam(const Model<T>& model, Arena& arena, i64 slots, std::atomic<i64>& next_row)
-      : m_(model), s_(model.shape), slots_(slots), next_row_(next_row), clocks_(slots), counts_(slots), order_(slots), side_(slots) {
+      : m_(model), s_(model.shape), slots_(slots), next_row_(next_row),
+        clocks_(slots), counts_(slots), order_(slots), side_(slots) {
     h_ = arena.take<T>(2 * slots * s_.layers * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(slots * s_.layers * s_.padded) : nullptr;
     recurrent_ = arena.take<T>(slots * s_.recurrent());
-    gates_ = arena.take<T>(slots * s_.gates());
+    activations_ = arena.take<T>(slots * s_.activations());
     extra_ = arena.take<T>(slots * s_.padded);
     scratch_ = arena.take<T>(slots * s_.padded);
   }
@@ -36,13 +37,13 @@ class ForwardTeam {
   }
 
  private:
-  // A slot's h of now and, where `other` is 1, of the update under way: all of the old one is read until the new one is whole.
+  // A slot has two buffers for h: an update reads all of the old h while it writes the new one. other = 1: the new one.
   T* h(i64 slot, i64 l, int other = 0) {
     return h_ + ((slot * 2 + (side_[slot] ^ other)) * s_.layers + l) * s_.padded;
   }
   T* c(i64 slot, i64 l) { return c_ ? c_ + (slot * s_.layers + l) * s_.padded : nullptr; }
 
-  // The next row that has an update; rows without one are finished on the way.
+  // Takes the next row that has an update; false where no row is left. A row without updates is finished at once.
   bool take_row(i64 slot) {
     for (i64 b; !m_.cancelled() && (b = next_row_.fetch_add(1)) < s_.batch;) {
       for (i64 l = 0; l < s_.layers; ++l) {
@@ -55,7 +56,7 @@ class ForwardTeam {
         emit(slot, 0, clocks_[slot].now);
         return true;
       }
-      finish(slot, 0, clocks_[slot].since);
+      finish(slot, 0, clocks_[slot].steps_since_update);
     }
     return false;
   }
@@ -71,12 +72,12 @@ class ForwardTeam {
       for (i64 i = 0; i < active; ++i) {
         const i64 slot = order_[i];
         const T* x = l ? h(slot, l - 1, 1) : m_.x(clocks_[slot].row, clocks_[slot].now);
-        lanes[i] = {x, h(slot, l), c(slot, l), recurrent_ + i * s_.recurrent(), gates_ + i * s_.gates(),
+        lanes[i] = {x, h(slot, l), c(slot, l), recurrent_ + i * s_.recurrent(), activations_ + i * s_.activations(),
                     extra_ + i * s_.padded, h(slot, l, 1), c(slot, l)};
       }
       if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, active);
       else for (i64 i = 0; i < active; ++i)
-        m_.load_product(clocks_[order_[i]].row, clocks_[order_[i]].now, lanes[i].gates);
+        m_.load_product(clocks_[order_[i]].row, clocks_[order_[i]].now, lanes[i].activations);
       const Lanes<T> all{s_, m_.layers[l], lanes, active, scratch_};
       if (m_.alone) {
         step_alone(all, round_ & 1);
@@ -89,7 +90,7 @@ class ForwardTeam {
     ++round_;
   }
 
-  // Records the update and moves on; false where it was the row's last.
+  // Records the update and finds the row's next one; false where there is none.
   bool after_update(i64 slot) {
     Clock<T>& clock = clocks_[slot];
     const i64 at = clock.now, b = clock.row;
@@ -98,7 +99,7 @@ class ForwardTeam {
     ++counts_[slot];
     const i64 top = s_.layers - 1;
     clock.increment = m_.increment_of(b, c_ ? c(slot, top) : h(slot, top));
-    clock.since = 0;
+    clock.steps_since_update = 0;
     if (clock.advance(m_)) {
       emit(slot, at, clock.now);
       return true;
@@ -118,14 +119,14 @@ class ForwardTeam {
     }
   }
 
-  // The held output at times begin .. end-1.
+  // Writes the held output at times begin .. end - 1.
   void emit(i64 slot, i64 begin, i64 end) {
     if (!m_.call.sequence) return;
     T* to = typed<T>(m_.call.sequence) + clocks_[slot].row * s_.steps * s_.units;
     for (i64 t = begin; t < end; ++t) std::memcpy(to + t * s_.units, h(slot, s_.layers - 1), s_.units * sizeof(T));
   }
 
-  void finish(i64 slot, i64 begin, T since) {
+  void finish(i64 slot, i64 begin, T steps_since_update) {
     const Clock<T>& clock = clocks_[slot];
     const i64 b = clock.row;
     emit(slot, begin, s_.steps);
@@ -134,7 +135,7 @@ class ForwardTeam {
       if (c_) std::memcpy(typed<T>(m_.call.c) + (l * s_.batch + b) * s_.units, c(slot, l), s_.units * sizeof(T));
     }
     typed<T>(m_.call.increment)[b] = clock.increment;
-    typed<T>(m_.call.steps_since_update)[b] = since + T(clock.left);
+    typed<T>(m_.call.steps_since_update)[b] = steps_since_update + T(clock.left);
     typed<T>(m_.call.num_updates)[b] = T(counts_[slot]);
     if (m_.call.counts) m_.call.counts[b] = std::int32_t(counts_[slot]);
   }
@@ -146,16 +147,16 @@ class ForwardTeam {
   std::vector<Clock<T>> clocks_;
   std::vector<i64> counts_, order_;
   std::vector<int> side_;
-  T *h_, *c_, *recurrent_, *gates_, *extra_, *scratch_;
+  T *h_, *c_, *recurrent_, *activations_, *extra_, *scratch_;
 };
 
-// The lowest layer's input products of all steps that the forward or the backward pass looks at, in large blocks. With a
-// learned gate these are all real steps; without, the updates.
+// Computes the lowest layer's input products of all steps that the forward or the backward pass needs, many steps at a time.
+// With a learned gate these are all real steps, without one the updates.
 template <class T>
 class InputTeam {
  public:
   InputTeam(const Model<T>& model, Arena& arena, std::atomic<i64>& next_row)
-      : m_(model), s_(model.shape), next_row_(next_row), gates_(arena.take<T>(kLanes * s_.gates())) {}
+      : m_(model), s_(model.shape), next_row_(next_row), activations_(arena.take<T>(kLanes * s_.activations())) {}
 
   void run() {
     for (i64 b; !m_.cancelled() && (b = next_row_.fetch_add(1)) < s_.batch;)
@@ -173,11 +174,14 @@ class InputTeam {
  private:
   void flush() {
     Lane<T> lanes[kLanes];
-    for (i64 i = 0; i < count_; ++i) lanes[i].x = m_.x(rows_[i], times_[i]), lanes[i].gates = gates_ + i * s_.gates();
+    for (i64 i = 0; i < count_; ++i) {
+      lanes[i].x = m_.x(rows_[i], times_[i]);
+      lanes[i].activations = activations_ + i * s_.activations();
+    }
     if (count_) input_products(s_, m_.layers[0], lanes, count_);
     for (i64 i = 0; i < count_; ++i)
       for (int g = 0; g < s_.layout.input.count; ++g)
-        std::memcpy(m_.product_at(rows_[i], times_[i], g), lanes[i].gates + (s_.layout.input_at + g) * s_.padded,
+        std::memcpy(m_.product_at(rows_[i], times_[i], g), lanes[i].activations + (s_.layout.input_at + g) * s_.padded,
                     s_.units * sizeof(T));
     count_ = 0;
   }
@@ -185,7 +189,7 @@ class InputTeam {
   const Model<T>& m_;
   const Shape& s_;
   std::atomic<i64>& next_row_;
-  T* gates_;
+  T* activations_;
   i64 count_ = 0, rows_[kLanes], times_[kLanes];
 };
 
@@ -197,7 +201,7 @@ void multiply_all_inputs(const Model<T>& model, Arena& arena, i64 threads) {
   run_threads(int(threads), [&](int i) { teams[i]->run(); });
 }
 
-constexpr i64 kSlots = 24;  // rows a thread advances together: their states and one panel of weights fit the first-level cache
+constexpr i64 kSlots = 24;  // rows that a thread computes together: each panel of weights is read once for all of them
 
 template <class T>
 void forward(const SkipRnnCall& call) {

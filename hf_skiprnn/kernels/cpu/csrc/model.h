@@ -1,4 +1,4 @@
-// One call's view of the model: typed arguments, packed weights, working memory, and when a row's next update is.
+// The model as one call sees it: typed arguments, packed weights, working memory. And when a row's next update is.
 #pragma once
 
 #include <cstdlib>
@@ -11,7 +11,7 @@
 
 namespace {
 
-// Working memory of one call. It is taken before the threads start: they allocate nothing.
+// The working memory of one call. All of it is allocated before the threads start.
 class Arena {
  public:
   template <class T>
@@ -21,7 +21,7 @@ class Arena {
     if (!block) throw std::bad_alloc();
     blocks_.emplace_back(block, &std::free);
 #ifdef SKIP_RNN_POISON
-    std::memset(block, 0xff, bytes);  // NaN: what is read before it is written shows
+    std::memset(block, 0xff, bytes);  // NaN: a value that is read before it is written then shows in the results
 #endif
     return static_cast<T*>(block);
   }
@@ -57,7 +57,7 @@ struct Model {
   T* gate_weight = nullptr;  // [padded], or null
   T gate_bias = 0;
   const T* zero = nullptr;   // [padded]
-  bool alone;                // no more than one row is multiplied at a time
+  bool alone;                // rows are multiplied one at a time
 
   Model(const SkipRnnCall& call, Arena& arena, bool backward, bool alone)
       : call(call), layers(call.layers), alone(alone) {
@@ -83,18 +83,18 @@ struct Model {
     const i64 at = b * shape.steps + t;
     return typed<T>(call.x) + (call.ids ? call.ids[at] : at) * shape.inputs;
   }
-  // The lowest layer's input product of row b at time t from the record into a lane's gates.
-  void load_product(i64 b, i64 t, T* gates) const {
+  // Copies the lowest layer's input product of row b at time t from the record into a lane's activations.
+  void load_product(i64 b, i64 t, T* activations) const {
     for (int g = 0; g < shape.layout.input.count; ++g) {
-      T* to = gates + (shape.layout.input_at + g) * shape.padded;
+      T* to = activations + (shape.layout.input_at + g) * shape.padded;
       std::memcpy(to, product_at(b, t, g), shape.units * sizeof(T));
       clear_padding(to, shape.units, shape.padded);
     }
   }
-  T* product_at(i64 b, i64 t, int gate) const {
-    return typed<T>(call.products) + ((b * shape.steps + t) * shape.layout.input.count + gate) * shape.units;
+  T* product_at(i64 b, i64 t, int activation) const {
+    return typed<T>(call.products) + ((b * shape.steps + t) * shape.layout.input.count + activation) * shape.units;
   }
-  // Eq. 4; 0 without a learned gate.
+  // The increment D of a new state (equation 4 of the paper); 0 without a learned gate.
   T increment_of(i64 b, const T* top) const {
     if (!learned()) return 0;
     return T(1) / (T(1) + std::exp(-gate_pre_activation(b, top)));
@@ -104,7 +104,7 @@ struct Model {
   void increments_of(T* z, i64 count) const {
     for (i64 i = 0; i < count; i += Simd<T>::W) store(z + i, sigmoid<T>(load(z + i)));
   }
-  // W_p top + b_p + shift, in row b.
+  // W_p top + b_p + gate_shift[b].
   T gate_pre_activation(i64 b, const T* top) const {
     const T z = dot(gate_weight, top, shape.padded) + gate_bias;
     return call.gate_shift ? z + typed<T>(call.gate_shift)[b] : z;
@@ -114,21 +114,21 @@ struct Model {
   bool cancelled() const { return is_cancelled(call); }
 
  private:
-  T* padded_copy(Arena& arena, const T* bias, const GateOrder& order) {
+  T* padded_copy(Arena& arena, const T* bias, const ActivationOrder& order) {
     T* out = arena.zeros<T>(order.count * shape.padded);
     for (int g = 0; bias && g < order.count; ++g)
-      std::memcpy(out + g * shape.padded, bias + order.gate[g] * shape.units, shape.units * sizeof(T));
+      std::memcpy(out + g * shape.padded, bias + order.source[g] * shape.units, shape.units * sizeof(T));
     return out;
   }
 
-  Packed<T> packed(Arena& arena, const T* weight, i64 depth, const GateOrder& order, i64 together = 1) {
-    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, together, shape.padded};
+  Packed<T> packed(Arena& arena, const T* weight, i64 depth, const ActivationOrder& order, i64 interleaved = 1) {
+    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, interleaved, shape.padded};
     m.data = arena.take<T>(m.elements());
     pack(m, weight, shape.units, shape.padded, order);
     return m;
   }
 
-  Packed<T> packed_t(Arena& arena, const T* weight, i64 columns, const GateOrder& order) {
+  Packed<T> packed_t(Arena& arena, const T* weight, i64 columns, const ActivationOrder& order) {
     constexpr int W = Simd<T>::W;
     Packed<T> m{nullptr, (columns + W - 1) / W, order.count * shape.padded};
     m.data = arena.take<T>(m.elements());
@@ -145,7 +145,7 @@ struct Model {
     w.direct = l == 0 && w.inputs <= kDirectInputs;
     w.input_bias = padded_copy(arena, part[2], cell.input);
     w.recurrent_bias = arena.zeros<T>(shape.recurrent());
-    if (part[3]) std::memcpy(w.recurrent_bias, part[3], shape.units * sizeof(T));  // m comes first
+    if (part[3]) std::memcpy(w.recurrent_bias, part[3], shape.units * sizeof(T));  // of m, the first one
     w.recurrent = packed(arena, part[1], shape.units, cell.recurrent, alone ? cell.recurrent.count : 1);
     if (w.direct) pack_rows(w, part[0], arena);
     else if (!(backward && l == 0 && call.products)) w.input = packed(arena, part[0], w.inputs, cell.input);
@@ -157,23 +157,23 @@ struct Model {
   }
 
   void pack_rows(LayerWeights<T>& w, const T* weight, Arena& arena) {
-    const GateOrder& order = shape.layout.input;
+    const ActivationOrder& order = shape.layout.input;
     w.rows = arena.zeros<T>(w.inputs * order.count * shape.padded);
     for (i64 k = 0; k < w.inputs; ++k)
       for (int g = 0; g < order.count; ++g)
         for (i64 u = 0; u < shape.units; ++u)
-          w.rows[(k * order.count + g) * shape.padded + u] = weight[(order.gate[g] * shape.units + u) * w.inputs + k];
+          w.rows[(k * order.count + g) * shape.padded + u] = weight[(order.source[g] * shape.units + u) * w.inputs + k];
   }
 };
 
-// How many real steps from now the next update is: 1, 2, ..., or `left` + 1 where it is beyond the `left` that remain.
-// The comparison with 0.5 is float32 in every precision; a NaN updates at once.
+// The number of real steps to the next update: 1, 2, ..., or left + 1 where it is later than the `left` steps that remain.
+// The comparison with 0.5 is made in float32 in every precision. A NaN updates at the next step.
 template <class T>
-i64 steps_to_update(T since, T increment, i64 left) {
+i64 steps_to_update(T steps_since_update, T increment, i64 left) {
   const float d = float(increment);
-  const auto opens = [&](i64 j) { return !(float(since + T(j)) * d < 0.5f); };
+  const auto opens = [&](i64 j) { return !(float(steps_since_update + T(j)) * d < 0.5f); };
   const float most = float(left + 1);
-  float guess = std::ceil(0.5f / d) - float(since);
+  float guess = std::ceil(0.5f / d) - float(steps_since_update);
   guess = guess >= 1 ? guess : 1;  // also where it is NaN
   i64 j = guess < most ? i64(guess) : left + 1;
   if (!(d > 0)) j = opens(1) ? 1 : left + 1;
@@ -182,22 +182,22 @@ i64 steps_to_update(T since, T increment, i64 left) {
   return j;
 }
 
-// Where one row is in its sequence.
+// The position of one row in its sequence.
 template <class T>
 struct Clock {
-  i64 row = 0, now = -1;  // time of the last update, or of the next once `advance` found it
+  i64 row = 0, now = -1;  // the time of the last update; after `advance`, of the next one
   i64 left = 0;           // real steps after `now`
-  T increment = 0, since = 0;
+  T increment = 0, steps_since_update = 0;
 
   void start(const Model<T>& m, i64 b) {
     row = b, now = -1, left = m.count_real(b, 0, m.shape.steps);
-    increment = typed<T>(m.call.increment0)[b], since = typed<T>(m.call.steps_since_update0)[b];
+    increment = typed<T>(m.call.increment0)[b], steps_since_update = typed<T>(m.call.steps_since_update0)[b];
   }
 
-  // To the next update; false (and nothing changed) where there is none.
+  // Moves to the next update. Where there is none, returns false and changes nothing.
   bool advance(const Model<T>& m) {
     const std::uint8_t* forced = m.call.forced ? m.call.forced + row * m.shape.steps : nullptr;
-    const i64 wanted = forced || !m.learned() ? 1 : steps_to_update(since, increment, left);
+    const i64 wanted = forced || !m.learned() ? 1 : steps_to_update(steps_since_update, increment, left);
     if (wanted > left) return false;
     if (!forced && !m.call.mask) {
       now += wanted, left -= wanted;

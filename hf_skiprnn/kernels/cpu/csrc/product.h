@@ -1,21 +1,44 @@
 // Matrix products on packed weights.
 //
-// A packed matrix holds its output units as vectors, a few vectors to a panel, and a panel's rows k one after the other:
-// the inner loop streams it. Each output is one chain over k in order, whatever rows are computed beside it.
+// A packed matrix is divided into panels of a few vectors of output units. A panel stores its rows k one after the other, so
+// that the inner loop reads memory in order. Each output is the sum over k in order. So a row's result does not depend on the
+// rows that are computed together with it, nor on tiles and blocks.
 #pragma once
+
+#include <unistd.h>
 
 #include <algorithm>
 
 #include "simd.h"
 
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace {
 
-constexpr i64 kDepth = 768;    // rows k of a panel that stay in the second-level cache while all rows use them
-constexpr i64 kPrefetched = 512 << 10;  // bytes of weights from which on they are fetched ahead
-template <class T>
-constexpr i64 kLine = 64 / sizeof(T);  // of a cache
+// The size of this machine's second-level cache in bytes. Where the system does not tell, that of a small one.
+inline i64 second_level_cache() {
+#if defined(__APPLE__)
+  i64 bytes = 0;
+  std::size_t size = sizeof bytes;
+  if (sysctlbyname("hw.l2cachesize", &bytes, &size, nullptr, 0)) bytes = 0;
+#elif defined(_SC_LEVEL2_CACHE_SIZE)
+  const i64 bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  const i64 bytes = 0;
+#endif
+  return std::clamp<i64>(bytes > 0 ? bytes : 512 << 10, 256 << 10, 4 << 20);
+}
 
-// Split n into the fewest parts of at most `most`, sizes differing by at most one.
+// Blocking by that size. It changes no result: each output is added up in the same order.
+const i64 kSecondLevelCache = second_level_cache();
+const i64 kDepth = kSecondLevelCache / 5 / (kVectors * kBytes);  // rows k of a panel: all rows of a product use them in turn
+const i64 kPrefetched = kSecondLevelCache / 2;                   // larger weights are prefetched panel by panel
+template <class T>
+constexpr i64 kLine = 64 / sizeof(T);  // numbers of a cache line
+
+// n divided into the fewest parts of at most `most`; sizes differ by at most one.
 struct Parts {
   i64 count, size, larger;
   Parts(i64 n, i64 most) : count((n + most - 1) / most), size(count ? n / count : 0), larger(count ? n % count : 0) {}
@@ -27,26 +50,26 @@ struct Parts {
   }
 };
 
-// Units are packed by vectors of W. With several gates, the gates' vectors of the same W units lie side by side: their products
-// are then in registers together.
+// Units are packed in blocks of W, one vector an activation. Where activations are interleaved, all vectors of a block are in
+// one panel: their products are then in registers at the same time.
 template <class T>
 struct Packed {
   T* data = nullptr;
-  i64 vectors = 0, depth = 0;  // output vectors, K
-  i64 gates = 1, padded = 0;   // side by side; from one gate to the next in the product
+  i64 vectors = 0, depth = 0;       // output vectors; rows k
+  i64 interleaved = 1, padded = 0;  // activations in a panel; distance of one activation from the next in the product
 
   i64 elements() const { return vectors * depth * Simd<T>::W; }
-  // In blocks of W units: a panel holds up to kVectors vectors of one gate, 4 of two or four gates, 6 of three.
-  Parts panels() const { return Parts(vectors / gates, gates == 1 ? kVectors : gates == 4 ? 1 : 2); }
-  // Where vector j of a panel that begins with `block` stands in the product.
-  i64 offset(i64 block, i64 j) const { return j % gates * padded + (block + j / gates) * Simd<T>::W; }
+  // Panels, in blocks. With one activation they have up to kVectors vectors, with two or four they have 4, with three 6.
+  Parts panels() const { return Parts(vectors / interleaved, interleaved == 1 ? kVectors : interleaved == 4 ? 1 : 2); }
+  // The offset in the product of vector j of a panel that begins with `block`.
+  i64 offset(i64 block, i64 j) const { return j % interleaved * padded + (block + j / interleaved) * Simd<T>::W; }
 };
 
-// Where a tile of a product stands, and the lines of the next panel that are fetched while it is computed.
+// The weights and the place of one tile of a product, and the cache lines of the next panel to be prefetched meanwhile.
 template <class T>
 struct Tile {
   const T* w;
-  i64 depth, row, at;  // at: its first unit
+  i64 depth, row, at;  // at: the first unit
   const T* ahead;
   i64 ahead_lines;
 };
@@ -88,7 +111,7 @@ __attribute__((noinline)) void multiply_tile(const Tile<T>& tile, const T* const
     for (int j = 0; j < N; ++j) store(out[tile.row + r] + tile.at + j * S::W, acc[r][j]);
 }
 
-// run(n) with n, 1 .. Most, as a compile-time constant.
+// Calls run with n, which is 1 .. Most, as a compile-time constant.
 template <int Most, class Run>
 SKIP_RNN_INLINE void with_constant(i64 n, const Run& run) {
   if constexpr (Most > 1) {
@@ -97,10 +120,10 @@ SKIP_RNN_INLINE void with_constant(i64 n, const Run& run) {
   run(std::integral_constant<int, Most>());
 }
 
-// What happens to a finished product of one row: it is stored.
+// Stores a finished product of one row.
 template <class T>
 struct Stored {
-  static constexpr int kGates = 1;
+  static constexpr int kActivations = 1;
   T* out;
 
   template <int N>
@@ -110,13 +133,13 @@ struct Stored {
   }
 };
 
-constexpr i64 kFirstLines = 32;  // of the next panel, fetched while a panel's product is finished
+constexpr i64 kFirstLines = 32;  // cache lines of the next panel to prefetch before a panel's product is completed
 
-// One row's product with P panels of N vectors. One panel alone has too few independent sums to keep the multipliers busy.
+// One row's product with P panels of N vectors. A single panel often has too few independent sums to keep the multipliers busy.
 template <class T, int P, int N, class Finish>
 void multiply_panels(const Packed<T>& m, const T* w, i64 block, const T* next, const T* a, const T* from, const Finish& finish) {
   using S = Simd<T>;
-  const i64 depth = m.depth, panel = depth * N * S::W, blocks = N / m.gates;
+  const i64 depth = m.depth, panel = depth * N * S::W, blocks = N / m.interleaved;
   typename S::V acc[P][N];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p)
@@ -135,19 +158,19 @@ void multiply_panels(const Packed<T>& m, const T* w, i64 block, const T* next, c
   for (int p = 0; p < P; ++p) finish.template operator()<N>(block + p * blocks, acc[p]);
 }
 
-// Panels of n vectors that one row is multiplied with at once.
+// The number of panels of n vectors that one row is multiplied with at once.
 constexpr int panels_at_once(int n) { return n == 1 ? 1 : std::max(1, kSums / n); }
 
-// from + a W for one row. `finish` gets the product by panels, in registers. Walking the panels backwards every other call
-// begins with what the call before left in the first-level cache.
+// from + a W for one row. `finish` is called with the product of each panel while it is in registers. A caller may alternate
+// the direction: a call then starts with the panels that the call before left in the first-level cache.
 template <class T, class Finish>
 void multiply_one(const Packed<T>& m, const T* a, const T* from, const Finish& finish, bool backwards = false) {
-  constexpr int G = Finish::kGates;
+  constexpr int G = Finish::kActivations;
   const Parts panels = m.panels();
-  const auto panel = [&](i64 p) { return m.data + panels.start(p) * m.depth * m.gates * Simd<T>::W; };
+  const auto panel = [&](i64 p) { return m.data + panels.start(p) * m.depth * m.interleaved * Simd<T>::W; };
   for (i64 done = 0, together; done < panels.count; done += together) {
     const i64 edge = backwards ? panels.count - 1 - done : done;
-    const i64 n = panels[edge] * m.gates, most = std::min<i64>(panels_at_once(int(n)), panels.count - done);
+    const i64 n = panels[edge] * m.interleaved, most = std::min<i64>(panels_at_once(int(n)), panels.count - done);
     const i64 other = backwards ? edge - most + 1 : edge + most - 1;
     together = most == panels_at_once(int(n)) && panels[other] == panels[edge] ? most : 1;
     const i64 p = backwards ? edge - together + 1 : edge, after = backwards ? p - 1 : p + together;
@@ -183,14 +206,14 @@ void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* f
     for (i64 p = 0; p < panels.count; ++p) {
       const auto panel = [&](i64 at) { return m.data + (panels.start(at) * m.depth + k * panels[at]) * Simd<T>::W; };
       const i64 lines = fetches && p + 1 < panels.count ? panels[p] * depths[d] * Simd<T>::W / kLine<T> : 0;
-      const i64 share = (lines + tiles.count - 1) / tiles.count;  // of the next panel: each tile fetches one
+      const i64 share = (lines + tiles.count - 1) / tiles.count;  // of the next panel's lines, a tile
       for (i64 t = 0; t < tiles.count; ++t) {
         const i64 row = tiles.start(t);
         const int r = int(tiles[t]), n = int(panels[p]);
         for (int j = 0; j < r; ++j) deep[j] = a[row + j] + k;
         const Tile<T> tile{panel(p), depths[d], row, panels.start(p) * Simd<T>::W,
                            share ? panel(p + 1) + t * share * kLine<T> : nullptr, share};
-        with_constant<kRows>(r, [&](auto rows) {  // never 1: there are several rows, in even parts
+        with_constant<kRows>(r, [&](auto rows) {  // at least 2: even parts of two or more rows
           if constexpr (rows() > 1)
             with_constant<kVectors>(n, [&](auto vectors) { multiply_tile<T, rows(), vectors()>(tile, deep, start, out); });
         });
@@ -200,36 +223,36 @@ void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* f
 }
 
 // A function of its own: where gcc inlines it, it keeps some sums on the stack.
-template <class T, int C, int N>
+template <class T, int Columns, int N>
 __attribute__((noinline)) void outer_tile(i64 events, const T* g, const T* a, T* out, i64 ld) {
   using S = Simd<T>;
-  typename S::V acc[C][N];
+  typename S::V acc[Columns][N];
 #pragma GCC unroll 8
-  for (int c = 0; c < C; ++c)
+  for (int c = 0; c < Columns; ++c)
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) acc[c][j] = load(out + c * ld + j * S::W);
-  for (i64 e = 0; e < events; ++e, g += N * S::W, a += C) {
+  for (i64 e = 0; e < events; ++e, g += N * S::W, a += Columns) {
     typename S::V v[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) v[j] = load(g + j * S::W);
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
+    for (int c = 0; c < Columns; ++c) {
       const auto s = splat(a[c]);
 #pragma GCC unroll 8
       for (int j = 0; j < N; ++j) acc[c][j] = fma(s, v[j], acc[c][j]);
     }
   }
 #pragma GCC unroll 8
-  for (int c = 0; c < C; ++c)
+  for (int c = 0; c < Columns; ++c)
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) store(out + c * ld + j * S::W, acc[c][j]);
 }
 
-// Rows a[e] -> [tile of columns][e][column of the tile]: a tile's walk over the events is then one stream.
+// Copies rows a[e] into the layout [tile of columns][e][column of the tile]: a tile then reads memory in order.
 template <class T>
 void pack_columns(i64 events, const T* const* a, i64 columns, T* out) {
   const Parts tiles(columns, kRows);
-  constexpr i64 kTogether = 8;  // tiles of one walk over the rows: whole cache lines of each
+  constexpr i64 kTogether = 8;  // tiles copied in one pass over the rows: together they use whole cache lines
   i64 column = 0;
   for (i64 first = 0; first < tiles.count; first += kTogether) {
     const i64 last = std::min(tiles.count, first + kTogether);
@@ -269,13 +292,13 @@ void add_outer(i64 events, const T* const* g, i64 vectors, const T* const* a, i6
   }
 }
 
-// A weight's gates in the order in which the packed units hold them; each gate is padded to whole vectors.
-struct GateOrder {
+// Which activations of a weight are packed, and in which order. Each one is padded to whole vectors.
+struct ActivationOrder {
   int count;
-  int gate[4];
+  int source[4];
 };
 
-// Rows of a square to columns, by halves of halves.
+// Transposes a square: exchanges halves, then halves of the halves.
 template <class T, i64 Half = Simd<T>::W / 2>
 SKIP_RNN_INLINE void transpose(typename Simd<T>::V* square) {
   constexpr int W = Simd<T>::W;
@@ -289,17 +312,18 @@ SKIP_RNN_INLINE void transpose(typename Simd<T>::V* square) {
   if constexpr (Half > 1) transpose<T, Half / 2>(square);
 }
 
-// W [gates * H, depth] -> packed, out = a W^T: unit (g, u) is row order.gate[g] * H + u.
+// Packs W [G H, depth] for out = a W^T. Unit u of packed activation g is row order.source[g] * H + u of W.
 template <class T>
-void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const GateOrder& order) {
+void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const ActivationOrder& order) {
   constexpr int W = Simd<T>::W;
   const Parts panels = m.panels();
   const i64 blocks = padded / W;
   for (i64 v = 0; v < m.vectors; ++v) {
-    const i64 gate = m.gates > 1 ? v % m.gates : v / blocks, first = (m.gates > 1 ? v / m.gates : v % blocks) * W;
-    const i64 filled = std::max<i64>(0, std::min<i64>(W, units - first)), panel = panels.part_of(v / m.gates);
-    const i64 begin = panels.start(panel) * m.gates, stride = panels[panel] * m.gates * W;
-    const T* from = weight + (order.gate[gate] * units + first) * m.depth;
+    const i64 activation = m.interleaved > 1 ? v % m.interleaved : v / blocks;
+    const i64 first = (m.interleaved > 1 ? v / m.interleaved : v % blocks) * W;
+    const i64 filled = std::max<i64>(0, std::min<i64>(W, units - first)), panel = panels.part_of(v / m.interleaved);
+    const i64 begin = panels.start(panel) * m.interleaved, stride = panels[panel] * m.interleaved * W;
+    const T* from = weight + (order.source[activation] * units + first) * m.depth;
     T* to = m.data + begin * m.depth * W + (v - begin) * W;
     for (i64 k = 0; k < m.depth; k += W) {
       const i64 count = std::min<i64>(W, m.depth - k);
@@ -319,9 +343,9 @@ void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const GateOrder&
   }
 }
 
-// W [gates * H, columns] -> packed, out = g W for g [count * padded] laid out as the packed units of `pack`.
+// Packs W [G H, columns] for out = g W, where g [count * padded] has the order of the units that `pack` makes.
 template <class T>
-void pack_transposed(Packed<T>& m, const T* weight, i64 units, i64 padded, i64 columns, const GateOrder& order) {
+void pack_transposed(Packed<T>& m, const T* weight, i64 units, i64 padded, i64 columns, const ActivationOrder& order) {
   constexpr int W = Simd<T>::W;
   const Parts panels = m.panels();
   i64 vector = 0;
@@ -332,17 +356,17 @@ void pack_transposed(Packed<T>& m, const T* weight, i64 units, i64 padded, i64 c
     for (int g = 0; g < order.count; ++g)
       for (i64 u = 0; u < padded; ++u, to += n) {
         const i64 count = u < units ? filled : 0;
-        if (count) std::memcpy(to, weight + (order.gate[g] * units + u) * columns + first, count * sizeof(T));
+        if (count) std::memcpy(to, weight + (order.source[g] * units + u) * columns + first, count * sizeof(T));
         std::fill(to + count, to + n, T(0));
       }
   }
 }
 
-// sum over partial results [depth, count * padded], each `stride` apart -> W [gates * H, depth]
+// Adds partial results [depth, count * padded], which are `stride` apart, and writes the sum to W [G H, depth].
 template <class T>
 void unpack_sum(const T* partial, i64 partials, i64 stride, T* weight, i64 units, i64 padded, i64 depth,
-                const GateOrder& order) {
-  constexpr i64 kBlock = 16;  // squares, so that reads and writes both use whole cache lines
+                const ActivationOrder& order) {
+  constexpr i64 kBlock = 16;  // squares: reads and writes then both use whole cache lines
   T square[kBlock][kBlock];
   for (int g = 0; g < order.count; ++g)
     for (i64 u0 = 0; u0 < units; u0 += kBlock)
@@ -355,7 +379,7 @@ void unpack_sum(const T* partial, i64 partials, i64 stride, T* weight, i64 units
             for (i64 u = 0; u < us; ++u) square[k][u] += from[i * stride + u];
         }
         for (i64 u = 0; u < us; ++u)
-          for (i64 k = 0; k < ks; ++k) weight[(order.gate[g] * units + u0 + u) * depth + k0 + k] = square[k][u];
+          for (i64 k = 0; k < ks; ++k) weight[(order.source[g] * units + u0 + u) * depth + k0 + k] = square[k][u];
       }
 }
 

@@ -1,7 +1,7 @@
-// Vectors of the target's width, and the two nonlinearities on them.
+// Vectors as wide as the instruction set's registers, and sigmoid and tanh on them.
 //
-// Every multiply-add is written out (the build forbids contraction), so that a row's arithmetic is the same in whatever
-// group of rows it is computed.
+// The compiler must not form multiply-adds itself (-ffp-contract=off): each one is written as a call of fma. So a row's
+// arithmetic is the same in every function that computes it.
 #pragma once
 
 #include <cmath>
@@ -23,8 +23,8 @@ namespace {
 
 using i64 = std::int64_t;
 
-// kBytes: the width of a vector. A register tile of a product has kRows rows and kVectors vectors of outputs: its accumulators,
-// one row of weights and one broadcast fit the registers.
+// kBytes is the width of a vector. A tile of a product has kRows rows and kVectors vectors of outputs. Its sums, one row of
+// weights and one broadcast must fit the registers.
 #if defined(__AVX512F__)  // 32 registers
 constexpr int kBytes = 64;
 constexpr int kRows = 6, kVectors = 4;
@@ -101,7 +101,7 @@ SKIP_RNN_INLINE typename Simd<T>::V splat(T x) {
   return splat_lanes(x, std::make_index_sequence<Simd<T>::W>());
 }
 
-// One step of a transposition: in either of the two vectors, every second group of Half lanes comes from the other one.
+// One step of a transposition of two vectors. The first result has the even groups of Half lanes of a and b, the second the odd.
 template <class T, int Half, bool Second, class V, std::size_t... L>
 SKIP_RNN_INLINE V interleave_lanes(V a, V b, std::index_sequence<L...>) {
   constexpr int W = sizeof...(L);
@@ -123,7 +123,7 @@ using D = Simd<double>::V;
 #if defined(__AVX512F__)
 SKIP_RNN_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 SKIP_RNN_INLINE D fma(D a, D b, D c) { return (D)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
-// The bound comes first: where x is NaN, these instructions return their second operand.
+// The limit is the first operand: these instructions return the second one where x is NaN.
 SKIP_RNN_INLINE F clamp(F x, float l) {
   return (F)_mm512_max_ps((__m512)splat(-l), _mm512_min_ps((__m512)splat(l), (__m512)x));
 }
@@ -168,7 +168,7 @@ SKIP_RNN_INLINE V reciprocal(V x) {
   return splat(decltype(+x[0])(1)) / x;
 }
 
-// 2^t as scale * (q + 1) with scale = 2^round(t): kept apart so that 2^t - 1 is accurate near 0.
+// 2^t = scale * (q + 1) with scale = 2^round(t). The factors stay apart, so that 2^t - 1 is accurate near t = 0.
 template <class T>
 struct Power {
   using V = typename Simd<T>::V;
@@ -228,7 +228,7 @@ SKIP_RNN_INLINE typename Simd<T>::V tanh(typename Simd<T>::V x) {
   return e * reciprocal(e + splat(T(2)));
 }
 
-// The same two, exactly 0, 1 or -1 where they are so to the precision of T: a derivative s (1 - s) or 1 - t^2 is then 0 there.
+// Sigmoid and tanh that are exactly 0, 1 or -1 where they round to it. The derivatives s (1 - s) and 1 - t^2 are then 0.
 template <class T>
 SKIP_RNN_INLINE typename Simd<T>::V saturated_sigmoid(typename Simd<T>::V x) {
   constexpr T limit = sizeof(T) == 4 ? 126 : 1022;
@@ -266,7 +266,7 @@ inline T dot(const T* a, const T* b, i64 n) {
   return sum<T>(s);
 }
 
-// s + g (a - b), lane by lane: <g, a - b> is the sum of its lanes.
+// s + g (a - b), lane by lane. From s = 0 the sum of the lanes is <g, a - b>.
 template <class T>
 SKIP_RNN_INLINE typename Simd<T>::V add_difference(typename Simd<T>::V s, const T* g, const T* a, const T* b, i64 n) {
   for (i64 i = 0; i < n; i += Simd<T>::W) s = fma(load(g + i), load(a + i) - load(b + i), s);

@@ -1,6 +1,7 @@
-// The Skip RNN scan on a CPU, behind a C ABI. Built three times, for three instruction sets, each a library of its own:
-// everything but the functions below has internal linkage, so that no library can pick up another's code.
+// The Skip RNN scan on a CPU, behind a C ABI. This file is compiled once for each instruction set, each time to a library of
+// its own. All but the exported functions has internal linkage: no library can call another one's code.
 #include <chrono>
+#include <cerrno>
 #include <csignal>
 
 #include "backward.h"
@@ -9,7 +10,7 @@
 
 namespace {
 
-// No exception leaves the library.
+// Checks the call and runs it. No exception leaves the library.
 template <class Run>
 int guarded(const SkipRnnCall* call, const Run& run) noexcept {
   if (!call || call->size != i64(sizeof(SkipRnnCall))) return kBadCall;
@@ -23,7 +24,7 @@ int guarded(const SkipRnnCall* call, const Run& run) noexcept {
   }
 }
 
-// float32 operations a second that one core reaches with independent multiply-adds on registers: the best of many short runs.
+// The most float32 operations a second of one core, measured on independent multiply-adds of registers: the best of 50 runs.
 double measure_peak() {
   constexpr int kChains = 12, kSteps = 20000;
   double best = 0;
@@ -47,6 +48,12 @@ double measure_peak() {
 
 SKIP_RNN_EXPORT std::int64_t skip_rnn_abi() { return kAbi; }
 
+// A hash of these files, from build_native.py: engine.py refuses a library that is older than the source beside it.
+#ifndef SKIP_RNN_SOURCE
+#define SKIP_RNN_SOURCE 0
+#endif
+SKIP_RNN_EXPORT std::uint64_t skip_rnn_source() { return SKIP_RNN_SOURCE; }
+
 SKIP_RNN_EXPORT int skip_rnn_forward(const SkipRnnCall* call) {
   return guarded(call, [call] { call->is_double ? forward<double>(*call) : forward<float>(*call); });
 }
@@ -58,23 +65,26 @@ SKIP_RNN_EXPORT int skip_rnn_backward(const SkipRnnCall* call) {
 
 SKIP_RNN_EXPORT double skip_rnn_peak_flops() { return measure_peak(); }
 
-// Ctrl-C during a call. Python's own handler only notes the signal, and Python acts on it when the call has returned. So for
-// the time of a call this handler stands before it: it sets the flag that ends the call, then does what the other would do.
-// Only Python's main thread may watch, since only there Python acts on signals: one call at a time.
+// Ctrl-C during a call. Python's own signal handler only records the signal, and Python raises KeyboardInterrupt after the
+// call has returned. So during a call this handler replaces it: it sets the flag that ends the call, then calls the replaced
+// handler. Only Python's main thread may use it, because Python handles signals there.
 namespace {
 
 volatile std::int32_t interrupted = 0;
 struct sigaction before_watching;
 
 void on_interrupt(int signal, siginfo_t* info, void* context) {
+  const int error = errno;  // of the code that the signal interrupts
   interrupted = 1;
   if (before_watching.sa_flags & SA_SIGINFO) before_watching.sa_sigaction(signal, info, context);
   else before_watching.sa_handler(signal);
+  errno = error;
 }
 
 }  // namespace
 
-// For a call's `cancel`, or null where SIGINT would end the process, or is ignored: there is nothing to watch for.
+// Installs the handler and returns the flag for a call's `cancel`. Returns null where SIGINT has no handler: then it ends the
+// process or is ignored.
 SKIP_RNN_EXPORT const volatile std::int32_t* skip_rnn_watch_interrupt() {
   interrupted = 0;
   if (sigaction(SIGINT, nullptr, &before_watching)) return nullptr;
@@ -87,11 +97,11 @@ SKIP_RNN_EXPORT const volatile std::int32_t* skip_rnn_watch_interrupt() {
   return sigaction(SIGINT, &ours, nullptr) ? nullptr : &interrupted;
 }
 
-// After each call that watched, whatever came of it.
+// Restores the replaced handler. To be called after each call that skip_rnn_watch_interrupt returned a flag for.
 SKIP_RNN_EXPORT void skip_rnn_stop_watching() { sigaction(SIGINT, &before_watching, nullptr); }
 
 #if !defined(__AVX2__)
-// What this machine runs: 0 portable, 1 AVX2 with FMA, 2 AVX-512 F, BW, VL and DQ besides.
+// The instruction set that this machine runs: 0 portable (NEON on aarch64), 1 AVX2 and FMA, 2 also AVX-512 F, BW, VL and DQ.
 SKIP_RNN_EXPORT int skip_rnn_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -1,4 +1,4 @@
-// Threads: torch's own OpenMP team where it can be borrowed, else threads of this call.
+// Threads. They are PyTorch's own OpenMP team where the process has one, else std::thread's, started for the call.
 #pragma once
 
 #include <dlfcn.h>
@@ -15,28 +15,28 @@
 
 namespace {
 
-// While one lives, its thread's results that are too small for a normal number (1e-38 in float32) are 0, as are such operands.
-// Gradients that vanish over many steps become so small, and an x86 processor takes 30 times as long for an operation on
-// them. The thread's own setting returns afterwards.
-class VanishingIsZero {
+// During its life denormal numbers (below 1e-38 in float32) count as 0 in this thread. Gradients that vanish over many steps
+// become denormal, and many x86 processors need over a hundred cycles for an operation on them. The destructor restores the
+// thread's own setting.
+class DenormalsAreZero {
  public:
 #if defined(__x86_64__)
-  VanishingIsZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlushToZero | kDenormalsAreZero); }
-  ~VanishingIsZero() { _mm_setcsr(before_); }
-  VanishingIsZero(const VanishingIsZero&) = delete;
-  VanishingIsZero& operator=(const VanishingIsZero&) = delete;
+  DenormalsAreZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlushToZero | kDenormalsAreZero); }
+  ~DenormalsAreZero() { _mm_setcsr(before_); }
+  DenormalsAreZero(const DenormalsAreZero&) = delete;
+  DenormalsAreZero& operator=(const DenormalsAreZero&) = delete;
 
  private:
   static constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
   unsigned before_;
 #else
-  VanishingIsZero() {}
+  DenormalsAreZero() {}
 #endif
 };
 
 const pid_t kLoadedIn = getpid();
 
-// Runs body(thread) with thread = 0 .. n-1, each once, in no more than n threads at a time.
+// Calls body(i) once for each i = 0 .. n - 1, in up to n threads.
 template <class Body>
 void run_threads(int n, const Body& body) {
   struct Team {
@@ -44,7 +44,7 @@ void run_threads(int n, const Body& body) {
     int n;
     std::atomic<int> next{0};
     void pull() noexcept {
-      const VanishingIsZero setting;
+      const DenormalsAreZero setting;
       for (int i; (i = next.fetch_add(1)) < n;) body(i);
     }
   } team{body, n};
@@ -52,7 +52,7 @@ void run_threads(int n, const Body& body) {
   using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
   static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 #ifndef SKIP_RNN_STD_THREADS
-  if (parallel && getpid() == kLoadedIn) {  // a forked child must not use its parent's team
+  if (parallel && getpid() == kLoadedIn) {  // in a forked child the parent's team hangs
     parallel([](void* p) { static_cast<Team*>(p)->pull(); }, &team, unsigned(n), 0);
     return;
   }
@@ -63,7 +63,7 @@ void run_threads(int n, const Body& body) {
     helpers.reserve(n - 1);
     for (int i = 1; i < n; ++i) helpers.emplace_back([&team] { team.pull(); });
   } catch (const std::system_error&) {
-    // Too many threads already: those that started, and this one, do the work.
+    // The system has too many threads. Those that started, and this one, do the work.
   }
   team.pull();
   for (auto& helper : helpers) helper.join();
