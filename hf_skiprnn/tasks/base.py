@@ -95,7 +95,7 @@ def label_names(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 class DecodedImages(TorchDataset[Row]):
-    """The rows of a data set of small images, decoded once: a PNG would be decoded again in every epoch."""
+    """The rows of a data set of small images, decoded once; a `datasets.Dataset` would decode them in every epoch."""
 
     def __init__(self, data: Dataset) -> None:
         self.rows: list[Row] = list(data)
@@ -159,7 +159,7 @@ class ImageTask(Task):
         return self.size
 
     def training_rows(self, data: Dataset) -> DecodedImages | ShiftedImages:
-        """Return the training split, decoded, with the shifts that `shift` asks for."""
+        """Return the training split, decoded; with `shift` above 0, together with the shifted images."""
         decoded = DecodedImages(data)
         return ShiftedImages(decoded, self.shift) if self.shift else decoded
 

@@ -1,4 +1,4 @@
-"""The table of the checkpoints in this repository: their numbers beside the paper's.
+"""Render the table of the checkpoints in this repository, with the paper's numbers beside ours.
 
 Every number comes from a results.json or a CSV file under model_cards/, or from the paper's tables. documents.py puts
 the table into the README.

@@ -281,7 +281,7 @@ def test_a_launcher_is_understood_and_its_command_is_one(path):
 
 
 def test_the_demo_trains_reloads_and_compares(tmp_path, monkeypatch, capsys):
-    """One of its three trainings and the reload in processes of their own; the others here, which is faster."""
+    """One of the three trainings and the reload run in new processes, the others in this one, which is faster."""
     start = demo.start
 
     def here(folder, options, **streams):

@@ -196,7 +196,7 @@ def test_two_processes_on_a_cpu_are_those_of_several_gpus():
 
 
 def test_deepspeed_understands_its_launcher(monkeypatch, tmp_path):
-    """A dry run: what accelerate makes of the file; where DeepSpeed is installed, also what its parser reads."""
+    """A dry run: accelerate reads the file, and DeepSpeed, if it is installed, parses it."""
     environment = {}
 
     def note(arguments):
@@ -211,8 +211,8 @@ def test_deepspeed_understands_its_launcher(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
     config = DeepSpeedPlugin().hf_ds_config.config
     assert config["zero_optimization"]["stage"] == 2
-    assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto"  # the Trainer's own
-    if find_spec("deepspeed") is not None:  # not in the tested set: it is large, and needs a GPU to run
+    assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto"  # the Trainer fills them in
+    if find_spec("deepspeed") is not None:  # not a dependency of the tests: it is large and needs a GPU
         settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
         filled = HfTrainerDeepSpeedConfig(config)
         filled.trainer_config_process(TrainingArguments(str(tmp_path), use_cpu=True, **settings))
