@@ -1,4 +1,4 @@
-"""Digits: classify a handwritten digit of 8 x 8 pixels, read pixel by pixel. Real data that needs no network.
+"""Digits: the class of a handwritten digit of 8 x 8 pixels, read pixel by pixel. Real data that needs no network.
 
 Source: scikit-learn's `load_digits`, the test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and
 Kaynak 1998; licence CC BY 4.0): 1797 images by 13 people with 17 gray levels 0..16. They are converted to 8-bit images:

@@ -1,4 +1,4 @@
-"""Find the digit: classify a handwritten digit on a black canvas, read pixel by pixel. Not in the paper; offline.
+"""Find the digit: the class of a handwritten digit on a black canvas, read pixel by pixel. Not in the paper; offline.
 
 Source: the images of the task `digits` (scikit-learn's `load_digits`; Alpaydin and Kaynak 1998; licence CC BY 4.0), 8 x
 8 pixels each, with the same 1077 images for training, 360 for validation and 360 for test. Each image is pasted at

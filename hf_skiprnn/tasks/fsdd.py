@@ -1,4 +1,4 @@
-"""Spoken digits: classify the digit said in half a second of sound. Not in the paper.
+"""Spoken digits: the digit said in half a second of sound. Not in the paper.
 
 Source: Free Spoken Digit Dataset (Jackson et al.; licence CC BY-SA 4.0): 6 speakers, 50 takes of each digit, 8 kHz.
 Takes 0-4 of every speaker and digit are the test split (300 recordings), so its speakers also occur in training. With

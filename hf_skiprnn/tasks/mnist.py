@@ -1,4 +1,4 @@
-"""Sequential MNIST: classify a handwritten digit, read pixel by pixel (Campos et al. 2018, Table 2).
+"""Sequential MNIST: the class of a handwritten digit, read pixel by pixel (Campos et al. 2018, Table 2).
 
 Source: LeCun, Cortes and Burges, 28 x 28 grayscale images, 60000 for training and 10000 for test; `ylecun/mnist` on the
 Hub (licence according to its page: MIT), or a local folder in the same layout. A sequence has 784 steps of one value in
