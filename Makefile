@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench gpu check-native faults fuzz soak matrix format clean distclean
+.PHONY: help setup demo test check docs bench gpu check-native faults fuzz soak matrix tools format clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ matrix:  ## run the tests with the oldest and with the newest libraries that are
 	tests/matrix/run.sh $(ARGS)
 	$(PYTHON) tests/survival/table.py
 
+tools: $(VENV)/.tools  ## run the tests with other people's tools, and transformers' own tests of models
+	$(RUN) tests/tools/run.py $(ARGS)
+
 bench: $(STAMP)  ## time the native engine against nn.LSTM, nn.GRU and others; ARGS="--isa avx2": with AVX2 alone
 	$(RUN) scripts/benchmark.py $(ARGS)
 
@@ -78,4 +81,8 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard hf_skiprnn/kernels/cpu/csrc/
 	@find $(VENV) -type d -name '*.dist-info' ! -exec test -e '{}/INSTALLER' ';' -prune -exec rm -rf '{}' +
 	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools
 	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,audio,video,export,vectors,dev,docs]'
+	@touch $@
+
+$(VENV)/.tools: $(STAMP)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[tools]'
 	@touch $@

@@ -1,11 +1,14 @@
 """The choice of the engine that runs a scan. Importing this package builds and loads nothing."""
 
+import sys
+
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_skiprnn.model.dense_scan_skip_rnn import Engine
+from hf_skiprnn.model.dense_scan_skip_rnn import DENSE, Engine, Scan
 from hf_skiprnn.model.event_scan_skip_rnn import EVENTS
+from hf_skiprnn.model.inputs_skip_rnn import can_read_values
 
 logger = logging.get_logger(__name__)
 
@@ -16,6 +19,11 @@ MANY_WEIGHTS = 1 << 20
 FEW_READS = 3  # inference: rows times steps
 FEW_STEPS = 8  # training: steps
 
+NO_ONNX = (
+    "torch.onnx.export cannot trace the model itself, since ONNX has no such scan. Use scripts/export.py, or "
+    "hf_skiprnn.inference.export.save_onnx(UpdateLoop(model), path)."
+)
+
 _reasons: dict[tuple[str, int], str | None] = {}
 
 
@@ -24,14 +32,20 @@ def choose_engine(backend: str, inputs: Tensor, num_weights: int) -> Engine:
 
     Args:
         backend: "cpu" or "triton" names an engine. "auto" takes the native engine for inputs on the CPU, and plain
-            PyTorch ("events") on other devices, where the engine cannot run, and for scans that are too short for it.
+            PyTorch ("events") on other devices, where the engine cannot run, for weights that are wrappers (torchao),
+            and for scans that are too short for it. Under a transform of torch.func it takes "dense".
         inputs: [B, T, I], or token ids [B, T].
         num_weights: how many numbers the layers' matrices hold.
 
     Raises:
-        RuntimeError: the named engine cannot run these inputs; the message says why and what to do.
+        RuntimeError: the named engine cannot run these inputs, or torch.onnx.export is tracing the model; the message
+            says why and what to do.
     """
+    if _is_in_onnx_export():
+        raise RuntimeError(NO_ONNX)
     device = inputs.device
+    if backend == "auto" and not can_read_values() and not torch.compiler.is_compiling():
+        return DENSE
     if backend == "auto" and (device.type != "cpu" or _is_too_short(inputs, num_weights)):
         return EVENTS
     name, wanted, place = ("triton", "cuda", "a CUDA GPU") if backend == "triton" else ("cpu", "cpu", "the CPU")
@@ -46,9 +60,28 @@ def choose_engine(backend: str, inputs: Tensor, num_weights: int) -> Engine:
         from hf_skiprnn.kernels.triton.operators import triton_scan
 
         return Engine("triton", triton_scan)
-    from hf_skiprnn.kernels.cpu.operators import cpu_scan, cpu_scan_tokens
+    from hf_skiprnn.kernels.cpu.operators import CPU, CPU_OR_EVENTS
 
-    return Engine("cpu", cpu_scan, cpu_scan_tokens, follows_autocast=False)
+    return CPU_OR_EVENTS if backend == "auto" else CPU
+
+
+def select(backend: str, inputs: Tensor, weights: int) -> Scan | None:
+    """Return `choose_engine`'s scan; None for plain PyTorch. The code in checkpoints of version 0.1.0 calls this."""
+    engine = choose_engine(backend, inputs, weights)
+    return None if engine is EVENTS else engine.scan
+
+
+def of_tokens(scan: Scan) -> Scan | None:
+    """Return the form of a scan from `select` that takes token ids; None if it has none. For version 0.1.0, as well."""
+    from hf_skiprnn.kernels.cpu.operators import CPU, CPU_OR_EVENTS
+
+    return next((engine.scan_tokens for engine in (CPU, CPU_OR_EVENTS) if engine.scan is scan), None)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types here
+def _is_in_onnx_export() -> bool:
+    """Return whether torch.onnx.export is at work. To import torch.onnx for this would take a tenth of a second."""
+    return "torch.onnx" in sys.modules and bool(torch.onnx.is_in_onnx_export())
 
 
 def _is_too_short(inputs: Tensor, num_weights: int) -> bool:

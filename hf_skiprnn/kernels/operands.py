@@ -10,9 +10,63 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
+
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+ABSENT = (0,)  # the shape of the tensor that stands for "none" in a list of weights; no weight has it
+NO_VALUES = (
+    " A tensor on 'meta' has no values: it is offloaded, or was never loaded. accelerate's cpu_offload and "
+    "dispatch_model bring the weights back if they are given preload_module_classes=['SkipRNNModel']."
+)
+USE_DENSE = "Use the 'dense' backend: model.set_scan_backend('dense')."
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Check that a tensor's elements lie in memory of its own, where native code can read them.
+
+    Wrappers (torchao, DTensor) and sparse tensors have no such memory, and a storage can be smaller than the shape says
+    (`untyped_storage().resize_(0)`).
+
+    Raises:
+        ValueError: they do not; the message names the tensor.
+    """
+    if type(tensor) not in PLAIN_TYPES or tensor.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a plain dense tensor; got {type(tensor).__name__} of layout {tensor.layout}. "
+            "Use the 'events' or 'dense' backend, which compute with torch's operators."
+        )
+    if not tensor.numel():
+        return
+    last = tensor.numel() - 1
+    if not tensor.is_contiguous():
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except NotImplementedError as error:  # many tensors in one, from torch.autograd.grad(is_grads_batched=True)
+        raise ValueError(f"{name} is a batch of tensors of a vectorized derivative. {USE_DENSE}") from error
+    if held < needed:
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)} needs {needed} bytes; its storage holds {held}. "
+            "Something has freed or shrunk the storage (FSDP frees weights outside their module's forward)."
+        )
+
+
+def refuse_transforms(backend: str) -> None:
+    """Raise RuntimeError under what an engine cannot follow: transforms of torch.func, forward-mode derivatives."""
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"The {backend!r} backend, as every other, has no forward-mode derivative (jvp, dual numbers). Use reverse "
+            "mode (torch.autograd, torch.func.grad, vjp, jacrev) on the 'dense' backend."
+        )
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"The {backend!r} backend does not run under transforms of torch.func (vmap, grad, vjp). {USE_DENSE}"
+        )
 
 
 def check_operands(
@@ -43,6 +97,7 @@ def check_operands(
     Raises:
         ValueError: something does not fit; the message says what came and what was expected.
     """
+    has_memory = not isinstance(inputs, FakeTensor)  # a tracer asks for shapes alone
     if cell not in CELLS:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}.")
     if inputs.dim() != (3 if ids is None else 2) or inputs.shape[-1] < 1:
@@ -59,15 +114,23 @@ def check_operands(
             raise ValueError(
                 f"{name} must be {dtype} of shape {shape} on {inputs.device}; "
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
+                + (NO_VALUES if tensor.is_meta else "")
             )
+        if has_memory:
+            check_memory(name, tensor)
+
+    if has_memory:
+        check_memory("inputs", inputs)
+        if ids is not None:
+            check_memory("ids", ids)
 
     for i in range(layers):
         input_weight, recurrent_weight, bias, bias_hh_n = weights[4 * i : 4 * i + 4]
         expect(f"layer {i}: weight_ih", input_weight, outputs, units if i else inputs.shape[-1])
         expect(f"layer {i}: weight_hh", recurrent_weight, outputs, units)
-        if bias.numel():
+        if bias.shape != ABSENT:
             expect(f"layer {i}: bias", bias, outputs)
-        if bias_hh_n.numel():
+        if bias_hh_n.shape != ABSENT:
             expect(f"layer {i}: bias_hh_n", bias_hh_n, units)
             if cell != "gru_reset_after":
                 raise ValueError(f"layer {i}: bias_hh_n is only for 'gru_reset_after'; the cell is {cell!r}.")
@@ -134,6 +197,5 @@ def split_gradients(
 def no_second_derivative(backend: str) -> RuntimeError:
     """The error of a backward pass through a backward pass."""
     return RuntimeError(
-        f"The {backend!r} backend has no second derivative (backward was called with create_graph=True). "
-        "Use the 'dense' backend: model.set_scan_backend('dense')."
+        f"The {backend!r} backend has no second derivative (backward was called with create_graph=True). {USE_DENSE}"
     )

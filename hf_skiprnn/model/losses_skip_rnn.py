@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .inputs_skip_rnn import can_read_values
+
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 IGNORED = -100  # label of what does not count, as everywhere in transformers
 
@@ -116,7 +118,7 @@ def _check_classes(labels: Tensor, classes: int) -> None:
     """Raise ValueError for a label out of range; on a GPU it would make all further CUDA calls fail."""
     if labels.is_floating_point():
         raise ValueError(f"Class labels must be integers; got {labels.dtype}. Use problem_type or labels.long().")
-    if torch.compiler.is_compiling() or not labels.numel():
+    if not can_read_values() or not labels.numel():
         return
     wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
     if bool(wrong.any()):

@@ -221,3 +221,23 @@ def test_the_script_refuses_a_wrong_graph(
     monkeypatch.setattr(script, "save_onnx", lambda graph, path: shutil.copy(exports(name).path, path))
     with pytest.raises(SystemExit, match="does not do what the model does"):
         script.main([str(tmp_path / "checkpoint"), str(tmp_path / "model.onnx")])
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense"])
+def test_a_program_of_the_whole_model_is_saved_and_loaded(backend: str, tmp_path: Path) -> None:
+    model = build()
+    model.set_scan_backend(backend)
+    x = torch.randn(2, 6, model.config.input_size)
+    with torch.no_grad():
+        torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+        got, want = torch.export.load(tmp_path / "model.pt2").module()(x), model(x)
+    assert type(got.state) is type(want.state)
+    for mine, theirs in ((got.logits, want.logits), *zip(got.state, want.state, strict=True)):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_onnx_export_of_the_model_itself_names_the_way(tmp_path: Path) -> None:
+    model = build()
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"Use scripts/export\.py, or .*save_onnx"):
+        torch.onnx.export(model, (torch.randn(2, 6, model.config.input_size),), tmp_path / "model.onnx", verbose=False)

@@ -127,7 +127,7 @@ def test_strides_and_alignment() -> None:
         problem,
         inputs=elsewhere(problem.inputs),
         layers=[LayerWeights(*(None if part is None else elsewhere(part) for part in w)) for w in problem.layers],
-        gate=problem.gate and GateWeights(*map(elsewhere, problem.gate)),
+        gate=problem.gate and GateWeights(*map(elsewhere, problem.gate[:2])),
         state=SkipRNNState(*(None if part is None else elsewhere(part) for part in problem.state)),
     )
     for mine, theirs in zip(everything(moved, cpu_scan), want, strict=True):

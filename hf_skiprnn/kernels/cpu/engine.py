@@ -6,7 +6,10 @@ widest that this CPU runs is used. HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 force
 
 import ctypes
 import functools
+import hashlib
 import os
+import struct
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_skiprnn.kernels.operands import check_operands
+from hf_skiprnn.kernels.operands import check_memory, check_operands
 from hf_skiprnn.model.cells_skip_rnn import CELLS
 
 ABI = 4  # csrc/call.h
@@ -72,7 +75,7 @@ def engine() -> ctypes.CDLL:
     """The library that this process uses.
 
     Raises:
-        RuntimeError: the engine was not built, is older than its source, or cannot run here; with the remedy.
+        RuntimeError: the engine was not built, was built of another source, or cannot run here; with the remedy.
     """
     return _engine(os.environ.get(ISA_VARIABLE))
 
@@ -103,16 +106,42 @@ def _load(isa: str) -> ctypes.CDLL:
     spec = find_spec(f"{__package__}._cpu_{isa}")
     if spec is None or spec.origin is None:
         raise RuntimeError(f"The native CPU engine is not built (no {isa} library). {REMEDY}")
-    sources = list((Path(__file__).parent / "csrc").glob("*"))  # only in a checkout
-    built = Path(spec.origin).stat().st_mtime
-    if any(source.stat().st_mtime > built for source in sources):
-        raise RuntimeError(f"The native CPU engine ({isa}) is older than its source. {REMEDY}")
-    library = ctypes.CDLL(spec.origin)
-    if library.skip_rnn_abi() != ABI:
+    path = Path(spec.origin)
+    try:
+        _refuse_part_of_a_file(path)
+        library = ctypes.CDLL(str(path))
+        abi, built_of = library.skip_rnn_abi(), library.skip_rnn_source
+    except (OSError, AttributeError) as error:  # no library, one for another machine, a folder mounted noexec, ...
+        raise RuntimeError(f"The native CPU engine ({isa}) cannot be loaded: {error}. {REMEDY}") from error
+    if abi != ABI:
         raise RuntimeError(f"The native CPU engine ({isa}) is of another version of this package. {REMEDY}")
+    built_of.restype = ctypes.c_uint64
+    source = Path(__file__).parent / "csrc"
+    if source.is_dir() and built_of() != source_hash(source):  # only a checkout has the source
+        raise RuntimeError(f"The native CPU engine ({isa}) was built of another source than {source}. {REMEDY}")
     for function in (library.skip_rnn_forward, library.skip_rnn_backward):
         function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int
+    library.skip_rnn_watch_interrupt.restype = ctypes.c_void_p
+    library.skip_rnn_stop_watching.restype = None
     return library
+
+
+def source_hash(folder: Path) -> int:
+    """Return the hash that build_native.py compiles into the libraries: 60 bits of the source's SHA-256."""
+    source = b"".join(path.read_bytes() for path in sorted(folder.glob("*")) if path.suffix in (".h", ".cpp"))
+    return int(hashlib.sha256(source).hexdigest()[:15], 16)
+
+
+def _refuse_part_of_a_file(path: Path) -> None:
+    """Raise OSError where an ELF file is shorter than its header says. To load one would end the process (SIGBUS)."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        if header[:5] != b"\x7fELF\x02":  # another format: the loader itself refuses it
+            return
+        size = file.seek(0, os.SEEK_END)
+    sections, entry, count = struct.unpack("<40xQ10xHH2x", header.ljust(64))
+    if size < (end := sections + entry * count):  # the table of sections ends the file
+        raise OSError(f"{path} is cut off: it has {size} bytes of {end}")
 
 
 class Blocking(NamedTuple):
@@ -130,23 +159,22 @@ class Blocking(NamedTuple):
         return cls(max(16, min(128, 512 // rows)) if wide else 16, rows, inputs >= 64)
 
 
-Optional = Tensor | None
-
-
 class Pointers:
     """Addresses of tensors' data, and contiguous copies that live as long as this does."""
 
     def __init__(self) -> None:
         self.keep: list[Any] = []
 
-    def of(self, tensor: Optional) -> int | None:
+    def of(self, tensor: Tensor | None) -> int | None:
         """Of its numbers in order; None for None and for an empty tensor."""
-        if tensor is None:
+        if tensor is None or not tensor.numel():
             return None
-        if not tensor.is_contiguous():
-            tensor = tensor.contiguous()
+        if not tensor.is_contiguous() or tensor.is_neg():  # the negative bit says that memory holds -x
+            tensor = tensor.contiguous().resolve_neg()
             self.keep.append(tensor)
-        return tensor.data_ptr() or None
+        if not (address := tensor.data_ptr()):  # the native code takes null for "none"
+            raise ValueError(f"A tensor of shape {tuple(tensor.shape)} has no memory of its own.")
+        return address
 
     def array(self, tensors: Sequence[Tensor]) -> int:
         """Of an array of their addresses."""
@@ -157,12 +185,12 @@ class Pointers:
 
 def _call(
     inputs: Tensor,
-    ids: Optional,
+    ids: Tensor | None,
     weights: Sequence[Tensor],
     gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
+    state: Sequence[Tensor | None],
+    mask: Tensor | None,
+    forced: Tensor | None,
     cell: str,
 ) -> tuple[Call, Pointers]:
     """The call's inputs, and what must live until it returns. The arguments stand in the order of Call's fields."""
@@ -185,51 +213,99 @@ def _call(
     return call, pointers
 
 
-def _run(function: Any, call: Call) -> None:
-    status = function(ctypes.byref(call))
+CANCELLED = 3  # SkipRnnStatus of csrc/call.h
+LONG = 1 << 23  # multiply-adds; below, a call takes a few milliseconds at most
+_is_watching = False
+
+
+def _run(name: str, call: Call, accumulated: Tensor) -> None:
+    """Run skip_rnn_forward or skip_rnn_backward; Ctrl-C ends it.
+
+    The handler of the signal then runs, and usually raises KeyboardInterrupt. If it does not (a trainer's may only ask
+    for a checkpoint at the next step), nothing may be lost: the call starts again, from `accumulated` set to zero.
+    """
+    library = engine()
+    function = getattr(library, name)
+    work = call.batch * call.steps * call.layers * call.units * (call.units + call.inputs)
+    is_main = work >= LONG and threading.current_thread() is threading.main_thread()
+    while (status := _watched(library, function, call) if is_main else function(ctypes.byref(call))) == CANCELLED:
+        accumulated.zero_()
     if status == 2:
         raise MemoryError("The native CPU scan ran out of memory; use a smaller batch.")
     if status:
         raise RuntimeError(f"The native CPU scan refused its arguments (status {status}); this is a bug in hf_skiprnn.")
 
 
-def empty_results(
-    inputs: Tensor, ids: Optional, weights: Sequence[Tensor], state: Sequence[Optional], sequence: bool
-) -> list[Tensor]:
-    """Return empty tensors for the results of a forward call, the first seven of RESULTS."""
-    batch, steps = (inputs if ids is None else ids).shape[:2]
+def _watched(library: ctypes.CDLL, function: Any, call: Call) -> int:
+    """Run a call that SIGINT ends with CANCELLED. Python acts on signals in its main thread only, so only there.
+
+    Python runs signal handlers after calls, never between `try` and the first call in it, so that the native handler is
+    removed whenever it was installed. A handler that scans finds the flag set, and its scan is not watched.
+    """
+    global _is_watching  # noqa: PLW0603 - there is one main thread, and one handler of SIGINT
+    if _is_watching:
+        return int(function(ctypes.byref(call)))
+    watch, stop = library.skip_rnn_watch_interrupt, library.skip_rnn_stop_watching
+    try:
+        _is_watching = True
+        call.cancel = watch()
+        return int(function(ctypes.byref(call)))
+    finally:
+        call.cancel = None
+        _is_watching = False
+        stop()
+
+
+def _result_shapes(
+    batch: int, steps: int, weights: Sequence[Tensor], state: Sequence[Tensor | None]
+) -> list[tuple[int, ...]]:
     layers, units = len(weights) // 4, weights[1].shape[1]
-    return [
-        inputs.new_empty((batch, steps, units) if sequence else (0,)),
-        inputs.new_empty(layers, batch, units),
-        inputs.new_empty((layers, batch, units) if state[1] is not None else (0,)),
-        inputs.new_empty(batch),
-        inputs.new_empty(batch),
-        inputs.new_empty(batch),
-        inputs.new_zeros(batch, steps),
-    ]
+    held = (layers, batch, units)
+    return [(batch, steps, units), held, held if state[1] is not None else (0,), *[(batch,)] * 3, (batch, steps)]
 
 
-def empty_records(inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Optional]) -> list[Tensor]:
-    """Empty tensors for what a training forward keeps: update times, counts, checkpoints, input products."""
+def _record_shapes(inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
     (batch, steps, width), units, layers = inputs.shape, weights[1].shape[1], len(weights) // 4
     blocking = Blocking.of(batch, width, units, layers)
     return [
-        inputs.new_empty(batch, steps, dtype=torch.int32),
-        inputs.new_empty(batch, dtype=torch.int32),
-        inputs.new_empty(batch, steps // blocking.every, layers, 1 + (state[1] is not None), units),
-        inputs.new_empty((batch, steps, weights[1].shape[0]) if blocking.keeps_products else (0,)),
+        (batch, steps),
+        (batch,),
+        (batch, steps // blocking.every, layers, 1 + (state[1] is not None), units),
+        (batch, steps, weights[1].shape[0]) if blocking.keeps_products else (0,),
     ]
+
+
+def empty_results(
+    inputs: Tensor, ids: Tensor | None, weights: Sequence[Tensor], state: Sequence[Tensor | None], sequence: bool
+) -> list[Tensor]:
+    """Return tensors for the results of a forward call, the first seven of RESULTS."""
+    batch, steps = (inputs if ids is None else ids).shape[:2]
+    of_sequence, *others, of_gates = _result_shapes(batch, steps, weights, state)
+    shapes = (of_sequence if sequence else (0,), *others)
+    return [*(inputs.new_empty(shape) for shape in shapes), inputs.new_zeros(of_gates)]
+
+
+def empty_records(
+    inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Tensor | None], *, zeros: bool = False
+) -> list[Tensor]:
+    """Return tensors for what a training forward keeps: update times, counts, checkpoints, input products.
+
+    Only what belongs to updates is written. `zeros` clears the rest, for results that others see; the times always are.
+    """
+    updates, counts, *others = _record_shapes(inputs, weights, state)
+    new = inputs.new_zeros if zeros else inputs.new_empty
+    times = inputs.new_zeros(updates, dtype=torch.int32), inputs.new_empty(counts, dtype=torch.int32)
+    return [*times, *(new(shape) for shape in others)]
 
 
 def check(
     inputs: Tensor,
-    ids: Optional,
+    ids: Tensor | None,
     weights: Sequence[Tensor],
     gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
+    state: Sequence[Tensor | None],
+    mask: Tensor | None,
+    forced: Tensor | None,
     cell: str,
 ) -> None:
     """Check everything that the native code relies on but the ids' range."""
@@ -243,27 +319,28 @@ def check(
 
 def forward(
     inputs: Tensor,
-    ids: Optional,
+    ids: Tensor | None,
     weights: Sequence[Tensor],
     gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
-    forced: Optional,
+    state: Sequence[Tensor | None],
+    mask: Tensor | None,
+    forced: Tensor | None,
     cell: str,
     sequence: bool,
     training: bool = False,
+    zeros: bool = False,
 ) -> list[Tensor]:
-    """A forward call: its results, in the order of RESULTS, in training with the records."""
+    """A forward call: its results, in the order of RESULTS, in training with the records (see `empty_records`)."""
     check(inputs, ids, weights, gate, state, mask, forced, cell)
     if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
         raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
     results = empty_results(inputs, ids, weights, state, sequence)
     if training:
-        results += empty_records(inputs, weights, state)
+        results += empty_records(inputs, weights, state, zeros=zeros)
     call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell)
     for name, result in zip(RESULTS, results, strict=False):  # records come in training only
         setattr(call, name, keep.of(result))
-    _run(engine().skip_rnn_forward, call)
+    _run("skip_rnn_forward", call, results[6])
     return results
 
 
@@ -271,19 +348,24 @@ def reverse(
     inputs: Tensor,
     weights: Sequence[Tensor],
     gate: Sequence[Tensor],
-    state: Sequence[Optional],
-    mask: Optional,
+    state: Sequence[Tensor | None],
+    mask: Tensor | None,
     records: Sequence[Tensor],
-    grads: Sequence[Optional],
+    grads: Sequence[Tensor | None],
     cell: str,
     grad_inputs: bool,
 ) -> list[Tensor]:
-    """A backward call: gradients of inputs (empty unless asked for), state, gate and weights."""
+    """A backward call: gradients of inputs (empty unless asked for), state, gate and weights.
+
+    Everything is checked again: since the forward call, weights may have been replaced, or saved tensors changed.
+    """
+    check(inputs, None, weights, gate, state, mask, None, cell)
+    grads = [None if grad is None else grad.to(inputs.dtype) for grad in grads]
+    _check_records(records, grads, inputs, weights, state)
     results = empty_gradients(inputs, weights, gate, state, grad_inputs)
     call, keep = _call(inputs, None, weights, gate, state, mask, None, cell)
     for name, record in zip(RECORDS, records, strict=True):
         setattr(call, name, keep.of(record))
-    grads = [None if grad is None else grad.to(inputs.dtype) for grad in grads]
     for name, grad in zip(COTANGENTS, grads, strict=True):
         setattr(call, name, keep.of(grad))
     of_inputs, *of_state = map(keep.of, results[:5])
@@ -293,12 +375,40 @@ def reverse(
     if len(gate) > 2:
         call.grad_gate_shift = keep.of(results[7])
     call.grad_weights = keep.array(results[5 + len(gate) :])
-    _run(engine().skip_rnn_backward, call)
+    _run("skip_rnn_backward", call, results[0])
     return results
 
 
+def _check_records(
+    records: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    state: Sequence[Tensor | None],
+) -> None:
+    """Check records and cotangents as `check` does operands, and the numbers that native code takes for positions."""
+    batch, steps = inputs.shape[:2]
+    shapes = ((batch,), *_record_shapes(inputs, weights, state), *_result_shapes(batch, steps, weights, state))
+    dtypes = (inputs.dtype, torch.int32, torch.int32, *[inputs.dtype] * 9)
+    names, parts = (*RECORDS, *COTANGENTS), (*records, *grads)
+    for name, part, shape, dtype in zip(names, parts, shapes, dtypes, strict=True):
+        if part is None:
+            continue
+        if part.shape != shape or part.dtype != dtype or part.device != inputs.device:
+            raise ValueError(
+                f"{name} of the backward pass must be {dtype} of shape {shape} on {inputs.device}; "
+                f"got {part.dtype} of shape {tuple(part.shape)} on {part.device}. Something has changed a saved tensor."
+            )
+        check_memory(name, part)
+    for name, part, most in (("updates", records[1], steps - 1), ("counts", records[2], steps)):
+        if part.numel() and not (0 <= int(part.min()) and int(part.max()) <= most):
+            raise ValueError(
+                f"{name} of the backward pass must be in 0 .. {most}. Something has changed a saved tensor."
+            )
+
+
 def empty_gradients(
-    inputs: Tensor, weights: Sequence[Tensor], gate: Sequence[Tensor], state: Sequence[Optional], grad_inputs: bool
+    inputs: Tensor, weights: Sequence[Tensor], gate: Sequence[Tensor], state: Sequence[Tensor | None], grad_inputs: bool
 ) -> list[Tensor]:
     """Tensors for the results of `reverse`."""
     like = [inputs.new_empty(part.shape if part is not None else (0,)) for part in (*state, *gate, *weights)]

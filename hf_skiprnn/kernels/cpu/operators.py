@@ -8,12 +8,28 @@ threads. There is no second derivative.
 
 import functools
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import KeyPath, keystr, tree_map_with_path
+from transformers.utils import logging
 
+from hf_skiprnn.kernels.operands import (
+    ABSENT,
+    PLAIN_TYPES,
+    cotangents,
+    no_second_derivative,
+    refuse_transforms,
+    scan_output,
+    split_gradients,
+    unpack_saved,
+)
 from hf_skiprnn.model.cells_skip_rnn import GateWeights, LayerWeights
+from hf_skiprnn.model.dense_scan_skip_rnn import Engine
+from hf_skiprnn.model.event_scan_skip_rnn import event_scan
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 from .engine import (
@@ -26,7 +42,9 @@ from .engine import (
     unavailable_reason,
 )
 
-__all__ = ["EagerScan", "cpu_scan", "cpu_scan_tokens", "unavailable_reason"]
+__all__ = ["CPU", "CPU_OR_EVENTS", "EagerScan", "cpu_scan", "cpu_scan_tokens", "unavailable_reason"]
+
+logger = logging.get_logger(__name__)
 
 Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Eleven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -74,7 +92,7 @@ def cpu_training(
 ) -> Eleven:
     """Run a scan for training: results, then records (update times, counts, checkpoints, input products)."""
     state = (h, c, increment, steps_since_update)
-    results = forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True)
+    results = forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True, zeros=True)
     return cast(Eleven, tuple(results))
 
 
@@ -82,7 +100,7 @@ def cpu_training(
 def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]  # typed as the operator
     state = (h, c, increment, steps_since_update)
     check(inputs, None, weights, gate, state, mask, forced, cell)
-    return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state))
+    return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state, zeros=True))
 
 
 @torch.library.custom_op("hf_skiprnn::cpu_backward", mutates_args=(), device_types="cpu")
@@ -121,7 +139,6 @@ def cpu_backward(
         grad_num_updates,
         grad_update_gates,
     )
-    check(inputs, None, weights, gate, state, mask, None, cell)
     return reverse(inputs, weights, gate, state, mask, records, grads, cell, grad_inputs)
 
 
@@ -137,35 +154,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _saved(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Return the arguments of `reverse` from what `_setup` saved."""
-    x, *rest = ctx.saved_tensors
-    weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
-    gate, rest = rest[: ctx.num_gate], rest[ctx.num_gate :]
-    state, mask, records = rest[:4], rest[4], rest[5:]
-    of_sequence, of_h, of_c, *others = grads[:7]
-    cotangents = (of_sequence if ctx.sequence else None, of_h, of_c if state[1] is not None else None, *others)
-    return x, weights, gate, state, mask, records, cotangents, ctx.cell, ctx.needs_input_grad[ctx.first]
-
-
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    ctx.first = 0
-    x, weights, gate, state, mask, records, cotangents, *flags = _saved(ctx, grads)
+    x, weights, gate, state, mask, records = unpack_saved(ctx)
+    of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), bool(ctx.needs_input_grad[0])
     operator = torch.ops.hf_skiprnn.cpu_backward
-    results = operator(x, weights, gate, *state, mask, *records, *cotangents, *flags)
-    of_gate, of_weights = results[5 : 5 + len(gate)], results[5 + len(gate) :]
-    of_state = [None if part is None else result for part, result in zip(state, results[1:5], strict=True)]
-    return results[0] if flags[-1] else None, of_weights, of_gate, *of_state, None, None, None, None
-
-
-NO_SECOND_DERIVATIVE = (
-    "The 'cpu' backend has no second derivative (backward was called with create_graph=True). "
-    "Use the 'dense' backend: model.set_scan_backend('dense')."
-)
+    results = operator(x, weights, gate, *state, mask, *records, *of_results, ctx.cell, needed)
+    return *split_gradients(results, state, len(gate), needed), None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(NO_SECOND_DERIVATIVE)
+    raise no_second_derivative("cpu")
 
 
 cpu_training.register_autograd(_backward, setup_context=_setup)
@@ -189,14 +187,14 @@ class EagerScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        refuse_transforms("cpu")
         if torch.is_grad_enabled():
-            raise RuntimeError(NO_SECOND_DERIVATIVE)
-        ctx.first = 1
-        arguments = _saved(ctx, grads)
-        results = reverse(*arguments)
-        of_state = [None if p is None else r for p, r in zip(arguments[3], results[1:5], strict=True)]
-        of_gate, of_weights = results[5 : 5 + ctx.num_gate], results[5 + ctx.num_gate :]
-        return None, results[0] if arguments[-1] else None, *of_state, *of_weights, *of_gate
+            raise no_second_derivative("cpu")
+        x, weights, gate, state, mask, records = unpack_saved(ctx)
+        of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), ctx.needs_input_grad[1]
+        results = reverse(x, weights, gate, state, mask, records, of_results, ctx.cell, needed)
+        of_inputs, of_weights, of_gate, *of_state = split_gradients(results, state, len(gate), needed)
+        return None, of_inputs, *of_state, *of_weights, *of_gate
 
 
 class Operands(NamedTuple):
@@ -217,7 +215,7 @@ class Operands(NamedTuple):
         differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in floats)
         dtypes = {part.dtype for part in floats}
         dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
-        missing = inputs.new_empty(0, dtype=dtype)
+        missing = state.increment.new_empty(ABSENT, dtype=dtype)
         if dtypes == {dtype}:
             weights = [missing if part is None else part for part in flat]
             return cls(inputs, weights, [part for part in gate or () if part is not None], list(state), differentiable)
@@ -230,22 +228,64 @@ class Operands(NamedTuple):
         )
 
 
-def _output(results: Sequence[Tensor], state: SkipRNNState, sequence: bool, learned: bool) -> ScanOutput:
-    held, h, c, increment, steps_since_update, num_updates, update_gates = results[:7]
-    if not learned:  # gates that nothing has chosen have no gradient, as in the dense scan
-        steps_since_update, num_updates, update_gates = (
-            steps_since_update.detach(),
-            num_updates.detach(),
-            update_gates.detach(),
-        )
-    last = SkipRNNState(h, None if state.c is None else c, increment, steps_since_update)
-    return ScanOutput(held if sequence else None, last, num_updates, update_gates)
+class WrappedTensorError(RuntimeError):
+    """An operand is a wrapper (torchao, DTensor), whose data has no address; torch's operators may compute with it."""
 
 
-def _is_eager(inputs: Tensor) -> bool:
-    """Whether the engine can be called directly; a compiler or tracer must see the operator instead."""
-    is_watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]  # torch does not declare it
-    return type(inputs) is Tensor and not is_watched
+def _is_watched() -> bool:
+    """Return whether a tracer or a mode must see the operator: then the engine cannot be called directly."""
+    return bool(torch.jit.is_tracing()) or torch._C._len_torch_dispatch_stack() > 0  # type: ignore[attr-defined]  # torch does not declare it
+
+
+def _as_plain(path: KeyPath, tensor: Any) -> Any:
+    """Return an argument, a tensor as a plain one with the same memory; WrappedTensorError if it has none."""
+    if not isinstance(tensor, Tensor) or type(tensor) in PLAIN_TYPES:
+        return tensor
+    if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:  # such as torchvision's images: only a name
+        return tensor.as_subclass(Tensor)
+    raise WrappedTensorError(
+        f"The 'cpu' backend reads memory, and arguments{keystr(path)} is a {type(tensor).__name__}, which has none of "
+        "its own. Use a plain tensor, or the 'events' or 'dense' backend. Of a DTensor, tensor.full_tensor() is plain. "
+        "Shard a model as a whole, fully_shard(model): the weights of a layer sharded alone are never gathered."
+    )
+
+
+def _scan(
+    inputs: Tensor,
+    ids: Tensor | None,
+    layers: Sequence[LayerWeights],
+    gate: GateWeights | None,
+    state: SkipRNNState,
+    mask: Tensor | None,
+    forced: Tensor | None,
+    cell: str,
+    sequence: bool,
+) -> ScanOutput:
+    """Run a scan: directly, or as an operator where something watches."""
+    is_direct = not torch.compiler.is_compiling()
+    if is_direct:
+        refuse_transforms("cpu")
+        parts = (inputs, ids, mask, forced, *(gate or ()), *state, *(part for layer in layers for part in layer))
+        types = set(map(type, parts)) - {*PLAIN_TYPES, NoneType}
+        is_direct = not (_is_watched() or any(issubclass(found, FakeTensor) for found in types))
+        if is_direct and types:
+            arguments = {"inputs": inputs, "ids": ids, "layers": list(layers), "gate": gate, "state": state}
+            arguments |= {"mask": mask, "forced_gates": forced}
+            inputs, ids, layers, gate, state, mask, forced = tree_map_with_path(_as_plain, arguments).values()
+    inputs, weights, gates, start, differentiable = Operands.of(inputs, layers, gate, state)
+    if differentiable and ids is not None:
+        raise RuntimeError("cpu_scan_tokens has no gradient: call it under torch.no_grad(), or embed and use cpu_scan.")
+    options = (mask, forced, cell, sequence)
+    results: Sequence[Tensor]
+    if differentiable and is_direct:
+        results = EagerScan.apply((len(weights), *options), inputs, *start, *weights, *gates)
+    elif differentiable:
+        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options)
+    elif is_direct:
+        results = forward(inputs, ids, weights, gates, start, *options)
+    else:
+        results = torch.ops.hf_skiprnn.cpu_inference(inputs, ids, weights, gates, *start, *options)
+    return scan_output(results, state.c is not None, sequence, gate is not None)
 
 
 def cpu_scan(
@@ -265,18 +305,7 @@ def cpu_scan(
         ValueError: a shape, dtype or device does not fit; the message says which.
         RuntimeError: the engine cannot run (see `unavailable_reason`), or a second derivative was asked for.
     """
-    inputs, weights, gates, start, differentiable = Operands.of(inputs, layers, gate, state)
-    options = (mask, forced_gates, cell, sequence)
-    results: Sequence[Tensor]
-    if differentiable and _is_eager(inputs):
-        results = EagerScan.apply((len(weights), *options), inputs, *start, *weights, *gates)
-    elif differentiable:
-        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options)
-    elif _is_eager(inputs):
-        results = forward(inputs, None, weights, gates, start, *options)
-    else:
-        results = torch.ops.hf_skiprnn.cpu_inference(inputs, None, weights, gates, *start, *options)
-    return _output(results, state, sequence, gate is not None)
+    return _scan(inputs, None, layers, gate, state, mask, forced_gates, cell, sequence)
 
 
 def cpu_scan_tokens(
@@ -309,11 +338,44 @@ def cpu_scan_tokens(
         ValueError: a shape, dtype or device does not fit.
         RuntimeError: a gradient is wanted; embed the tokens and use `cpu_scan`.
     """
-    table, weights, gates, start, differentiable = Operands.of(table, layers, gate, state)
-    if differentiable:
-        raise RuntimeError("cpu_scan_tokens has no gradient: call it under torch.no_grad(), or embed and use cpu_scan.")
-    options = (mask, forced_gates, cell, sequence)
-    if _is_eager(ids):
-        return _output(forward(table, ids, weights, gates, start, *options), state, sequence, gate is not None)
-    results = torch.ops.hf_skiprnn.cpu_inference(table, ids, weights, gates, *start, *options)
-    return _output(results, state, sequence, gate is not None)
+    return _scan(table, ids, layers, gate, state, mask, forced_gates, cell, sequence)
+
+
+def scan_or_events(
+    inputs: Tensor, layers: Sequence[LayerWeights], gate: GateWeights | None, state: SkipRNNState, **options: Any
+) -> ScanOutput:
+    """Run `cpu_scan`, or the event scan where an operand is a wrapper, which only torch's operators can read.
+
+    Raises:
+        WrappedTensorError: torch's operators cannot read it either, such as a DTensor beside plain tensors.
+    """
+    try:
+        return cpu_scan(inputs, layers, gate, state, **options)
+    except WrappedTensorError as error:
+        if gate is not None:
+            gate = GateWeights(*gate)  # the code of a checkpoint of version 0.1.0 has no shift
+        try:
+            output = event_scan(inputs, layers, gate, state, **options)
+        except (RuntimeError, NotImplementedError) as cause:
+            raise error from cause
+        logger.warning_once("A scan runs in plain PyTorch ('events'), several times slower. %s", error)
+        return output
+
+
+def scan_tokens_or_events(
+    ids: Tensor,
+    table: Tensor,
+    layers: Sequence[LayerWeights],
+    gate: GateWeights | None,
+    state: SkipRNNState,
+    **options: Any,
+) -> ScanOutput:
+    """Run `cpu_scan_tokens`, or embed all tokens and take `scan_or_events` where an operand is a wrapper."""
+    try:
+        return cpu_scan_tokens(ids, table, layers, gate, state, **options)
+    except WrappedTensorError:
+        return scan_or_events(torch.nn.functional.embedding(ids, table), layers, gate, state, **options)
+
+
+CPU = Engine("cpu", cpu_scan, cpu_scan_tokens, follows_autocast=False)
+CPU_OR_EVENTS = CPU._replace(scan=scan_or_events, scan_tokens=scan_tokens_or_events)  # what "auto" takes

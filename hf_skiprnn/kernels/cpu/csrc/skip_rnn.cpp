@@ -48,6 +48,12 @@ double measure_peak() {
 
 SKIP_RNN_EXPORT std::int64_t skip_rnn_abi() { return kAbi; }
 
+// A hash of these files, from build_native.py: engine.py refuses a library that is older than the source beside it.
+#ifndef SKIP_RNN_SOURCE
+#define SKIP_RNN_SOURCE 0
+#endif
+SKIP_RNN_EXPORT std::uint64_t skip_rnn_source() { return SKIP_RNN_SOURCE; }
+
 SKIP_RNN_EXPORT int skip_rnn_forward(const SkipRnnCall* call) {
   return guarded(call, [call] { call->is_double ? forward<double>(*call) : forward<float>(*call); });
 }
