@@ -215,7 +215,9 @@ class SkipStack(nn.Module):
         """
         if self.gate != "learned":
             return None
-        gate: nn.Module = self.update_gate
+        gate: Any = self.update_gate
+        weight: Tensor
+        bias: Tensor
         if is_plain(gate, UpdateGate) and type(gate.weight) in (nn.Parameter, Tensor):
             weight, bias = gate.weight, gate.bias
         else:

@@ -229,7 +229,7 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         In inference return the tokens, for `SkipStack.scan`, unless vectors are wanted or the embeddings must be
         called since a tool has changed them.
         """
-        vocab_size = getattr(self.embeddings, "num_embeddings", self.config.vocab_size)
+        vocab_size: Any = getattr(self.embeddings, "num_embeddings", self.config.vocab_size)
         check_tokens(input_ids, vocab_size)
         if not has_mask:
             warn_of_padding(input_ids, self.config.pad_token_id)
