@@ -91,7 +91,7 @@ def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | 
 
 
 @torch.no_grad()
-def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+def native_state(source: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of the nn.LSTM or nn.GRU that computes the same as `source`.
 
     bias_ih holds the whole bias, except the part of a GRU's bias that the reset gate multiplies.
@@ -108,12 +108,12 @@ def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         raise ValueError("nn.LSTM and nn.GRU cannot store a learned initial state; pass it to them as hx.")
     state: dict[str, Tensor] = {}
     for index, layer in enumerate(stack.layers):
-        state[f"{prefix}weight_ih_l{index}"] = layer.weight_ih.clone()
-        state[f"{prefix}weight_hh_l{index}"] = layer.weight_hh.clone()
+        state[f"weight_ih_l{index}"] = layer.weight_ih.clone()
+        state[f"weight_hh_l{index}"] = layer.weight_hh.clone()
         if layer.bias is None:
             continue
-        state[f"{prefix}bias_ih_l{index}"] = layer.bias.clone()
-        hidden = state[f"{prefix}bias_hh_l{index}"] = torch.zeros_like(layer.bias)
+        state[f"bias_ih_l{index}"] = layer.bias.clone()
+        hidden = state[f"bias_hh_l{index}"] = torch.zeros_like(layer.bias)
         if layer.bias_hh_n is not None:
             hidden[-len(layer.bias_hh_n) :] = layer.bias_hh_n
     return state

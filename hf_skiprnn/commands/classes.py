@@ -5,15 +5,8 @@ from typing import Any
 
 import torch
 
+from hf_skiprnn.evaluation.snippets import class_names
 from hf_skiprnn.tasks import Task
-
-
-def names_of(labels: Mapping[Any, str] | None) -> list[str] | None:
-    """Return the class names of an id2label in the order of their ids; None if they are the defaults (LABEL_0)."""
-    if not labels:
-        return None
-    names = [labels[i] for i in sorted(labels, key=int)]
-    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def order_of(held: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
@@ -40,8 +33,8 @@ def match_task(model: Any, task: Task, checkpoint: str) -> None:
     """
     wanted = task.model_defaults()
     labels, number = wanted.get("id2label"), wanted.get("num_labels", model.config.num_labels)
-    held, asked = names_of(model.config.id2label), names_of(labels)
-    if held is None or asked is None or not labels:
+    held, asked = class_names(model.config.id2label), class_names(labels)
+    if not held or not asked or not labels:
         if number != model.config.num_labels:
             raise ValueError(f"{checkpoint} has {model.config.num_labels} outputs; the data ask for {number}.")
         return
@@ -68,9 +61,9 @@ def start_classifier(model: Any, checkpoint: str, held: Any) -> None:
     Same classes: the classifier is kept, or its outputs are reordered. Other classes: it is initialised anew, by
     from_pretrained where the number of outputs differs. held: the checkpoint's config.
     """
-    before, now = names_of(held.id2label), names_of(model.config.id2label)
+    before, now = class_names(held.id2label), class_names(model.config.id2label)
     if held.num_labels == model.config.num_labels:
-        if before is None or now is None or before == now:
+        if not before or not now or before == now:
             return
         if (order := order_of(before, now)) is not None:
             print(f"The classes of {checkpoint} are in another order here; its outputs are reordered by class name.")

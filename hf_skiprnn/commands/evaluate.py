@@ -1,7 +1,6 @@
 """Evaluate a checkpoint: `hf-skiprnn evaluate`."""
 
 import dataclasses
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_skiprnn.evaluation.files import write_whole
+from hf_skiprnn.evaluation.files import write_json
 from hf_skiprnn.evaluation.metrics import operation_counts
 from hf_skiprnn.tasks import TASKS, Splits, Task
 from hf_skiprnn.training.calibration import calibrate, set_update_rate
@@ -172,7 +171,7 @@ def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
     features = FrameFeatures(task.feature_model)
     saving = classify_pulled(model.eval(), clips, labels, features, task.frames, task.frame_rate)
     result = {"task": task.name, "task_options": dataclasses.asdict(task), "split": "test", **saving._asdict()}
-    write_whole(folder / "evaluation-pull.json", json.dumps(result, indent=2) + "\n")
+    write_json(folder / "evaluation-pull.json", result)
     print(
         f"{saving.clips} clips of {saving.frames} frames: {saving.frames_encoded} encoded, {saving.frames_decoded} "
         f"decoded, {saving.seconds_pulled:.1f} s; every frame encoded: {saving.seconds_everything:.1f} s\n"
@@ -227,7 +226,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     if options.gate_shifts or options.update_rates:
         result["operating_points"] = operating_points(model, task, splits, options, folder)
-    write_whole(folder / f"evaluation-{options.split}.json", json.dumps(result, indent=2) + "\n")
+    write_json(folder / f"evaluation-{options.split}.json", result)
     print(report(result))
     if options.figure_rows:
         path = folder / f"steps-read-{options.split}.png"

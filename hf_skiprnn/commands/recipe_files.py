@@ -1,6 +1,5 @@
 """Recipes: YAML files with the settings of a training. They are found by name or path, and become command options."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from hf_skiprnn.tasks import TASKS
+from hf_skiprnn_cli import did_you_mean
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -68,9 +68,3 @@ def as_options(recipe: dict[str, Any], names: list[str], path: Path) -> list[str
         elif value is not None:
             options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return options
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    """Return " Did you mean ...?" with the closest of the known names; "" if none is close."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

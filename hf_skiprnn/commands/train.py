@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import sys
 from collections.abc import Sized
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
-from hf_skiprnn.evaluation.files import write_whole
+from hf_skiprnn.evaluation.files import write_json
 from hf_skiprnn.hub.card import data_fingerprint
 from hf_skiprnn.tasks import Splits, Task
 from hf_skiprnn.training.calibration import calibrate, set_update_rate
@@ -146,9 +145,3 @@ def picture_of(trainer: SkipRNNTrainer, task: Task, splits: Splits, folder: Path
     path = folder / "steps-read-test.png"
     draw_rows(trainer.accelerator.unwrap_model(trainer.model), task, splits.test, path)
     return str(path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -11,9 +11,10 @@ from transformers import TrainingArguments
 from hf_skiprnn import SkipRNNConfig
 from hf_skiprnn.tasks import TASKS, Task
 from hf_skiprnn.training.callbacks import BudgetArguments, StoppingArguments
+from hf_skiprnn_cli import did_you_mean
 
 from .option_parser import OptionParser, model_arguments
-from .recipe_files import RECIPES, as_options, did_you_mean, read_recipe
+from .recipe_files import RECIPES, as_options, read_recipe
 
 DESCRIPTION = """Train a Skip RNN on a task.
 

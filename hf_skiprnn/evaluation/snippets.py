@@ -58,6 +58,12 @@ def input_kind(config: Mapping[str, Any], processor: Mapping[str, Any]) -> str:
     return "audio" if processor.get("sampling_rate") else "series"
 
 
+def class_names(id2label: Mapping[Any, str] | None) -> list[str]:
+    """Return the class names of a config in the order of their ids; [] if they are only the defaults (LABEL_0)."""
+    names = [id2label[i] for i in sorted(id2label, key=int)] if id2label else []
+    return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
 def snippet(
     config: Mapping[str, Any],
     processor: Mapping[str, Any],

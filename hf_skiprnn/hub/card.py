@@ -23,7 +23,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
 from hf_skiprnn.evaluation.paper import PublishedRow, published_rows
-from hf_skiprnn.evaluation.snippets import HUB_TAGS, input_kind, snippet
+from hf_skiprnn.evaluation.snippets import HUB_TAGS, class_names, input_kind, snippet
 from hf_skiprnn.tasks import TASKS
 from hf_skiprnn.training.card import license_of
 
@@ -96,7 +96,7 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
         "snippet": Markup(snippet(config, processor, location, task, code_travels)),
         "about": Markup(about),
         "page": Markup(page),
-        "classes": named_classes(config),
+        "classes": class_names(config.get("id2label")),
         "data": results.get("data"),
         "options": shown_options(results["task_options"]),
         "published": published_rows(task, config["cell_type"], results["task_options"]),
@@ -120,12 +120,6 @@ def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the task's options to show: those that are set and are not folders of this machine."""
     local = not re.fullmatch(HUB_ID, str(options.get("dataset_name")))
     return {n: value for n, value in options.items() if value is not None and not (local and n == "dataset_name")}
-
-
-def named_classes(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of the classes; [] if there are none, or only the defaults (LABEL_0)."""
-    names = list(config.get("id2label", {}).values())
-    return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def task_page(task: str) -> tuple[str, str]:

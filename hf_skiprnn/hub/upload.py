@@ -65,7 +65,6 @@ def publish(
     branch: str = "main",
     version: str | None = None,
     delete: bool = False,
-    message: str | None = None,
 ) -> Published:
     """Upload a checkpoint to `branch` of a repository, verify it by downloading it, and tag it with `version`.
 
@@ -77,7 +76,6 @@ def publish(
         branch: branch to upload to; created if it does not exist.
         version: name of a tag; an existing tag is never moved. None: no tag.
         delete: delete the other files on the branch.
-        message: commit message.
 
     Raises:
         ValueError: the checkpoint has problems; the message lists them.
@@ -98,7 +96,7 @@ def publish(
             _check_version(api, repo_id, version, checkpoint.files)
         if branch != "main":
             _retried(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-        text = message or f"Publish {version or checkpoint.folder.resolve().name}"
+        text = f"Publish {version or checkpoint.folder.resolve().name}"
         commit = _retried(lambda: _commit(api, checkpoint, repo_id, branch, delete, text))
         verify_published(checkpoint.files, repo_id, commit)
         if version is not None:

@@ -245,12 +245,12 @@ class Agreement(NamedTuple):
     updates: float  # mean per row, of the ONNX graph
 
 
-def session(path: str | Path, threads: int = 1) -> Any:
-    """Return an onnxruntime session on the CPU. Needs the `export` extra."""
+def session(path: str | Path) -> Any:
+    """Return an onnxruntime session with one thread on the CPU. Needs the `export` extra."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: otherwise it logs a line for every folded constant
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Array2D, Dataset, Features, IterableDataset, Value
+from datasets import Array2D, Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
@@ -83,6 +83,20 @@ class Task(ABC):
     def page(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> str | None:
         """Return the figure as an HTML page; None for tasks that only have a picture."""
         return None
+
+
+def load_splits(dataset_name: str, *columns: str) -> DatasetDict:
+    """Load a data set from the Hub or a local folder.
+
+    Raises:
+        ValueError: it lacks the splits train and test, or one of these columns.
+    """
+    data = load_dataset(dataset_name)
+    if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
+        raise ValueError(f"{dataset_name} must have splits train and test; got {data}.")
+    if not set(columns) <= set(data["train"].column_names):
+        raise ValueError(f"{dataset_name} must have columns {' and '.join(columns)}; got {data['train'].column_names}.")
+    return data
 
 
 def label_names(names: tuple[str, ...]) -> dict[str, Any]:

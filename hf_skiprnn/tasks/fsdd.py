@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from datasets import Array2D, Audio, ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets, load_dataset
+from datasets import Array2D, Audio, ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
 from transformers import EvalPrediction
 
 from hf_skiprnn.evaluation.metrics import accuracy
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.tasks.readers.sounds import read_sound
 
-from .base import Batch, Row, Splits, Task, label_names
+from .base import Batch, Row, Splits, Task, label_names, load_splits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,14 +69,7 @@ class SpokenTask(Task):
         Raises:
             ValueError: the data set has another layout.
         """
-        data = load_dataset(self.dataset_name)
-        if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
-            raise ValueError(f"{self.dataset_name} must have splits train and test; got {data}.")
-        if not {"audio", "label"} <= set(data["train"].column_names):
-            raise ValueError(
-                f"{self.dataset_name} must have columns audio and label; got {data['train'].column_names}."
-            )
-        return data
+        return load_splits(self.dataset_name, "audio", "label")
 
     @cached_property
     def extractor(self) -> SkipRNNFeatureExtractor:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, DatasetDict, load_dataset
+from datasets import ClassLabel
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel
 from transformers.utils import logging
 
 from hf_skiprnn.evaluation.metrics import accuracy
 from hf_skiprnn.tasks.readers.words import PAD_ID, real_gates, set_vectors, tokenize, train_tokenizer, words_of
 
-from .base import Batch, Row, Splits, Task, label_names
+from .base import Batch, Row, Splits, Task, label_names, load_splits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,17 +64,7 @@ class IMDB(Task):
 
     @cached_property
     def _splits(self) -> Splits:
-        data = load_dataset(self.dataset_name)
-        if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
-            raise ValueError(
-                f"{self.dataset_name} must have splits train and test, as stanfordnlp/imdb has; got {data}."
-            )
-        if not {"text", "label"} <= set(data["train"].column_names):
-            raise ValueError(
-                f"{self.dataset_name} must have columns text and label, as stanfordnlp/imdb has; got "
-                f"{data['train'].column_names}."
-            )
-        data = data.cast_column("label", ClassLabel(names=list(self.labels)))
+        data = load_splits(self.dataset_name, "text", "label").cast_column("label", ClassLabel(names=list(self.labels)))
         held_out = data["train"].train_test_split(
             self.validation_share, seed=self.split_seed, stratify_by_column="label"
         )

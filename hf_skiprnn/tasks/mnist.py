@@ -9,9 +9,7 @@ Hub (licence according to its page: MIT), or a local folder in the same layout. 
 
 from dataclasses import dataclass, field
 
-from datasets import DatasetDict, load_dataset
-
-from .base import ImageTask, Splits
+from .base import ImageTask, Splits, load_splits
 
 
 @dataclass
@@ -29,13 +27,6 @@ class MNIST(ImageTask):
 
     def load(self, seed: int) -> Splits:
         """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
-        data = load_dataset(self.dataset_name)
-        if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
-            raise ValueError(f"{self.dataset_name} must have splits train and test, as ylecun/mnist has; got {data}.")
-        if not {"image", "label"} <= set(data["train"].column_names):
-            raise ValueError(
-                f"{self.dataset_name} must have columns image and label, as ylecun/mnist has; got "
-                f"{data['train'].column_names}."
-            )
+        data = load_splits(self.dataset_name, "image", "label")
         held_out = data["train"].train_test_split(test_size=self.validation_rows, seed=self.split_seed)
         return Splits(self.training_rows(held_out["train"]), held_out["test"], data["test"])

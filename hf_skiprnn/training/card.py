@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import TrainerState
 
-from hf_skiprnn.evaluation.snippets import HUB_TAGS, input_kind, snippet
+from hf_skiprnn.evaluation.snippets import HUB_TAGS, class_names, input_kind, snippet
 
 MARK = "<!-- Written by SkipRNNTrainer at every push. Without this line it is yours, and stays as it is. -->"
 NOT_TOLD = ("runtime", "samples_per_second", "steps_per_second", "loss", "budget_loss", "model_preparation_time")
@@ -65,8 +65,7 @@ def training_card(
 
 def labels_line(config: Mapping[str, Any]) -> str:
     """Return a line with the names of the classes, escaped; "" if there are only the defaults (LABEL_0)."""
-    names = [str(name) for name in config.get("id2label", {}).values()]
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+    if not (names := class_names(config.get("id2label"))):
         return ""
     shown = [re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(name.split()), quote=False)) for name in names[:20]]
     return f"\nLabels: {', '.join(shown)}{f' and {len(names) - 20} more' if len(names) > 20 else ''}.\n"

@@ -72,11 +72,14 @@ class Problem:
             named |= {f"layers.{index}.{k}": v for k, v in w._asdict().items() if v is not None}
         return named
 
-    def to(self, dtype: torch.dtype) -> "Problem":
-        """The same numbers in another precision, as new leaves."""
+    def to(self, dtype: torch.dtype | None = None, device: str | None = None) -> "Problem":
+        """Return the same numbers in another precision or on another device, as new leaves."""
 
         def leaf(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.detach().to(dtype).requires_grad_()
+            return None if x is None else x.detach().to(device=device, dtype=dtype).requires_grad_()
+
+        def flags(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device=device)
 
         return replace(
             self,
@@ -84,6 +87,8 @@ class Problem:
             layers=[LayerWeights(*map(leaf, w)) for w in self.layers],
             gate=self.gate and GateWeights(*map(leaf, self.gate)),
             state=SkipRNNState(*map(leaf, self.state)),
+            mask=flags(self.mask),
+            forced_gates=flags(self.forced_gates),
         )
 
 

@@ -26,7 +26,7 @@ from tolerances import EXACT, TIE, TOLERANCES
 from torch import Tensor
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
-from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights
+from hf_skiprnn.model.cells_skip_rnn import CELLS
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
 from hf_skiprnn.model.layers_skip_rnn import SCAN_BACKENDS, select_engine
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
@@ -64,21 +64,6 @@ def cases() -> st.SearchStrategy[Case]:
     )
 
 
-def on_device(problem: Problem) -> Problem:
-    def move(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.detach().to(DEVICE).requires_grad_(x.requires_grad)
-
-    return replace(
-        problem,
-        inputs=move(problem.inputs),
-        layers=[LayerWeights(*map(move, w)) for w in problem.layers],
-        gate=problem.gate and type(problem.gate)(*map(move, problem.gate)),
-        state=type(problem.state)(*map(move, problem.state)),
-        mask=move(problem.mask),
-        forced_gates=move(problem.forced_gates),
-    )
-
-
 def rounded(problem: Problem, dtype: torch.dtype) -> tuple[Problem, Problem]:
     """(layers and inputs in `dtype`, gate and state in float32 or better; the same numbers in float64)."""
     wide = torch.promote_types(dtype, torch.float32)
@@ -103,7 +88,7 @@ def assert_parts_at_ties_only(problem: Problem, gates: Tensor, want: Tensor) -> 
 def test_every_backend_is_the_definition(
     case: Case, seed: int, dtype: torch.dtype, backend: str, training: bool
 ) -> None:
-    low, exact = rounded(on_device(make_problem(case, seed)), dtype)
+    low, exact = rounded(make_problem(case, seed).to(device=DEVICE), dtype)
     values, grads = TOLERANCES[dtype]
     scan: Callable[..., ScanOutput] = select_engine(backend, low.inputs, 100).scan
     want = exact.run(dense_scan)

@@ -20,9 +20,9 @@ from hf_skiprnn.kernels.triton import tiling as triton_tiling
 from hf_skiprnn.kernels.triton.kernels_backward import resident_backward, streamed_backward
 from hf_skiprnn.kernels.triton.kernels_forward import resident_forward, streamed_forward
 from hf_skiprnn.kernels.triton.operators import triton_scan
-from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights, gate_opens
+from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights, gate_opens
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
-from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
+from hf_skiprnn.model.outputs_skip_rnn import ScanOutput
 
 INTERPRETED = triton_tiling.INTERPRETED
 KERNELS = (resident_forward, streamed_forward, resident_backward, streamed_backward)
@@ -55,20 +55,8 @@ def engine(resident: bool = True, chunk: int | None = None, config: int | None =
 
 
 def on_device(problem: Problem) -> Problem:
-    """The same problem where the kernels run, as new leaves."""
-
-    def move(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.detach().to(DEVICE).requires_grad_(x.is_floating_point())
-
-    return replace(
-        problem,
-        inputs=move(problem.inputs),
-        layers=[LayerWeights(*map(move, w)) for w in problem.layers],
-        gate=problem.gate and GateWeights(*map(move, problem.gate)),
-        state=SkipRNNState(*map(move, problem.state)),
-        mask=None if problem.mask is None else problem.mask.to(DEVICE),
-        forced_gates=None if problem.forced_gates is None else problem.forced_gates.to(DEVICE),
-    )
+    """Return the same problem where the kernels run, as new leaves."""
+    return problem.to(device=DEVICE)
 
 
 def assert_is_the_definition(problem: Problem) -> None:

@@ -166,9 +166,9 @@ def with_first_labels(data: Dataset, label: str, feature: Any) -> Dataset:
     return data.remove_columns(label).add_column(label, first).cast_column(label, feature)
 
 
-def shortened(value: Any, length: int = 60) -> str:
-    """Return an example as text of at most `length` characters; for a sound, its path."""
+def shortened(value: Any) -> str:
+    """Return an example as text of at most 60 characters; for a sound, its path."""
     if isinstance(value, dict):
         value = value.get("path") or sorted(value)
     text = re.sub(r"\s+", " ", repr(value))
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."
