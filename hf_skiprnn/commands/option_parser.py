@@ -47,7 +47,7 @@ class OptionParser(HfArgumentParser):
         for field in dataclasses.fields(dtype):
             if field.init:
                 field.type = types[field.name]
-                self._parse_dataclass_field(group, field)  # type: ignore[arg-type] # a group adds arguments, too
+                self._parse_dataclass_field(group, field)  # type: ignore[arg-type]  # a group also has add_argument
 
 
 def model_arguments() -> type[Any]:

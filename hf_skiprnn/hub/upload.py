@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, whichever it runs on
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever huggingface_hub uses
 
 from .folder import Checkpoint, CheckpointFile, read_checkpoint
 

@@ -1,4 +1,4 @@
-"""The choice of the engine that runs a scan. Importing this package builds and loads nothing."""
+"""Choose the engine that runs a scan. Importing this package builds and loads nothing."""
 
 import sys
 
@@ -12,9 +12,9 @@ from hf_skiprnn.model.inputs_skip_rnn import can_read_values
 
 logger = logging.get_logger(__name__)
 
-# Every scan of the native CPU engine packs the weights anew. For few steps of many weights this costs more than the
-# engine saves: plain PyTorch then is up to twice as fast in inference and four times in training. Measured on one Zen 5
-# core with LSTMs of 0.06 to 8.4 million weights, T 1 to 16, B 1 and 16; with fewer weights the engine always wins.
+# Every scan of the native CPU engine packs the weights again. With few steps and many weights this takes longer than
+# the engine saves: plain PyTorch is then up to twice as fast in inference and four times in training. Measured on one
+# Zen 5 core with LSTMs of 0.06 to 8.4 million weights, T 1 to 16, B 1 and 16. With fewer weights the engine is faster.
 MANY_WEIGHTS = 1 << 20
 FEW_READS = 3  # inference: rows times steps
 FEW_STEPS = 8  # training: steps
@@ -85,7 +85,7 @@ def _is_in_onnx_export() -> bool:
 
 
 def _is_too_short(inputs: Tensor, num_weights: int) -> bool:
-    """Whether packing the weights costs more than the native engine saves; under autograd a call is training."""
+    """Return whether packing the weights takes longer than the engine saves. A call with autograd is training."""
     if num_weights <= MANY_WEIGHTS:
         return False
     batch, steps = inputs.shape[:2]
@@ -94,7 +94,7 @@ def _is_too_short(inputs: Tensor, num_weights: int) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types here
 def _why_not(name: str, device: int) -> str | None:
-    """Return why an engine cannot run here, or None. Asked once a process; a compiler takes the answer as constant."""
+    """Return why an engine cannot run here, or None. The answer is constant in a process, also for a compiler."""
     key = (name, device)
     if key not in _reasons:
         if name == "triton":

@@ -1,4 +1,4 @@
-"""Arguments and results of a scan as the operators of the `cpu` and `triton` engines see them.
+"""Arguments and results of a scan in the form that the operators of the `cpu` and `triton` engines use.
 
 Weights are a flat list, four tensors a layer: W_ih [G*H, I], W_hh [G*H, H], the bias [G*H] and b_hn [H] of a GRU with
 the reset gate after the product; the last two are empty where a layer has none. The gate is [weight, bias], or
@@ -153,7 +153,7 @@ def check_operands(
 
 
 def scan_output(results: Sequence[Tensor], has_c: bool, sequence: bool, learned: bool) -> ScanOutput:
-    """The scan's output from an operator's first seven results.
+    """Return the scan's output, made from an operator's first seven results.
 
     Without a learned gate nothing was chosen, so updates, gates and steps_since_update have no gradient, as in the
     dense scan.
@@ -169,7 +169,7 @@ def scan_output(results: Sequence[Tensor], has_c: bool, sequence: bool, learned:
 def unpack_saved(
     ctx: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor | None], Tensor | None, list[Tensor]]:
-    """Inputs, weights, gate, state, mask and records, as they were saved for the backward pass, in this order."""
+    """Return inputs, weights, gate, state, mask and records from the tensors saved for the backward pass."""
     inputs, *rest = ctx.saved_tensors
     weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
     gate, rest = rest[: ctx.num_gate], rest[ctx.num_gate :]
@@ -177,7 +177,7 @@ def unpack_saved(
 
 
 def cotangents(grads: Sequence[Tensor | None], has_c: bool, sequence: bool) -> list[Tensor | None]:
-    """Those of an operator's first seven results; None for an empty one."""
+    """Return the cotangents of an operator's first seven results; None for an empty result."""
     of_sequence, of_h, of_c, *others = grads[:7]
     return [of_sequence if sequence else None, of_h, of_c if has_c else None, *others]
 
@@ -185,7 +185,7 @@ def cotangents(grads: Sequence[Tensor | None], has_c: bool, sequence: bool) -> l
 def split_gradients(
     gradients: Sequence[Tensor], state: Sequence[Tensor | None], num_gate: int, grad_inputs: bool
 ) -> tuple[Any, ...]:
-    """Gradients of inputs, weights, gate, h, c, increment, steps_since_update from a backward operator's results.
+    """Return the gradients of inputs, weights, gate, h, c, increment, steps_since_update from a backward operator.
 
     These are the gradients of inputs, state, gate and weights; where there is no tensor, an empty one.
     """
@@ -195,7 +195,7 @@ def split_gradients(
 
 
 def no_second_derivative(backend: str) -> RuntimeError:
-    """The error of a backward pass through a backward pass."""
+    """Return the error for a backward pass through a backward pass."""
     return RuntimeError(
         f"The {backend!r} backend has no second derivative (backward was called with create_graph=True). {USE_DENSE}"
     )

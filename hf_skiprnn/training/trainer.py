@@ -74,7 +74,7 @@ class SkipRNNTrainer(Trainer):
         self.args.logging_nan_inf_filter = False  # training_step stops instead
         # compute_loss is wrapped, not overridden: a subclass that overrides it would replace an override here.
         wrapped = functools.partial(self._with_budget, self.compute_loss)
-        self.compute_loss = wrapped  # type: ignore[method-assign] # so also for callers within Trainer
+        self.compute_loss = wrapped  # type: ignore[method-assign]  # Trainer's own calls use it too
         self._loss_holds_budget: bool | None = None  # found out in the first training batch
         self._is_warned: set[str] = set()
         self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step

@@ -348,7 +348,7 @@ def main(arguments: Sequence[str]) -> None:
         what = fields_of(wanted)
 
         def keep(values: dict[str, object], what: dict[str, object] = what, wanted: Wanted = wanted) -> None:
-            row = Row(**facts, **what, **values, equality=equality(results, wanted))  # type: ignore[arg-type]
+            row = Row(**facts, **what, **values, equality=equality(results, wanted))  # type: ignore[arg-type]  # mixed types
             show(row)
             known[:] = write(options.output, [asdict(row)], KEY)
 

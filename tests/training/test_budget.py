@@ -188,7 +188,7 @@ def test_options():
     assert (type(warmup), warmup.steps) == (BudgetWarmup, 0.1)
     (controller,) = BudgetArguments(steered_update_rate=0.4).callbacks()
     assert (type(controller), controller.target) == (BudgetController, 0.4)
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="use only one of them"):
         BudgetArguments(0.1, 0.4).callbacks()
     with pytest.raises(ValueError, match="steps must be above 0; got -1"):
         BudgetArguments(-1).callbacks()

@@ -121,12 +121,12 @@ def test_what_cannot_work_is_said(tmp_path) -> None:
         train(tmp_path, tiny(), rows_of(10, 32), RateController(0.2), 1, cls=Trainer)
     controller = RateController(0.05)
     controller.judge(0.2, tiny().config)
-    assert "5.0%, was not reached: it is 20.0%" in controller.warning()
+    assert "5.0%, was not reached: the share is 20.0%" in controller.warning()
 
 
 def test_options_make_the_callbacks() -> None:
     (rate,) = BudgetArguments(target_update_rate=0.4).callbacks()
     (steered,) = BudgetArguments(steered_update_rate=0.4).callbacks()
     assert (type(rate), rate.target, type(steered)) == (RateController, 0.4, BudgetController)
-    with pytest.raises(ValueError, match="all set lambda: give one"):
+    with pytest.raises(ValueError, match="all set lambda: use only one"):
         BudgetArguments(target_update_rate=0.4, budget_warmup_steps=3).callbacks()

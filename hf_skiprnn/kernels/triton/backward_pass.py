@@ -1,8 +1,8 @@
-"""The backward pass: chunks of time, latest first.
+"""The backward pass, in chunks of time, the latest chunk first.
 
-For every chunk: the transition S(s, x) at all its steps from the states that held there, in large products of PyTorch;
-sums over runs of skipped steps (kernels_skipped.py); the sequential kernel from update to update (kernels_backward.py);
-then weight gradients in large products again. Nothing waits for the device.
+For every chunk it computes the transition S(s, x) at all steps with large matrix products of PyTorch; sums over runs of
+skipped steps (kernels_skipped.py); the cotangents from update to update with the sequential kernel
+(kernels_backward.py); and the weight gradients with large matrix products. Nothing waits for the device.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Slice(NamedTuple):
 
 
 def steps_since_updates(is_update: Tensor, mask: Tensor | None, first: Tensor) -> Tensor:
-    """k of every real step: [B, T], from the updates, and from the steps since the last update at the start [B]."""
+    """Return k at every real step, [B, T]. `first` [B]: k at the start of the scan."""
     real = torch.ones_like(is_update) if mask is None else mask
     index = real.cumsum(1, dtype=torch.int32)
     latest = (index * is_update).cummax(1).values if is_update.shape[1] else index
@@ -74,11 +74,11 @@ class BackwardPass:
         self.of_weights = [w.new_zeros(w.shape, dtype=self.dtype) for w in weights]
         self.of_gate = [part.new_zeros(part.shape, dtype=self.dtype) for part in gate]
         self.is_update = self.gates > 0.5
-        self.ended = self.is_update.cumsum(1)  # updates up to and with each step
+        self.ended = self.is_update.cumsum(1)  # number of updates up to each step, which is included
         self._start(state[3], grads)
 
     def _start(self, steps_since_update: Tensor | None, grads: Sequence[Tensor | None]) -> None:
-        """Gather what the gate knows at every step, and the cotangents that come in."""
+        """Collect the gate's quantities at every step, and the incoming cotangents."""
         assert steps_since_update is not None
         of_sequence, of_h, of_c, of_increment, of_steps, of_num, of_gates = grads
         zeros, is_update = self.increments.new_zeros, self.is_update.int()
@@ -100,7 +100,7 @@ class BackwardPass:
             self.clock[0] = (of_steps / last).where(last != 0, 0)
 
     def gradients(self) -> list[Tensor]:
-        """Of inputs (empty unless asked for), h, c, increment, steps_since_update, gate and weights."""
+        """Return the gradients of inputs (empty unless wanted), h, c, increment, steps_since_update, gate, weights."""
         if self.batch and self.num_steps:
             order = self.is_update.sum(1).argsort(descending=True)
             chunk = chunk_steps(self.batch, self.num_steps, self.width, self.units, self.layers)
@@ -142,10 +142,10 @@ class BackwardPass:
         self._add_gradients(part, gradients)
 
     def _transitions(self, first: int, steps: int) -> Slice:
-        """S(s, x) at every step of a chunk, with what its backward needs."""
+        """Compute S(s, x) at every step of a chunk, and the activations that its backward pass needs."""
         chunk = slice(first, first + steps)
         is_update = self.is_update[:, chunk]
-        # What is not read leaves no trace, even if it is NaN; a learned gate asks S(s, x) of skipped steps too.
+        # Inputs that are not read must have no effect, even if they are NaN; a learned gate needs skipped steps too.
         unread = ~is_update if not self.gate else None if self.mask is None else ~self.mask[:, chunk]
         read = self.inputs[:, chunk]
         read = (read if unread is None else read.masked_fill(unread.unsqueeze(-1), 0)).flatten(0, 1)
@@ -171,7 +171,7 @@ class BackwardPass:
         return Slice(first, steps, read, States(old_h, old_c), States(new_h, new_c), activations)
 
     def _segments(self, part: Slice, weights: object) -> Runs:
-        """Sums over runs of skipped steps."""
+        """Return sums over runs of skipped steps."""
         batch, runs, units, layers = self.batch, part.steps + 1, self.units, self.layers
         learned, sequence, empty = bool(self.gate), self.grad_sequence is not None, self.clock.new_empty
         sums = Runs(
@@ -191,7 +191,7 @@ class BackwardPass:
         return sums
 
     def _add_gradients(self, part: Slice, gradients: Gradients) -> None:
-        """Of the weights, and of the chunk's inputs. Steps that are no updates have cotangents of 0."""
+        """Add the gradients of the weights and of the chunk's inputs. Cotangents are 0 except at updates."""
         below, operand = part.read, self.weights[1].dtype
         for index in range(self.layers):
             of_input, of_hidden, of_bias, of_bias_n = self.of_weights[4 * index : 4 * index + 4]

@@ -1,4 +1,4 @@
-"""What the Triton engine takes and returns: shapes and dtypes, without Triton itself."""
+"""Shapes and dtypes of the Triton engine's arguments and results; this module does not import Triton."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from hf_skiprnn.kernels.operands import check_operands
 from hf_skiprnn.model.cells_skip_rnn import state_dtype
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-CHUNK_NUMBERS = 1 << 25  # in a chunk's buffers: 128 MiB of float32
-SHORTEST_CHUNK = 16  # steps
+CHUNK_NUMBERS = 1 << 25  # largest number of elements in a chunk's buffers: 128 MiB of float32
+SHORTEST_CHUNK = 16  # smallest number of steps of a chunk
 
 
 def check(
@@ -31,12 +31,12 @@ def check(
 def empty_results(
     inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Tensor | None], sequence: bool, record: bool
 ) -> list[Tensor]:
-    """Empty tensors for a forward call's results, and with `record` for what its backward pass needs.
+    """Return empty tensors for the results of a forward call and, with `record`, for the records of its backward pass.
 
     The results are held [B, T, H], h and c [L, B, H], increment, steps_since_update and num_updates [B], update_gates
     [B, T]. The records are the states before the first and after every update, h and c [L, B, T + 1, H], and the
-    increments [B, T + 1]: there is memory for an update at every step, as how many there will be is not known. What is
-    not asked for is empty.
+    increments [B, T + 1]: there is memory for an update at every step, because the number of updates is not known in
+    advance. Tensors that are not wanted are empty.
     """
     (batch, steps), (layers, units) = inputs.shape[:2], (len(weights) // 4, weights[1].shape[1])
     dtype, has_c = state_dtype(inputs), state[1] is not None
@@ -59,9 +59,10 @@ def empty_results(
 
 
 def chunk_steps(batch: int, steps: int, width: int, units: int, layers: int) -> int:
-    """Steps a chunk of the backward pass, from shapes alone, as the last bits of gradients depend on it.
+    """Return the number of steps in a chunk of the backward pass.
 
-    Its buffers have at most CHUNK_NUMBERS numbers: a step has 16 a unit and layer, and 12 of the layer at hand.
+    Only shapes decide it, because the last bits of gradients depend on it. The buffers of a chunk have at most
+    CHUNK_NUMBERS elements: a step needs 16 for each unit of all layers, and 12 for each unit of the current layer.
     """
     numbers = max(1, batch) * (units * (16 * layers + 12) + width)
     return max(1, min(steps, max(SHORTEST_CHUNK, CHUNK_NUMBERS // numbers)))

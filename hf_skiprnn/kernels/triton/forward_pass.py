@@ -1,4 +1,4 @@
-"""The forward pass: results from checked tensors, with one launch of a Triton kernel."""
+"""The forward pass: compute a scan's results from checked tensors with one launch of a Triton kernel."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ from .tiling import INLINE_INPUTS, LANGUAGE, Tiling, multiprocessors, precision,
 
 
 def stacked(weights: Sequence[Tensor], index: int, *shape: int) -> Tensor:
-    """Weight `index` of every layer: [L, ...]; zero where a layer has none."""
+    """Return weight `index` of every layer, [L, ...]; zeros for a layer without it."""
     parts = [w if w.numel() else w.new_zeros(shape) for w in weights[index::4]]
     return parts[0].contiguous().unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def kernel_weights(weights: Sequence[Tensor], gate: Sequence[Tensor], cell: str, inline: bool) -> Weights:
-    """The weights as kernels take them; `inline`: they multiply the inputs, too."""
+    """Return the weights in the form that kernels use. `inline`: the kernel computes the input products too."""
     units = weights[1].shape[1]
     outputs = CELLS[cell].num_gates * units
     return Weights(
@@ -37,7 +37,7 @@ def kernel_weights(weights: Sequence[Tensor], gate: Sequence[Tensor], cell: str,
 
 
 def form_of(cut: Tiling, weights: Sequence[Tensor], cell: str, keep: bool) -> Form:
-    """What a kernel is compiled for."""
+    """Return the constants for which a kernel is compiled."""
     operand = weights[1].dtype
     types = (LANGUAGE[state_dtype(weights[1])], LANGUAGE[operand], precision(operand))
     sizes = (weights[1].shape[1], len(weights) // 4, cell, CELLS[cell].num_gates, keep)
@@ -45,20 +45,20 @@ def form_of(cut: Tiling, weights: Sequence[Tensor], cell: str, keep: bool) -> Fo
 
 
 def cut_of(weights: Sequence[Tensor], cell: str, batch: int) -> Tiling:
-    """How a scan of B rows is cut into programs on the weights' device."""
+    """Return how a scan of B rows is divided into programs on the weights' device."""
     units, layers, dtype = weights[1].shape[1], len(weights) // 4, weights[1].dtype
     return tiling(batch, units, CELLS[cell].num_gates, layers, dtype, multiprocessors(weights[1].device))
 
 
 def partial_sums(cut: Tiling, blocks: int, sums: int, like: Tensor) -> Tensor | None:
-    """Memory for parts of that many sums over units, where programs share them."""
+    """Return memory for partial sums over units, if several programs share the units of a row block; else None."""
     return like.new_empty(blocks, 2, sums, cut.split, cut.block_rows) if cut.split > 1 else None
 
 
 def row_order(time: Timeline, forced: Tensor | None) -> Tensor:
-    """Rows [B] by a bound on their updates, most first: a block of rows ends with its slowest.
+    """Return the rows [B] sorted by the largest possible number of updates, so that rows of a block end together.
 
-    How many updates a learned gate will make is not known beforehand.
+    The number of updates of a learned gate is not known in advance.
     """
     if forced is not None and time.mask is not None:
         forced = forced & time.mask
@@ -76,7 +76,7 @@ def forward(
     sequence: bool,
     record: bool,
 ) -> list[Tensor]:
-    """A forward call: `empty_results`, filled."""
+    """Run a forward call: fill and return `empty_results`."""
     check(inputs, weights, gate, state, mask, forced, cell)
     results = empty_results(inputs, weights, state, sequence, record)
     held, h, c, last_increment, last_steps, num_updates, gates, all_h, all_c, increments = results
@@ -112,7 +112,7 @@ def forward(
 
 
 def _with_first(first: Tensor, kept: Tensor, slots: int) -> Tensor:
-    """Memory for states [L, B, S, H] with the initial one [L, B, H] in it: the records where they are `kept`."""
+    """Return memory for states [L, B, S, H] that holds the initial one [L, B, H]: `kept`, if that is not empty."""
     states = kept if kept.numel() else first.new_empty(*first.shape[:2], slots, first.shape[2])
     states[:, :, 0] = first
     return states
@@ -130,13 +130,13 @@ def launch(
     results: Results,
     keep: bool,
 ) -> None:
-    """Launch the kernel that fits, once; it writes `states` and `results`."""
+    """Launch the resident or the streamed kernel once; it writes `states` and `results`."""
     batch, steps, width = inputs.shape
     inline = width <= INLINE_INPUTS
     of_kernel = kernel_weights(weights, gate, cell, inline)
-    # Wide inputs of skipped steps are multiplied too: which are skipped is known in the scan only, where every update
-    # would fetch all of W_ih for each block of rows. By arithmetic, not measured, that takes longer than one product of
-    # all steps, down to a tenth of them being updates.
+    # Wide inputs are multiplied before the scan, at skipped steps too, because only the scan knows which steps are
+    # skipped. In the scan every update would fetch all of W_ih for each block of rows. By calculation, not measurement,
+    # that takes longer than one product of all steps if at least a tenth of the steps are updates.
     read = inputs.contiguous() if inline else F.linear(inputs, weights[0], of_kernel.bias[0])
     source = Rows(
         read,

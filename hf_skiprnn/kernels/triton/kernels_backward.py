@@ -1,9 +1,10 @@
-"""Backward in Triton: from update to update, latest first, each row at its own position, a chunk of time a launch.
+"""The backward kernels: they go from update to update, latest first, each row at its own position; one launch a chunk.
 
-What needs no order was computed before (kernels_skipped.py) or is computed after, from the cotangents of the gates'
-pre-activations that are left here (backward_pass.py). `resident_backward` and `streamed_backward` as in the forward.
+Everything that need not be sequential is computed before (kernels_skipped.py), or after from the cotangents of the
+pre-activations that these kernels write (backward_pass.py). `resident_backward` and `streamed_backward` correspond to
+the forward kernels.
 
-Places in a chunk are counted by `index`: run `index` (0 .. C) begins behind the update at the chunk's step index - 1.
+`index` counts the runs of a chunk: run `index` (0 .. C) begins after the update at the chunk's step index - 1.
 """
 
 from typing import NamedTuple
@@ -30,9 +31,9 @@ from .tiling import RESIDENT, STREAMED, tuned
 
 
 class Chunk(NamedTuple):
-    """What is known of a chunk's steps; N = B * C."""
+    """The states and activations at a chunk's steps; N = B * C."""
 
-    order: Tensor  # [B], which rows stand side by side
+    order: Tensor  # [B], the order in which rows are assigned to blocks
     previous: Tensor  # [B, C + 1], the latest run that begins at or before each place
     h: Tensor  # [L, N, H], before every step
     new_h: Tensor  # [L, N, H], after it, as if it were an update; and so the following
@@ -42,16 +43,16 @@ class Chunk(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a chunk leaves at its updates, zero before."""
+    """The cotangents that a chunk's kernel writes at updates; they are zero elsewhere."""
 
-    inputs: Tensor  # [L, N, G * H], of the input product
-    recurrent: Tensor | None  # [L, N, H], of the recurrent product's n, for "gru_reset_after"
-    gate: Tensor | None  # [N], of a learned gate's pre-activation W_p top + b_p
+    inputs: Tensor  # [L, N, G * H], cotangent of the input product
+    recurrent: Tensor | None  # [L, N, H], cotangent of the recurrent product's n, for "gru_reset_after"
+    gate: Tensor | None  # [N], cotangent of a learned gate's pre-activation W_p top + b_p
 
 
 @triton.jit
 def through_run(runs, run, alive, q, d, of_q, of_d):
-    """(g_q, g_D) before a run of skipped steps from those behind it, and from the state's cotangent: [R] each."""
+    """Return (g_q, g_D) before a run of skipped steps, from those after it and the state's cotangent: [R] each."""
     m = runs.matrix + run * 4
     m00, m01 = tl.load(m, mask=alive, other=1.0), tl.load(m + 1, mask=alive, other=0.0)
     m10, m11 = tl.load(m + 2, mask=alive, other=0.0), tl.load(m + 3, mask=alive, other=1.0)
@@ -62,7 +63,7 @@ def through_run(runs, run, alive, q, d, of_q, of_d):
 
 @triton.jit
 def through_gate(steps, step, moves, q, d, of_state):
-    """g_u at an update, and the cotangent of its gate's pre-activation W_p top + b_p: [R] each."""
+    """Return g_u at an update, and the cotangent of its gate's pre-activation W_p top + b_p: [R] each."""
     now = tl.load(steps.new_increment + step, mask=moves, other=0.0)
     before = tl.load(steps.increment + step, mask=moves, other=0.0)
     r = tl.load(steps.grad_gates + step, mask=moves, other=0.0)
@@ -72,20 +73,20 @@ def through_gate(steps, step, moves, q, d, of_state):
 
 @triton.jit
 def through_sums(by, g, run_tile, copy, ok):
-    """Of g_q and g_D, by one tile of the state's cotangent g: [R] each."""
+    """Return the parts of g_q and g_D from one tile of the state's cotangent g: [R] each."""
     of_q = tl.sum(g * tl.load(by + run_tile, mask=ok, other=0.0), 1)
     return of_q, tl.sum(g * tl.load(by + copy + run_tile, mask=ok, other=0.0), 1)
 
 
 @triton.jit
 def of_change(old, new, g, tile, ok):
-    """<g, S(s, x) - s> of one tile: [R]."""
+    """Return <g, S(s, x) - s> over one tile: [R]."""
     return tl.sum(g * (tl.load(new + tile, mask=ok, other=0.0) - tl.load(old + tile, mask=ok, other=0.0)), 1)
 
 
 @triton.jit
 def load_activations(chunk, layer, tile, ok, N, F):
-    """The four of a tile of states [L, N, H]; of "gru" the last is none."""
+    """Load the four activations of a tile; the fourth is not used for "gru"."""
     first = chunk.activations + layer * 3 * N * F.H + tile  # `tile` has passed `layer` times N * H
     a = ()
     for g in tl.static_range(4):
@@ -95,13 +96,13 @@ def load_activations(chunk, layer, tile, ok, N, F):
 
 @triton.jit
 def store_gradient(pointer, value, ok):
-    """In the weights' precision."""
+    """Store a gradient in the weights' precision."""
     tl.store(pointer, value.to(pointer.dtype.element_ty), mask=ok)
 
 
 @triton.jit
 def resident_cell(tiles, chunk, gradients, gh, gc, into_gate, n, units, ok, B, C, F):
-    """Back through an update of all units: the previous h's and c's cotangents."""
+    """Go back through an update of all units; return the cotangents of the previous h and c."""
     N = B.to(tl.int64) * C
     tile = tile_of(n, units, F)
     a = load_activations(chunk, 0, tile, ok, N, F)
@@ -147,7 +148,7 @@ def resident_backward(
     first_step,
     F,
 ):
-    """A chunk of a block of rows, one layer, the recurrent weights on chip, the cotangents in registers."""
+    """Process a chunk of a block of rows: one layer, with its recurrent weights on chip and cotangents in registers."""
     rows, ok = row_block(chunk.order, B, F)
     units, carry_ok = columns(0, F.H, ok, F)
     carried = tile_of(rows, units, F)
@@ -176,7 +177,7 @@ def resident_backward(
             q, d = through_run(runs, run, alive, q, d, of_q, of_d)
         if runs.output_sum is not None:
             gh += tl.load(runs.output_sum + run_tile, mask=run_ok, other=0.0)
-        # The update behind which the run begins.
+        # The update after which the run begins.
         moves = alive & (index > 0)
         n = rows * C + index - 1
         tile, tile_ok = tile_of(n, units, F), moves[:, None] & carry_ok
@@ -203,13 +204,13 @@ def resident_backward(
 
 @triton.jit
 def output_cotangent(runs, rows, index, units, ok, C, F):
-    """Of the top layer's tile, from the outputs of a run: [R, N]."""
+    """Return the sum of the outputs' cotangents over a run, for a tile of the top layer: [R, N]."""
     return tl.load(runs.output_sum + tile_of(rows * (C + 1) + index, units, F), mask=ok, other=0.0)
 
 
 @triton.jit
 def streamed_sums(chunk, runs, carry, rows, index, alive, moves, B, C, F):
-    """What this program's units say to the gate: of g_q, of g_D, and <g, S(s, x) - s>; [R] each."""
+    """Return the parts of g_q, g_D and <g, S(s, x) - s> from this program's units: [R] each."""
     of_q = tl.zeros([F.BLOCK_ROWS], F.STATE)
     of_d, of_state = of_q, of_q
     copy = F.LAYERS * B.to(tl.int64) * (C + 1) * F.H  # from by_h of g_q to that of g_D
@@ -236,7 +237,7 @@ def streamed_sums(chunk, runs, carry, rows, index, alive, moves, B, C, F):
 
 @triton.jit
 def streamed_cell(chunk, weights, runs, gradients, carry, above, grad_z, layer, rows, index, alive, moves, B, C, F):
-    """Back through an update of this program's units of a layer, as far as no other unit is needed."""
+    """Go back through an update of this program's units of a layer, as far as other units are not needed."""
     row = layer * B + rows
     n = row * C + index - 1
     for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
@@ -276,7 +277,7 @@ def streamed_cell(chunk, weights, runs, gradients, carry, above, grad_z, layer, 
 
 @triton.jit
 def streamed_reset(chunk, weights, gradients, carry, layer, rows, index, moves, B, C, F):
-    """Back through the reset gate of "gru": it entered the product with W_hn."""
+    """Go back through the reset gate of "gru", which was multiplied before the product with W_hn."""
     row = layer * B + rows
     n = row * C + index - 1
     d, matrix = gradients.inputs + n * (F.GATES * F.H), weights.recurrent + (layer * F.GATES + 2) * F.H * F.H
@@ -293,7 +294,7 @@ def streamed_reset(chunk, weights, gradients, carry, layer, rows, index, moves, 
 
 @triton.jit
 def streamed_products(weights, gradients, carry, above, layer, rows, index, moves, B, C, F):
-    """The cotangents of the previous h, and of the layer's input from below, which all units' cotangents enter."""
+    """Compute the cotangents of the previous h and of the layer's input, which need the cotangents of all units."""
     row = layer * B + rows
     n = row * C + index - 1
     d, matrix = gradients.inputs + n * (F.GATES * F.H), weights.recurrent + layer * F.GATES * F.H * F.H
@@ -321,7 +322,7 @@ def streamed_products(weights, gradients, carry, above, layer, rows, index, move
 @tuned(STREAMED, resets=["arrived"], restores=["carry", "clock"])
 @triton.jit(do_not_specialize=["B", "T", "C", "first_step"])
 def streamed_backward(chunk, weights, steps, runs, gradients, carry, clock, scratch, arrived, B, T, C, first_step, F):
-    """A chunk of a block of rows, any stack; SPLIT programs share the units of a row block."""
+    """Process a chunk of a block of rows, for any stack; SPLIT programs share the units of a row block."""
     rows, ok = row_block(chunk.order, B, F)
     writes = (rows * 0 + tl.program_id(1)) == 0  # the first of the programs that share a row
     arrived += tl.program_id(0)

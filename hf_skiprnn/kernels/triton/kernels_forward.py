@@ -1,11 +1,11 @@
-"""Forward in Triton: a block of rows runs through all its updates in one launch, each row at its own position.
+"""The forward kernels: a block of rows computes all its updates in one launch, each row at its own position.
 
-`resident_forward`: one layer whose recurrent weights stay on chip, the state in registers. `streamed_forward`: any
-stack; weights and states pass through the caches, and where one multiprocessor would read too much, SPLIT programs
-share the units of one row block and meet after every product.
+`resident_forward` is for one layer whose recurrent weights stay on chip; the state is in registers. `streamed_forward`
+is for any stack: it reads weights and states through the caches. If one multiprocessor would have to read too much,
+SPLIT programs share the units of a row block and wait for each other after every product.
 
-Slot 0 of `states` [L, B, S, H] holds a row's initial state, which is not written. The state after the e-th update
-stands in slot 1 + (e - 1) % (S - 1): with S = T + 1 every state is kept, with S = 3 the latest two.
+Slot 0 of `states` [L, B, S, H] holds a row's initial state, which is not overwritten. The state after the e-th update
+is in slot 1 + (e - 1) % (S - 1): with S = T + 1 every state is kept, with S = 3 the last two.
 """
 
 from typing import NamedTuple
@@ -36,30 +36,30 @@ from .tiling import RESIDENT, STREAMED, tuned
 
 
 class Rows(NamedTuple):
-    """What is scanned."""
+    """The inputs of a scan."""
 
-    inputs: Tensor  # [B * T, I], or products with the bias in them [B * T, G * H]
-    order: Tensor  # [B], which rows stand side by side
+    inputs: Tensor  # [B * T, I], or input products including the bias [B * T, G * H]
+    order: Tensor  # [B], the order in which rows are assigned to blocks
     lengths: Tensor  # [B], real steps
     positions: Tensor | None  # [B, T], of the real steps; None: all are real
-    planned: Tensor | None  # [B, T + 1], first forced update at or after a real step
+    planned: Tensor | None  # [B, T + 1]: for each real step, the first forced update from it on
     increment: Tensor  # [B]
     steps_since_update: Tensor  # [B]
 
 
 class Results(NamedTuple):
-    """What a scan writes beside the states."""
+    """The results of a scan other than the states."""
 
-    gates: Tensor  # [B, T], zero before
+    gates: Tensor  # [B, T], initially zero
     increments: Tensor | None  # [B, T + 1], after every update; for the backward pass
-    increment: Tensor  # [B], the last
+    increment: Tensor  # [B], after the last update
     steps_since_update: Tensor  # [B]
     counts: Tensor  # [B], updates
 
 
 @triton.jit
 def next_update(source, weights, increment, steps_since_update, ran, length, rows, ok, T):
-    """Real index of each row's first update after `ran` real steps; at least its length where there is none: [R]."""
+    """Return the real index of each row's first update after `ran` real steps, or at least its length: [R]."""
     if source.planned is not None:
         ran = tl.load(source.planned + rows * (T + 1) + ran, mask=ok, other=0)
     elif weights.gate is not None:
@@ -69,7 +69,7 @@ def next_update(source, weights, increment, steps_since_update, ran, length, row
 
 @triton.jit
 def start(source, weights, rows, ok, T):
-    """Each row's length, and its clock: increment, steps since its update, steps run, updates, next update, is alive.
+    """Return each row's length and clock: increment, steps_since_update, steps run, updates, next update, is alive.
 
     A row is alive while it has another update.
     """
@@ -83,7 +83,7 @@ def start(source, weights, rows, ok, T):
 
 @triton.jit
 def position(source, rows, at, alive, T):
-    """Index into [B * T] of each row's real step `at`."""
+    """Return the index into [B * T] of each row's real step `at`."""
     if source.positions is not None:
         at = tl.load(source.positions + rows * T + at, mask=alive, other=0)
     return rows * T + at
@@ -91,13 +91,13 @@ def position(source, rows, at, alive, T):
 
 @triton.jit
 def slot_of(event, S):
-    """The slot of the state after that many updates."""
+    """Return the slot of the state after `event` updates."""
     return tl.where(event > 0, 1 + (event - 1) % (S - 1), 0)
 
 
 @triton.jit
 def advance(source, weights, results, rows, flat, event, new_increment, length, clock, writes, T):
-    """Note the update `event` of the rows alive, and find their next ones: the new clock."""
+    """Store the update `event` of the rows that are alive, find their next updates, and return the new clock."""
     increment, steps_since_update, ran, count, at, alive = clock
     increment = tl.where(alive, new_increment, increment)
     one = tl.full(flat.shape, 1, results.gates.dtype.element_ty)
@@ -113,7 +113,7 @@ def advance(source, weights, results, rows, flat, event, new_increment, length, 
 
 @triton.jit
 def finish(results, rows, ok, length, clock):
-    """Write what the rows carry on."""
+    """Write the rows' last increment, steps_since_update and number of updates."""
     increment, steps_since_update, ran, count, _, _ = clock
     tl.store(results.increment + rows, increment, mask=ok)
     tl.store(results.steps_since_update + rows, steps_since_update + (length - ran), mask=ok)
@@ -122,7 +122,7 @@ def finish(results, rows, ok, length, clock):
 
 @triton.jit
 def store_state(states, place, h, c, ok):
-    """Write h, and c of an LSTM."""
+    """Write h and, for an LSTM, c."""
     tl.store(states.h + place, h, mask=ok)
     if states.c is not None:
         tl.store(states.c + place, c, mask=ok)
@@ -130,7 +130,7 @@ def store_state(states, place, h, c, ok):
 
 @triton.jit
 def resident_step(tiles, inputs, weights, flat, alive, units, h, c, I, F):
-    """h and c after an update of all units, the recurrent weights at hand in `tiles`."""
+    """Return h and c after an update of all units; `tiles` holds the recurrent weights."""
     x = lowest_inputs(inputs, weights, flat, alive, units, 0, F.GATES, I, F)
     a0, a1 = x[0] + product(h, tiles[0], F), x[1] + product(h, tiles[1], F)
     if F.CELL == "lstm":
@@ -148,7 +148,7 @@ def resident_step(tiles, inputs, weights, flat, alive, units, h, c, I, F):
 @tuned(RESIDENT)
 @triton.jit(do_not_specialize=["B", "T", "I", "S"])
 def resident_forward(source, weights, states, results, B, T, I, S, F):
-    """All updates of a block of rows, one layer, the recurrent weights on chip, the state in registers."""
+    """Compute all updates of a block of rows: one layer, with recurrent weights on chip and the state in registers."""
     rows, ok = row_block(source.order, B, F)
     units, tile_ok = columns(0, F.H, ok, F)
     first = rows[:, None] * S * F.H + units[None, :]
@@ -186,7 +186,7 @@ def resident_forward(source, weights, states, results, B, T, I, S, F):
 
 @triton.jit
 def upper_inputs(weights, layer, below, alive, units, FIRST, N: tl.constexpr, F):
-    """W_ih x + b of N gates from FIRST on, above the lowest layer; `below` points to rows of the layer below."""
+    """Return W_ih x + b for N gates from FIRST on, above the lowest layer; `below` points to the layer below's rows."""
     bias = weights.bias + (layer * F.GATES + FIRST) * F.H + units
     none, tiles = zeros(1, F)[0], ()
     for g in tl.static_range(N):
@@ -196,7 +196,7 @@ def upper_inputs(weights, layer, below, alive, units, FIRST, N: tl.constexpr, F)
 
 @triton.jit
 def layer_inputs(source, weights, layer, below, flat, alive, units, FIRST, N: tl.constexpr, I, F):
-    """W_ih x + b of N gates from FIRST on, in any layer: a tuple of N tiles."""
+    """Return W_ih x + b for N gates from FIRST on, in any layer: a tuple of N tiles."""
     tiles = zeros(N, F)
     if layer == 0:
         tiles = lowest_inputs(source.inputs, weights, flat, alive, units, FIRST, N, I, F)
@@ -207,7 +207,7 @@ def layer_inputs(source, weights, layer, below, flat, alive, units, FIRST, N: tl
 
 @triton.jit
 def streamed_reset(source, weights, reset, states, layer, below, before, rows, flat, alive, I, F):
-    """r * h of "gru" for this program's units, into `reset`: all units of it enter the product with W_hn."""
+    """Write r * h of "gru" for this program's units into `reset`; the product with W_hn needs it for all units."""
     matrix = weights.recurrent + layer * F.GATES * F.H * F.H
     for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
         units, tile_ok = columns(first, F.H, alive, F)
@@ -219,7 +219,7 @@ def streamed_reset(source, weights, reset, states, layer, below, before, rows, f
 
 @triton.jit
 def streamed_step(source, weights, reset, states, layer, below, before, rows, flat, alive, units, ok, I, F):
-    """h and c after an update of one tile of a layer's units; `before`: where the layer's states stand."""
+    """Return h and c after an update of one tile of a layer's units; `before`: pointer to the layer's states."""
     matrix = weights.recurrent + layer * F.GATES * F.H * F.H
     a = layer_inputs(source, weights, layer, below, flat, alive, units, 0, F.GATES, I, F)
     held = before[:, None] + units[None, :]
@@ -242,7 +242,7 @@ def streamed_step(source, weights, reset, states, layer, below, before, rows, fl
 
 @triton.jit
 def streamed_layer(source, weights, reset, states, layer, below, before, after, rows, flat, alive, I, F):
-    """Update this program's units of a layer; its part of the top layer's W_p top: [R]."""
+    """Update this program's units of a layer; return their part of W_p top for the top layer: [R]."""
     gate_sum = tl.zeros([F.BLOCK_ROWS], F.STATE)
     for first in range(tl.program_id(1) * F.BLOCK_UNITS, F.H, F.SPLIT * F.BLOCK_UNITS):
         units, ok = columns(first, F.H, alive, F)
@@ -258,7 +258,7 @@ def streamed_layer(source, weights, reset, states, layer, below, before, after, 
 @tuned(STREAMED, resets=["arrived"])
 @triton.jit(do_not_specialize=["B", "T", "I", "S"])
 def streamed_forward(source, weights, states, results, scratch, arrived, B, T, I, S, F):
-    """All updates of a block of rows, any stack; SPLIT programs share the units of a row block."""
+    """Compute all updates of a block of rows, for any stack; SPLIT programs share the units of a row block."""
     rows, ok = row_block(source.order, B, F)
     writes = (rows * 0 + tl.program_id(1)) == 0  # the first of the programs that share a row
     arrived += tl.program_id(0)

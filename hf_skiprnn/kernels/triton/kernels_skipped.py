@@ -1,17 +1,17 @@
-"""The part of the backward pass that skipped steps take, in Triton: sums over runs of them.
+"""The backward kernel for skipped steps: it computes sums over runs of skipped steps.
 
-At a skipped step the cotangents of accumulator and increment, y = (g_q, g_D), take an affine step
-(event_scan_skip_rnn.py),
+At a skipped step an affine map is applied to the cotangents of accumulator and increment, y = (g_q, g_D)
+(event_scan_skip_rnn.py):
 
     y <- M y + (1, 1) (r + <g_s, S(s, x) - s>)        M = [[1 - p, D~ - D], [1 - p, 1 + D~ - D]],  p: update_prob
 
-where g_s, the state's cotangent, is the same along a run of skipped steps but for the outputs' cotangents. So a
-whole run is one affine step too: with v_j = M_1 .. M_(j-1) (1, 1), it adds the sums of v_j r_j and <g_s, sum of
-v_j (S_j - s)>. These sums need no cotangent of the state: `segments` computes them for all runs at once, and the
-sequential kernel does one dot product a run, however many steps it skips.
+The state's cotangent g_s is constant along a run of skipped steps, except for the outputs' cotangents. So a whole run
+is an affine map too: with v_j = M_1 .. M_(j-1) (1, 1), it adds the sums of v_j r_j and <g_s, sum of v_j (S_j - s)>.
+These sums do not need the state's cotangent, so `segments` computes them for all runs at once. The sequential kernel
+then computes one dot product for each run, whatever its length.
 
-A chunk has C steps. Its run 0 begins with the chunk, and run j + 1 behind the update at the chunk's step j; other
-places of the [B, C + 1] runs are left empty.
+A chunk has C steps. Run 0 begins with the chunk, and run j + 1 after the update at the chunk's step j. The other
+entries of the [B, C + 1] runs are not written.
 """
 
 from typing import NamedTuple
@@ -22,17 +22,17 @@ from torch import Tensor
 
 
 class Steps(NamedTuple):
-    """What the gate knows at every step, and the cotangent of its decision r; [B, T] each."""
+    """The gate's quantities at every step, and the cotangent r of its decision; [B, T] each."""
 
     kind: Tensor  # 0 skipped, 1 update, 2 masked
     update_prob: Tensor
     increment: Tensor  # before the step
-    new_increment: Tensor  # behind it
+    new_increment: Tensor  # after it
     grad_gates: Tensor
 
 
 class Runs(NamedTuple):
-    """Sums over every run; None where there is no learned gate, no c, or no output with a cotangent."""
+    """Sums over every run; None if there is no learned gate, no c, or no output with a cotangent."""
 
     matrix: Tensor | None  # [B, C + 1, 2, 2], the product of its M
     constant: Tensor | None  # [B, C + 1, 2], sum of v r, and of the outputs' cotangents through v
@@ -43,7 +43,7 @@ class Runs(NamedTuple):
 
 @triton.jit
 def store_run(runs, run, place, copies, columns, output, sums, layers_ok, units_ok):
-    """Write what has been summed over the run with that index among B * (C + 1)."""
+    """Write the sums of the run with this index among B * (C + 1)."""
     first, second, constant, by_h, by_c = sums
     pair = tl.arange(0, 2)
     if runs.output_sum is not None:
@@ -76,7 +76,7 @@ def segments(
     BLOCK_UNITS: tl.constexpr,
     STATE: tl.constexpr,
 ):
-    """One row of a chunk, run by run. Pairs [2] are of (g_q, g_D), or a column of a matrix M."""
+    """Process one row of a chunk, run by run. Pairs [2] hold (g_q, g_D) or a column of a matrix M."""
     row = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, 2)
     layers, units = tl.arange(0, BLOCK_LAYERS)[:, None], tl.arange(0, BLOCK_UNITS)

@@ -1,9 +1,9 @@
-"""The GPU scan in Triton, as PyTorch operators. No one has run it on a GPU yet: ask for it by name.
+"""The GPU scan in Triton, as PyTorch operators. It has not been run on a GPU yet, so it must be selected by name.
 
-`triton_scan` has the signature of every backend (dense_scan_skip_rnn.py). A block of rows runs through all its updates
-in one launch; the backward pass visits updates only, and what it needs of skipped steps is computed in large batches.
-Products are in the weights' precision (float32 in IEEE or TF32, as torch's own switch says), states, increments and
-sums in float32, or all in float64. First derivatives only.
+`triton_scan` has the signature of every backend (dense_scan_skip_rnn.py). One launch computes all updates of a block of
+rows. The backward pass goes from update to update, and computes the terms of skipped steps in large batches. Products
+have the weights' precision (float32 in IEEE or TF32, by torch's own switch); states, increments and sums have float32;
+or everything has float64. There are only first derivatives.
 
 For its backward pass a scan keeps the state after every update, with memory for one at every step:
 L * B * (T + 1) * H numbers, twice for an LSTM. Shapes are static and no pass waits for the device, so scans can be
@@ -41,7 +41,7 @@ UNTESTED = (
 
 
 def unavailable_reason(device: int = 0) -> str | None:
-    """Why the Triton engine cannot run on that CUDA device, and what to do; None where it can."""
+    """Return why the Triton engine cannot run on a CUDA device, and what to do; None if it can."""
     if find_spec("triton") is None:
         return "Triton is not installed: pip install triton (Linux; CUDA builds of torch bring it along)."
     if not torch.cuda.is_available():
@@ -72,7 +72,7 @@ def triton_forward(
     sequence: bool,
     record: bool,
 ) -> Ten:
-    """The scan; with `record` also what its backward pass needs. See `empty_results`."""
+    """Run the scan; with `record`, also return the records of its backward pass. See `empty_results`."""
     from .forward_pass import forward
 
     logger.warning_once(UNTESTED)
@@ -103,7 +103,7 @@ def triton_backward(
     cell: str,
     grad_inputs: bool,
 ) -> list[Tensor]:
-    """Gradients of inputs (empty unless asked for), h, c, increment, steps_since_update, gate and weights, in order.
+    """Return the gradients of inputs (empty unless wanted), h, c, increment, steps_since_update, gate and weights.
 
     `records` and `grads`: see `BackwardPass`.
     """
@@ -157,7 +157,7 @@ def triton_scan(
     forced_gates: Tensor | None = None,
     sequence: bool = False,
 ) -> ScanOutput:
-    """The Triton scan; arguments as every backend's (dense_scan_skip_rnn.py), on a CUDA GPU.
+    """Run the Triton scan on a CUDA GPU; the arguments are those of every backend (dense_scan_skip_rnn.py).
 
     Products take the weights' precision; the state, increments, counters and sums are at least float32.
 
