@@ -234,8 +234,6 @@ def gru_backward(g, z, n, h_old):
 
 @triton.jit
 def meet(arrived, visits, F):
-    The hardware's function is less exact, and libdevice's does not work in the interpreter.
-    """
     """Wait until all programs of a row block have arrived `visits` times; then each sees what the others wrote.
 
     All programs run at the same time, because the launch is cooperative: the driver refuses a grid that does not fit.
