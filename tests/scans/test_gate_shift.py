@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from scan_cases import FAST_SCANS, SCANS, Case, assert_close, assert_same_values, gradients, make_problem
+from scan_cases import FAST_SCANS, SCANS
+from scan_problems import Case, assert_close, assert_same_values, gradients, make_problem
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
