@@ -3,6 +3,9 @@
 There are two graphs. `UpdateLoop` takes whole sequences: its loop body runs as often as the row with the most updates
 has updates, and reads the inputs of updates only. `OneUpdate` is for streaming: it computes one update of some rows,
 and how many steps they then skip; the host counts these.
+
+torch.export.export(model, ...) is another way, for PyTorch alone: there the native engine is one operator of the
+program. A process that loads such a program first registers the operator: `import hf_skiprnn.kernels.cpu.operators`.
 """
 
 from collections.abc import Iterator, Sequence
