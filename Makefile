@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench gpu check-native faults fuzz soak matrix format clean distclean
+.PHONY: help setup demo test check docs bench gpu check-native faults fuzz soak matrix tools format clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,11 +22,14 @@ demo: $(STAMP)  ## train a Skip LSTM on handwritten digits, reload it, and show 
 test: $(STAMP)  ## run the tests
 	$(RUN) -m pytest --numprocesses auto $(ARGS)
 
-check: $(STAMP)  ## check format, lint, types and imports
+check: $(STAMP) docs  ## check format, lint, types and imports, and build the documentation
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+docs: $(STAMP)  ## build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 check-native:  ## call the native engine's C interface with random arguments, under sanitizers
 	tests/native/check.sh
@@ -49,6 +52,9 @@ matrix:  ## run the tests with the oldest and with the newest libraries that are
 	tests/matrix/run.sh $(ARGS)
 	$(PYTHON) tests/survival/table.py
 
+tools: $(VENV)/.tools  ## run the tests with other people's tools, and transformers' own tests of models
+	$(RUN) tests/tools/run.py $(ARGS)
+
 bench: $(STAMP)  ## time the native engine against nn.LSTM, nn.GRU and others; ARGS="--isa avx2": with AVX2 alone
 	$(RUN) scripts/benchmark.py $(ARGS)
 
@@ -60,7 +66,7 @@ format: $(STAMP)  ## format the code and apply the fixes that are safe
 	$(RUN) -m ruff check --fix .
 
 clean:  ## remove builds and caches, not the results of runs
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the virtual environments
@@ -75,4 +81,8 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard hf_skiprnn/kernels/cpu/csrc/
 	@find $(VENV) -type d -name '*.dist-info' ! -exec test -e '{}/INSTALLER' ';' -prune -exec rm -rf '{}' +
 	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools
 	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,audio,video,export,vectors,dev,docs]'
+	@touch $@
+
+$(VENV)/.tools: $(STAMP)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[tools]'
 	@touch $@

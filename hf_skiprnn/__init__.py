@@ -34,7 +34,7 @@ from hf_skiprnn.model.pipeline_skip_rnn import (
 )
 from hf_skiprnn.recurrent import SkipGRU, SkipLSTM
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SkipGRU",

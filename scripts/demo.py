@@ -1,10 +1,9 @@
-"""Train a Skip LSTM on handwritten digits, reload it in a new process, and compare it.
+"""Train a Skip LSTM to find a digit on a black canvas, reload it in a new process, and compare it.
 
     python scripts/demo.py
 
-Beside it are a plain LSTM, which reads every pixel, one that reads as many pixels as the Skip LSTM but at random (the
-paper's baseline), and a strided one, which reads every n-th. All are trained alike, by
-scripts/recipes/digits-skip-lstm.yaml, two at a time. Options go on to train.py:
+Beside it are a plain LSTM, which reads every pixel, and a strided one, which reads every third. All three are trained
+alike, by the recipe find_digit-skip-lstm, two at a time on one thread each. Options go on to train.py:
 
     python scripts/demo.py --seed 1 --output_dir runs/demo-1
 """
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,86 +26,107 @@ from transformers import AutoImageProcessor, AutoModelForSequenceClassification
 
 import hf_skiprnn  # noqa: F401 - registers the model with the Auto classes
 from hf_skiprnn.commands import evaluate
-from hf_skiprnn.tasks import Digits
+from hf_skiprnn.evaluation.animation import write_animation
+from hf_skiprnn.tasks import TASKS
 
-PIXELS = 64
+TASK, PIXELS, STRIDE = "find_digit", 256, 3
 TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # as results.json will tell the command
-
-
-def train_two(shown: tuple[Path, list[str]], beside: tuple[Path, list[str]]) -> list[dict[str, Any]]:
-    """Results of two runs (folder, options) side by side; the second one prints to train.log in its folder."""
-    print(f"\n== {shown[0]}, and beside it {beside[0]} ==", flush=True)
-    log = beside[0] / "train.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as quiet:
-        processes = [start(*shown), start(*beside, stdout=quiet, stderr=subprocess.STDOUT)]
-        codes = [process.wait() for process in processes]
-    if any(codes):
-        said = log.read_text(encoding="utf-8") if codes[1] else ""
-        raise SystemExit(f"{said}\nA training failed; exit codes {codes}.")
-    return [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder, _ in (shown, beside)]
+# The slowest first: two trainings run at a time.
+RIVALS = {"plain-lstm": ["--gate=always"], "skip-lstm": [], "strided-lstm": ["--gate=strided", f"--stride={STRIDE}"]}
+SHOWN = "skip-lstm"  # its training prints to the terminal; the others print to train.log in their folders
 
 
 def start(folder: Path, options: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-    """A training on one thread: more are of no use to scans this small."""
-    command = [sys.executable, TRAIN, "--task", "digits", f"--output_dir={folder}", *options]
+    """Start a training on one thread: more do not help scans as small as these."""
+    command = [sys.executable, TRAIN, "--task", TASK, f"--output_dir={folder}", *options]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
 
 
-def reload(folder: str) -> dict[str, float]:
-    """Accuracy on held-out digits and pixels read, from nothing but the checkpoint folder and its Auto classes."""
+def train(folder: Path, options: list[str]) -> dict[str, Any]:
+    """Train one model; returns its results.
+
+    Raises:
+        SystemExit: the training failed; the message holds what it printed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.name == SHOWN:
+        code, said = start(folder, options).wait(), ""
+    else:
+        with (folder / "train.log").open("w", encoding="utf-8") as log:
+            code = start(folder, options, stdout=log, stderr=subprocess.STDOUT).wait()
+        said = (folder / "train.log").read_text(encoding="utf-8")
+    if code:
+        raise SystemExit(f"{said}\nThe training of {folder} failed with exit code {code}.")
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def read_again(folder: str) -> dict[str, float]:
+    """Return accuracy on the test canvases and pixels read, from the checkpoint folder and its Auto classes alone.
+
+    Writes reading.gif into the folder: some canvases as they are read.
+    """
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
-    digits = Digits().load(seed=0).test
+    canvases = TASKS[TASK]().load(seed=0).test
+    pixels, labels = processor(canvases["image"][:], return_tensors="pt")["pixel_values"], canvases["label"][:]
     with torch.no_grad():
-        out = model(**processor(digits["image"][:], return_tensors="pt"))
-    right = out.logits.argmax(dim=1) == torch.tensor(digits["label"][:])
-    return {"accuracy": right.float().mean().item(), "pixels": out.num_updates.mean().item()}
+        out = model(pixel_values=pixels, output_update_gates=True)
+    answers = out.logits.argmax(dim=1).tolist()
+    some = slice(0, len(answers), len(answers) // 4)
+    names = [model.config.id2label[answer] for answer in answers[some]]
+    write_animation(Path(folder, "reading.gif"), pixels[some, 0].numpy(), out.update_gates[some].numpy() > 0, names)
+    right = sum(answer == label for answer, label in zip(answers, labels, strict=True))
+    return {"accuracy": right / len(labels), "pixels": out.num_updates.mean().item()}
 
 
-def reload_in_a_new_process(folder: Path) -> dict[str, float]:
-    """What `reload` finds there."""
-    command = [sys.executable, __file__, "--reload", str(folder)]
+def read_again_in_a_new_process(folder: Path) -> dict[str, float]:
+    """Return what `read_again` finds there."""
+    command = [sys.executable, __file__, "--read_again", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def row(name: str, results: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     test, counts = results["metrics"]["test"], results["multiply_accumulates"]
     return (
-        f"{name:22} {test['accuracy']:9.1%} {test['updates']:12.1f} {test['update_rate']:7.0%} {counts['read']:10,.0f}"
+        f"{name:22} {test['accuracy']:9.1%} {test['updates']:12.1f} {test['update_rate']:7.0%} {counts['read']:12,.0f}"
     )
 
 
 def main(argv: list[str]) -> None:
-    """Train the four, evaluate, reload, and print the table."""
+    """Train the three, evaluate, read the checkpoint again, and print the table."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the four runs go")
-    parser.add_argument("--reload", metavar="CHECKPOINT", help="only evaluate this checkpoint, and print JSON")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the three runs go")
+    parser.add_argument("--read_again", metavar="CHECKPOINT", help="only evaluate this checkpoint, and print JSON")
     settings, options = parser.parse_known_args(argv)
-    if settings.reload:
-        print(json.dumps(reload(settings.reload)))
+    if settings.read_again:
+        print(json.dumps(read_again(settings.read_again)))
         return
     begin, folder = time.monotonic(), settings.output_dir
-    skip, plain = train_two((folder / "skip-lstm", options), (folder / "plain-lstm", ["--gate=always", *options]))
-    updates = skip["metrics"]["test"]["updates"]
-    by_chance = ["--gate=random", f"--skip_probability={1 - updates / PIXELS:.4f}"]
-    stride = max(int(PIXELS / updates), 2)  # whole strides only; above 32 pixels none reads as many
-    every = ["--gate=strided", f"--stride={stride}"]
-    random, strided = train_two(
-        (folder / "random-lstm", [*by_chance, *options]), (folder / "strided-lstm", [*every, *options])
-    )
-    print(f"\n== {folder / 'skip-lstm'}, evaluated ==", flush=True)
-    evaluate.main([str(folder / "skip-lstm")])
-    again = reload_in_a_new_process(folder / "skip-lstm")
+    print(f"Three trainings, two at a time; this is {folder / SHOWN}:", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {name: pool.submit(train, folder / name, [*rival, *options]) for name, rival in RIVALS.items()}
+        results = {name: job.result() for name, job in jobs.items()}
+    print(f"\n== {folder / SHOWN}, evaluated ==", flush=True)
+    evaluate.main([str(folder / SHOWN)])
+    again = read_again_in_a_new_process(folder / SHOWN)
     print(f"loaded in a new process: accuracy {again['accuracy']:.1%}, {again['pixels']:.1f} pixels read")
-    print(f"\n{'360 held-out digits':22} {'accuracy':>9} {'pixels read':>12} {'of 64':>7} {'mult-adds':>10}")
-    print(row("Skip LSTM", skip))
-    print(row("plain LSTM", plain))
-    print(row("LSTM, random skips", random))
-    print(row(f"strided LSTM (every {stride})", strided))
-    print(f"\n{time.monotonic() - begin:.0f} s. Checkpoints and pictures: {folder}")
+    canvases = len(TASKS[TASK]().load(seed=0).test)
+    print(f"\n{f'{canvases} test canvases':22} {'accuracy':>9} {'pixels read':>12} {'of 256':>7} {'mult-adds':>12}")
+    for name, title in (
+        ("skip-lstm", "Skip LSTM"),
+        ("plain-lstm", "plain LSTM"),
+        ("strided-lstm", f"every {STRIDE}rd pixel"),
+    ):
+        print(row(title, results[name]))
+    skip, plain, strided = (results[f"{name}-lstm"]["metrics"]["test"] for name in ("skip", "plain", "strided"))
+    print(
+        f"\nThe Skip LSTM reads {skip['updates']:.0f} of {PIXELS} pixels and is right for {skip['accuracy']:.1%}. "
+        f"A plain LSTM reads all: {plain['accuracy']:.1%}. Every {STRIDE}rd pixel: {strided['accuracy']:.1%}."
+        f"\nPicture: {folder / SHOWN / 'steps-read-test.png'}. Watch it read: {folder / SHOWN / 'reading.gif'}."
+        f"\n{time.monotonic() - begin:.0f} s."
+    )
 
 
 if __name__ == "__main__":

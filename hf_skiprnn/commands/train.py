@@ -4,11 +4,12 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
@@ -27,9 +28,10 @@ from .evaluate import draw_rows
 from .option_parser import wrong_input_exits
 from .runs import RESULTS, RUN_FILE, check_run, describe, plain_names, results_of
 from .summary import LabelWatch, summary
-from .train_options import Settings, StartArguments, parse
+from .train_options import Settings, StartArguments, given, parse
 
 logger = logging.get_logger(__name__)
+LEAST_STEPS, MOST_EPOCHS = 1000, 100  # of a training on own data whose length nobody chose
 CALIBRATION_ROWS = 1024  # validation rows: the standard error of a mean share is then below a hundredth
 
 
@@ -61,6 +63,18 @@ def trainer_of(settings: Settings, splits: Splits, watch: LabelWatch) -> SkipRNN
     )
 
 
+def train_long_enough(args: TrainingArguments, splits: Splits, options: list[str]) -> None:
+    """Give small data sets more epochs, unless the command line says how long to train: a gate needs steps to learn."""
+    if any(given(options, name) for name in ("num_train_epochs", "max_steps")) or not isinstance(splits.train, Sized):
+        return
+    rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = -(-len(splits.train) // rows_a_step)
+    epochs = min(-(-LEAST_STEPS // steps), MOST_EPOCHS)
+    if epochs > args.num_train_epochs:
+        print(f"{len(splits.train)} training rows: {epochs} epochs, which are {epochs * steps} optimizer steps.")
+        args.num_train_epochs = float(epochs)
+
+
 def callback_outcomes(settings: Settings, trainer: SkipRNNTrainer) -> dict[str, Any]:
     """Return what the callbacks found, for results.json."""
     found: dict[str, Any] = {}
@@ -81,6 +95,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         check_run(folder, run)
         set_seed(args.seed)
         splits = settings.task.load(args.seed if args.data_seed is None else args.data_seed)
+        if settings.task.name == "own_data":
+            train_long_enough(settings.args, splits, sys.argv[1:] if argv is None else argv)
         watch = LabelWatch(settings.task.compute_metrics)
         trainer = trainer_of(settings, splits, watch)
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)

@@ -18,6 +18,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS, LARGEST_COUNT, NEVER, steps_to_update
 from hf_skiprnn.model.event_forward_skip_rnn import update
+from hf_skiprnn.model.layers_skip_rnn import layer_weights
 
 OPSET = 20
 
@@ -51,10 +52,10 @@ class Exported(nn.Module):
 
         The second result is [N, 1] int64, from 1; above LARGEST_COUNT if the gate never opens.
         """
-        layers = [layer.weights() for layer in self.base.layers]
+        layers = [layer_weights(layer) for layer in self.base.current_layers()]
         h, c = list(states[: len(layers)]), list(states[len(layers) :])
         if self.base.config.vocab_size is not None:
-            x = nn.functional.embedding(x, self.base.embeddings.weight)
+            x = self.base.embeddings(x)
         increment = update(x, h, c, layers, self.base.gate_weights(), self.cell)
         if increment is None:
             stride = self.base.stride if self.base.gate == "strided" else 1

@@ -40,6 +40,10 @@ PIPELINES = {
 }
 
 
+class ShapeMismatchError(RuntimeError, ValueError):
+    """A weight in a file has another shape than the config asks for: transformers raises RuntimeError for it."""
+
+
 def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_sizes: bool) -> None:
     """Refuse weights that do not fit the config.
 
@@ -50,7 +54,8 @@ def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_siz
         ignore_mismatched_sizes: as in from_pretrained.
 
     Raises:
-        ValueError: a weight is missing or has another shape; the message names it.
+        ValueError: a weight is missing; the message names it.
+        ShapeMismatchError: a weight has another shape; the message names it and both shapes.
     """
     missing, unexpected = list(_bare(loading_info.missing_keys)), list(_bare(loading_info.unexpected_keys))
     strange = [name for name in unexpected if not HEAD.match(name)]
@@ -68,7 +73,7 @@ def refuse_foreign_weights(source: Any, loading_info: Any, ignore_mismatched_siz
         hint = "One of the two files is another model's: get both again."
         if all(HEAD.match(entry[0]) for entry in wrong):
             hint = "For a new head, pass ignore_mismatched_sizes=True."
-        raise ValueError(
+        raise ShapeMismatchError(
             f"The weights from {source} do not fit config.json: {name} is {list(found)} there, and {list(wanted)} by "
             f"the config ({len(wrong)} such weights). {hint}"
         )

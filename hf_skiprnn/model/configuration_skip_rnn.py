@@ -2,13 +2,14 @@
 
 import difflib
 import math
+import operator
 from dataclasses import fields
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, SupportsIndex
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig, __version__
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -29,6 +30,20 @@ BESIDE_FIELDS = (
     *("custom_pipelines", "output_attentions", "attn_implementation", "_attn_implementation_autoset"),
     *("experts_implementation", "use_cache", "quantization_config"),
 )
+FROM_FILE = "_is_from_file"  # how from_dict tells the constructor that it need not be strict
+MISSPELT = 0.85  # similarity, by difflib, from which an unknown name is taken for a spelling mistake
+
+
+def _count_of_labels(count: Any) -> int:
+    """Return a number of labels, an integer of any library, as an int.
+
+    Raises:
+        ValueError: it is no integer, or out of bounds.
+    """
+    is_integer = isinstance(count, SupportsIndex) and not isinstance(count, bool)
+    if not (is_integer and 1 <= operator.index(count) <= LARGEST["num_labels"]):
+        raise ValueError(f"num_labels must be an integer from 1 to {LARGEST['num_labels']}; got {count!r}.")
+    return operator.index(count)
 
 
 @strict
@@ -80,6 +95,7 @@ class SkipRNNConfig(PreTrainedConfig):
         "num_updates",
         "update_gates",
         "state",
+        "hidden_states",
     ]
 
     cell_type: Literal["lstm", "gru"] = "lstm"
@@ -112,11 +128,31 @@ class SkipRNNConfig(PreTrainedConfig):
             raise ValueError(f"{json_file} must hold a JSON object, {{...}}; it holds {content!r}.")
         return content
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return a config from the fields of a file. Fields that other tools and users added are kept.
+
+        (The constructor refuses them: there, an unknown name is a spelling mistake.)
+
+        Raises:
+            ValueError: a field has a name of the class, such as "to_dict", which it would replace.
+            StrictDataclassError: as the constructor.
+        """
+        return super().from_dict(config_dict | {FROM_FILE: True}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """Return a config from a JSON file; see `from_dict`."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown(kwargs)
-        count = kwargs.get("num_labels", 1)
-        if not (type(count) is int and 1 <= count <= LARGEST["num_labels"]):
-            raise ValueError(f"num_labels must be an integer from 1 to {LARGEST['num_labels']}; got {count!r}.")
+        from_file = kwargs.pop(FROM_FILE, False)
+        unknown = {name: kwargs.pop(name) for name in list(kwargs) if name not in BESIDE_FIELDS}
+        self._check_unknown(unknown, from_file)
+        if kwargs.get("num_labels", 1) is None:  # as in transformers: the default
+            del kwargs["num_labels"]
+        if "num_labels" in kwargs:
+            kwargs["num_labels"] = _count_of_labels(kwargs["num_labels"])
         for name in ("id2label", "label2id"):
             value = getattr(self, name)
             if not isinstance(value, dict | None) or (name == "id2label" and value == {}):
@@ -125,19 +161,28 @@ class SkipRNNConfig(PreTrainedConfig):
         if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be that of floating point numbers, as 'float32'; got {self.dtype!r}.")
         super().__post_init__(**kwargs)
+        for name, value in unknown.items():
+            setattr(self, name, value)
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        """Raise ValueError for an unknown field, or leave it out where another version of transformers wrote it."""
+    def _check_unknown(self, unknown: dict[str, Any], from_file: bool) -> None:
+        """Raise ValueError for unknown fields; from a file, warn only of those that look like spelling mistakes.
+
+        Removes what transformers does not keep in a config either: settings of text generation.
+        """
         own = [field.name for field in fields(self)]
-        is_foreign = self.transformers_version not in (None, __version__)
-        for name in [name for name in kwargs if name not in BESIDE_FIELDS]:
+        if not from_file and unknown:
+            name = next(iter(unknown))
             near = difflib.get_close_matches(name, own, n=1)
             text = f"SkipRNNConfig has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-            if near or not is_foreign:
-                raise ValueError(f"{text} Leave it out; help(SkipRNNConfig) lists the fields.")
-            version = self.transformers_version
-            logger.warning("%s It is left out: transformers %s wrote it; here runs %s.", text, version, __version__)
-            kwargs.pop(name)
+            raise ValueError(f"{text} Leave it out; help(SkipRNNConfig) lists the fields.")
+        for name in unknown.keys() & GenerationConfig._get_default_generation_params().keys():
+            del unknown[name]
+        for name in unknown:
+            if hasattr(type(self), name):
+                raise ValueError(f"The config has a field {name!r}, which would replace what the class has. Remove it.")
+        nearest = {name: difflib.get_close_matches(name, own, n=1, cutoff=MISSPELT) for name in unknown}
+        if hints := [f"{name!r} (did you mean {near[0]!r}?)" for name, near in nearest.items() if near]:
+            logger.warning("The config holds fields that nothing reads: %s.", ", ".join(hints))
 
     def validate_sizes(self) -> None:
         """Check that sizes are at least 1 and within their bounds."""

@@ -25,42 +25,63 @@ INPUTS = {
     "input_values": ("[B, T, input_size]", 3, "floating point"),
     "input_ids": ("[B, T]", 2, "integers (int32 or int64)"),
     "pixel_values": ("[B, C, H, W], C = input_size", 4, "floating point"),
+    "inputs_embeds": ("[B, T, input_size]", 3, "floating point"),
 }
 
 
 def select_input(
-    config: "SkipRNNConfig", input_values: Tensor | None, input_ids: Tensor | None, pixel_values: Tensor | None
-) -> Tensor:
-    """Return the one input that was given: numbers [B, T, input_size], or token ids [B, T].
+    config: "SkipRNNConfig",
+    input_values: Tensor | None,
+    input_ids: Tensor | None,
+    pixel_values: Tensor | None,
+    inputs_embeds: Tensor | None = None,
+) -> tuple[str, Tensor]:
+    """Return the name and value of the one input that was given: numbers [B, T, input_size], or token ids [B, T].
 
-    Images [B, C, H, W] become sequences of T = H*W pixels, row by row.
+    Images [B, C, H, W] become sequences of T = H*W pixels, row by row. Integers in the first place are token ids where
+    the model takes tokens: `model(ids)`. T may be 0.
 
     Raises:
         ValueError: none or several inputs, or one of a wrong kind, shape or type.
     """
-    given = {"input_values": input_values, "input_ids": input_ids, "pixel_values": pixel_values}
+    given = {
+        "input_values": input_values,
+        "input_ids": input_ids,
+        "pixel_values": pixel_values,
+        "inputs_embeds": inputs_embeds,
+    }
     present = {name: value for name, value in given.items() if value is not None}
     if len(present) != 1:
         names = " and ".join(present) or "none"
-        raise ValueError(f"Give exactly one of input_values, input_ids and pixel_values; got {names}.")
+        raise ValueError(f"Give exactly one of {', '.join(given)}; got {names}.")
     ((name, inputs),) = present.items()
-    if (name == "input_ids") != (config.vocab_size is not None):
-        wanted = "input_values or pixel_values" if config.vocab_size is None else "input_ids"
+    is_text = config.vocab_size is not None
+    if is_text and name == "input_values" and not inputs.is_floating_point():
+        name = "input_ids"
+    if name != "inputs_embeds" and (name == "input_ids") != is_text:
+        wanted = "input_ids or inputs_embeds" if is_text else "input_values or pixel_values"
         raise ValueError(f"config.vocab_size={config.vocab_size}, so the model takes {wanted}; got {name}.")
+    _check_input(name, inputs, config.input_size)
+    if name == "pixel_values":
+        inputs = inputs.flatten(2).transpose(1, 2)
+    return name, inputs.long() if name == "input_ids" and not inputs.numel() else inputs
+
+
+def _check_input(name: str, inputs: Tensor, input_size: int) -> None:
+    """Raise ValueError if an input is of another shape or type than INPUTS says."""
     legend, dims, kind = INPUTS[name]
     shape = tuple(inputs.shape)
     if inputs.dim() != dims:
         raise ValueError(f"{name} must be {legend}; got {shape}.")
     is_integer = inputs.dtype in (torch.int32, torch.int64)
-    if not (is_integer if name == "input_ids" else inputs.is_floating_point()):
+    is_empty_text = name == "input_ids" and not inputs.numel()  # tokenizers return floating point for empty texts
+    if not (is_integer or is_empty_text if name == "input_ids" else inputs.is_floating_point()):
         raise ValueError(f"{name} must be {kind}; got {inputs.dtype}.")
-    if name == "pixel_values":
-        inputs = inputs.flatten(2).transpose(1, 2)
-    if 0 in inputs.shape[:2]:
-        raise ValueError(f"{name} must have at least one row and one step; got {shape}.")
-    if name != "input_ids" and inputs.shape[-1] != config.input_size:
-        raise ValueError(f"{name} must be {legend} with {config.input_size} inputs a step; got {shape}.")
-    return inputs
+    if not shape[0]:
+        raise ValueError(f"{name} must have at least one row; got {shape}.")
+    width = {"input_ids": input_size, "pixel_values": shape[1]}.get(name, shape[-1])
+    if width != input_size:
+        raise ValueError(f"{name} must be {legend} with {input_size} inputs a step; got {shape}.")
 
 
 def can_read_values() -> bool:
@@ -80,7 +101,7 @@ def warn_of_padding(input_ids: Tensor, pad_token_id: int | None) -> None:
 
     transformers' own warning reads fields that only the config of a generating model has.
     """
-    if pad_token_id is None or torch.compiler.is_compiling():
+    if pad_token_id is None or torch.compiler.is_compiling() or not input_ids.numel():
         return
     if can_read_values() and bool((input_ids[:, [0, -1]] == pad_token_id).any()):
         logger.warning_once(
@@ -135,5 +156,5 @@ def check_state(stack: "SkipStack", state: SkipRNNState, batch: int) -> SkipRNNS
     got = {name: tuple(part.shape) for name, part in state._asdict().items() if part is not None}
     if got != wanted:
         raise ValueError(f"state must have shapes {wanted}; got {got}. Pass the state that this model returned.")
-    dtype = state_dtype(stack.layers[0].weight_hh)
+    dtype = state_dtype(stack.current_weight())
     return state.map(lambda part: part.to(dtype))

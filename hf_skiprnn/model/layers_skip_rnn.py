@@ -4,13 +4,14 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
+from .changed_modules_skip_rnn import is_plain, linear_map
 from .dense_scan_skip_rnn import DENSE, Engine
 from .event_scan_skip_rnn import EVENTS
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
@@ -88,8 +89,19 @@ class UpdateGate(nn.Linear):
         return super()._apply(keep_precision, recurse)
 
 
+class LayerParameters(NamedTuple):
+    """The parameters of one layer, as a SkipRNNLayer holds them and under the same names."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor | None
+    bias_hh_n: Tensor | None
+    initial_h: Tensor | None
+    initial_c: Tensor | None
+
+
 class SkipRNNLayer(nn.Module):
-    """The parameters of one layer. It has no forward: a scan runs all layers of a stack together."""
+    """The parameters of one layer. A scan runs all layers of a stack together, so forward only returns them."""
 
     def __init__(
         self, cell: str, input_size: int, hidden_size: int, bias: bool, learn_initial_state: bool, **factory: Any
@@ -106,14 +118,22 @@ class SkipRNNLayer(nn.Module):
         has_c = learn_initial_state and CELLS[cell].has_cell_state
         self.initial_c = nn.Parameter(torch.empty(hidden_size, **factory)) if has_c else None
 
-    def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
-        """Return the layer's weights for a scan, cast to `dtype` if it is given (autocast)."""
-        w = LayerWeights(self.weight_ih, self.weight_hh, self.bias, self.bias_hh_n)
-        if dtype is None:
-            return w
-        return LayerWeights(
-            w.weight_ih.to(dtype), w.weight_hh.to(dtype), *(b if b is None else b.to(dtype) for b in w[2:])
-        )
+    def forward(self, _: None = None) -> tuple[Tensor | None, ...]:
+        """Return copies of the parameters, in the order of LayerParameters; only a changed layer is called.
+
+        Tools that change a module act when it is called: hooks of pruning, offloading and FSDP, adapters of peft. Some
+        of them free the parameters after the call, so these are copies. (The argument: peft passes one.)
+        """
+        values = (getattr(self, name) for name in LayerParameters._fields)
+        return tuple(None if value is None else value.clone() for value in values)
+
+
+def layer_weights(layer: SkipRNNLayer | LayerParameters, dtype: torch.dtype | None = None) -> LayerWeights:
+    """Return a layer's weights for a scan, cast to `dtype` if it is given (autocast)."""
+    w = LayerWeights(layer.weight_ih, layer.weight_hh, layer.bias, layer.bias_hh_n)
+    if dtype is None:
+        return w
+    return LayerWeights(w.weight_ih.to(dtype), w.weight_hh.to(dtype), *(b if b is None else b.to(dtype) for b in w[2:]))
 
 
 class SkipStack(nn.Module):
@@ -166,18 +186,44 @@ class SkipStack(nn.Module):
             raise ValueError(f"The gate's shift must be a finite number; got {shift}.")
         self._gate_shift = float(shift)
 
+    def current_layers(self) -> list[SkipRNNLayer | LayerParameters]:
+        """Return the layers as they are now: a plain one itself, of a changed one the parameters it returns.
+
+        A changed layer has hooks (pruning, offloading), is wrapped (peft), parametrised or sharded: what it computes is
+        known only from a call; see `changed_modules_skip_rnn`.
+        """
+        return [
+            layer if is_plain(layer, SkipRNNLayer) else LayerParameters(*cast(nn.Module, layer)(None))
+            for layer in self.layers
+        ]
+
+    def current_weight(self) -> Tensor:
+        """Return the lowest layer's weight_hh as it is now, whose device and precision are those of the stack."""
+        layer = self.layers[0]
+        return layer.weight_hh if is_plain(layer, SkipRNNLayer) else self.current_layers()[0].weight_hh
+
     def gate_weights(self, shift: Tensor | None = None) -> GateWeights | None:
         """Return the update gate in force, or None where nothing is learned.
 
+        A changed gate (LoRA, a hook, a quantised weight) is called to find out what it computes now.
+
         Args:
             shift: [B], each row's shift, instead of the one that `set_gate_shift` set for all rows.
+
+        Raises:
+            ValueError: the gate was replaced by a module that is not linear.
         """
         if self.gate != "learned":
             return None
-        bias: Tensor = self.update_gate.bias
+        gate: nn.Module = self.update_gate
+        if is_plain(gate, UpdateGate) and type(gate.weight) in (nn.Parameter, Tensor):
+            weight, bias = gate.weight, gate.bias
+        else:
+            like = self.current_weight()
+            weight, bias = linear_map("update_gate", gate, self.hidden_size, like.device, state_dtype(like))
         if shift is None and self._gate_shift:
             bias = bias + self._gate_shift
-        return GateWeights(self.update_gate.weight, bias, shift)
+        return GateWeights(weight, bias, shift)
 
     @property
     def scan_backend(self) -> str:
@@ -189,13 +235,14 @@ class SkipStack(nn.Module):
 
     def initial_state(self, batch_size: int) -> SkipRNNState:
         """Return the state before the first step, learned or zero; its increment of 1 makes step 1 an update."""
-        weight = self.layers[0].weight_hh
+        layers = self.current_layers()
+        weight = layers[0].weight_hh
         dtype = state_dtype(weight)
 
         def stack(name: str) -> Tensor:
-            parts = [getattr(layer, name) for layer in self.layers]
+            parts = [getattr(layer, name) for layer in layers]
             if parts[0] is None:  # all layers are alike
-                return weight.new_zeros((len(self.layers), batch_size, self.hidden_size), dtype=dtype)
+                return weight.new_zeros((len(layers), batch_size, self.hidden_size), dtype=dtype)
             return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
 
         c = stack("initial_c") if CELLS[self.cell].has_cell_state else None
@@ -216,25 +263,45 @@ class SkipStack(nn.Module):
         """Run the stack over inputs [B, T, input_size] from `state`.
 
         With a table of embeddings [V, input_size], which is for inference, inputs are token ids [B, T]: the native
-        engine then looks up only the tokens that are read. `gate_shift` [B] is each row's shift of the gate.
+        engine then looks up only the tokens that are read. `gate_shift` [B] is each row's shift of the gate. T = 0
+        returns `state`.
         """
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
-        num_weights = sum(layer.weight_ih.numel() + layer.weight_hh.numel() for layer in self.layers)
-        engine = select_engine(self.scan_backend, inputs, num_weights)
+        current = self.current_layers()
+        num_weights = sum(layer.weight_ih.numel() + layer.weight_hh.numel() for layer in current)
+        engine = select_engine(self.scan_backend, inputs, num_weights) if inputs.shape[1] else DENSE
         device = inputs.device.type
         is_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_autocast and engine.follows_autocast else None
         # Entering autocast takes time: as much as a tenth of a short scan.
         with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
-            layers, gate = [layer.weights(dtype) for layer in self.layers], self.gate_weights(gate_shift)
+            layers, gate = [layer_weights(layer, dtype) for layer in current], self.gate_weights(gate_shift)
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
             if table is not None and engine.scan_tokens is not None:
                 return engine.scan_tokens(inputs, table, layers, gate, state, **options)
             if table is not None:
                 inputs = nn.functional.embedding(inputs, table)
             return engine.scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)
+
+    def layer_sequences(
+        self, inputs: Tensor, state: SkipRNNState, mask: Tensor | None, update_gates: Tensor
+    ) -> list[Tensor]:
+        """Return h after every step, [B, T, H], of each layer but the top one, given the gates of a scan [B, T].
+
+        A lower layer's h does not leave a scan. Under given gates, layers run one after the other.
+        """
+        x, gates, sequences = inputs, update_gates.detach() != 0, []
+        for index, layer in enumerate(self.current_layers()[:-1]):
+            h, c = state.h[index : index + 1], None if state.c is None else state.c[index : index + 1]
+            start = SkipRNNState(h, c, state.increment.detach(), state.steps_since_update.detach())
+            options = {"cell": self.cell, "mask": mask, "forced_gates": gates, "sequence": True}
+            engine = EVENTS if inputs.shape[1] else DENSE
+            out = engine.scan(x.to(layer.weight_ih.dtype), [layer_weights(layer)], None, start, **options)
+            x = cast(Tensor, out.sequence)
+            sequences.append(x.to(layer.weight_hh.dtype))
+        return sequences
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from .changed_modules_skip_rnn import is_plain
 from .checkpoint_skip_rnn import name_code, refuse_broken_numbers, refuse_foreign_weights
 from .configuration_skip_rnn import SkipRNNConfig
 from .inputs_skip_rnn import check_finite, check_flags, check_state, check_tokens, select_input, warn_of_padding
@@ -85,6 +86,16 @@ class SkipRNNPreTrainedModel(PreTrainedModel):
         """Choose the scan: "auto", "dense", "events", "cpu" or "triton"; see SkipStack.set_scan_backend."""
         SkipStack.set_scan_backend(cast(SkipStack, self.base_model), backend)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the token embeddings as PreTrainedModel.resize_token_embeddings does.
+
+        Raises:
+            ValueError: the model takes numbers.
+        """
+        if self.config.vocab_size is None:
+            raise ValueError("There are no token embeddings to resize: the model takes numbers, vocab_size is None.")
+        return super().resize_token_embeddings(*args, **kwargs)
+
     def set_gate_shift(self, shift: float) -> None:
         """Make a trained model read more or fewer steps, and save that with it: sets `config.gate_shift`."""
         SkipStack.set_gate_shift(cast(SkipStack, self.base_model), shift)
@@ -142,11 +153,16 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         check_inputs: bool = False,
         gate_shift: Shift | None = None,
         update_rate: Shift | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> SkipRNNModelOutput:
         """Run the sequences through the stack.
 
         Args:
-            input_values: [B, T, input_size] floating point, cast to the weights' precision.
+            input_values: [B, T, input_size] floating point, cast to the weights' precision. T = 0 returns the initial
+                state. Where the config has vocab_size, integers [B, T] in this place are input_ids.
             attention_mask: [B, T], 1 at real steps and 0 at masked ones, in any pattern. The result is the same as if
                 masked steps were cut out.
             input_ids: [B, T] integers, instead of input_values where the config has vocab_size.
@@ -161,44 +177,77 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
             gate_shift: number, or [B] numbers: each row's shift of the gate, instead of `config.gate_shift`.
             update_rate: number, or [B] numbers: the share of steps that each row shall read, on average over rows like
                 those of `config.gate_calibration`, which it needs.
+            inputs_embeds: [B, T, input_size] floating point, instead of input_ids: what the embeddings would return.
+            token_type_ids: ignored; BERT's tokenizers return them.
+            output_hidden_states: return hidden_states; default: `config.output_hidden_states`.
+            output_attentions: must not be True, since there are none.
 
         Raises:
             ValueError: inputs, mask, gates or state of a wrong shape, type or value; the message says which.
         """
-        inputs = select_input(self.config, input_values, input_ids, pixel_values)
-        if input_ids is not None:
-            inputs = self._embed(inputs, attention_mask is not None)
+        if output_attentions:
+            raise ValueError("output_attentions=True: a Skip RNN has no attentions. See output_update_gates.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        name, inputs = select_input(self.config, input_values, input_ids, pixel_values, inputs_embeds)
+        if name == "input_ids":
+            inputs = self._embed(inputs, attention_mask is not None, as_vectors=bool(output_hidden_states))
+        elif name == "inputs_embeds" and self.config.vocab_size is not None:
+            inputs = self.embedding_dropout(inputs)
         batch, steps = inputs.shape[:2]
         mask = check_flags("attention_mask", attention_mask, batch, steps)
         if check_inputs and inputs.is_floating_point():
-            check_finite(inputs, mask, self.layers[0].weight_ih.dtype)
+            check_finite(inputs, mask, self.current_weight().dtype)
         if self.training and self.config.input_noise:
             inputs = inputs + self.config.input_noise * torch.randn_like(inputs)
         forced = check_flags("forced_gates", forced_gates, batch, steps)
         state = self.initial_state(batch) if state is None else check_state(self, state, batch)
         table = None if inputs.is_floating_point() else self.embeddings.weight
         shift = row_shifts(self.config, batch, state.increment, gate_shift, update_rate, self.training, generator)
-        out = self.scan(inputs, state, mask, forced, output_sequence, generator, table, shift)
+        sequence = output_sequence or bool(output_hidden_states)
+        out = self.scan(inputs, state, mask, forced, sequence, generator, table, shift)
         lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
         c = self.config
-        dtype = self.layers[0].weight_hh.dtype
+        dtype = self.current_weight().dtype
+        last = None if out.sequence is None else out.sequence.to(dtype)
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = (inputs, *self.layer_sequences(inputs, state, mask, out.update_gates), cast(Tensor, last))
         return SkipRNNModelOutput(
-            last_hidden_state=None if out.sequence is None else out.sequence.to(dtype),
+            last_hidden_state=last if output_sequence else None,
             pooler_output=out.state.h[-1].to(dtype),
             state=out.state,
             num_updates=out.num_updates,
             update_gates=out.update_gates if output_update_gates else None,
             budget_loss=budget_loss(out.num_updates, lengths, c.budget_weight, c.budget_loss, c.budget_target),
+            hidden_states=hidden_states,
         )
 
-    def _embed(self, input_ids: Tensor, has_mask: bool) -> Tensor:
-        """Return the embeddings [B, T, input_size] of tokens [B, T]; in inference the tokens, for `SkipStack.scan`."""
-        check_tokens(input_ids, self.embeddings.num_embeddings)
+    def _embed(self, input_ids: Tensor, has_mask: bool, as_vectors: bool) -> Tensor:
+        """Return the embeddings [B, T, input_size] of tokens [B, T].
+
+        In inference return the tokens, for `SkipStack.scan`, unless vectors are wanted or the embeddings must be
+        called since a tool has changed them.
+        """
+        vocab_size = getattr(self.embeddings, "num_embeddings", self.config.vocab_size)
+        check_tokens(input_ids, vocab_size)
         if not has_mask:
             warn_of_padding(input_ids, self.config.pad_token_id)
-        if not torch.is_grad_enabled() and not self.training:
+        if not as_vectors and not torch.is_grad_enabled() and not self.training and self._has_table():
             return input_ids.long()
         return self.embedding_dropout(self.embeddings(input_ids))
+
+    def _has_table(self) -> bool:
+        """Whether the embeddings are rows of a table: a plain nn.Embedding that no tool has changed."""
+        table = self.embeddings
+        return is_plain(table, nn.Embedding) and type(table.weight) in (nn.Parameter, Tensor) and table.max_norm is None
+
+    def embed_step(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings [N, input_size] of one step's tokens [N], without gradients; ids are not checked."""
+        if self._has_table():
+            return nn.functional.embedding(input_ids, self.embeddings.weight.detach())
+        with torch.no_grad():
+            return self.embeddings(input_ids.unsqueeze(0)).squeeze(0)
 
 
 class SkipRNNClassifier(SkipRNNPreTrainedModel):
@@ -229,6 +278,10 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
         check_inputs: bool = False,
         gate_shift: Shift | None = None,
         update_rate: Shift | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> SkipRNNClassifierOutput:
         """Classify sequences, or their steps.
 
@@ -246,6 +299,10 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
             check_inputs: raise if a real step's input is NaN or infinite.
             gate_shift: number or [B].
             update_rate: number or [B].
+            inputs_embeds: [B, T, input_size].
+            token_type_ids: ignored.
+            output_hidden_states: return hidden_states.
+            output_attentions: must not be True.
 
         Raises:
             ValueError: see SkipRNNModel.forward; labels of a wrong shape, type or range.
@@ -263,6 +320,10 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
             check_inputs=check_inputs,
             gate_shift=gate_shift,
             update_rate=update_rate,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         logits = self.classifier(self.dropout(out.last_hidden_state if self.per_frame else out.pooler_output))
@@ -275,6 +336,7 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
             num_updates=out.num_updates,
             update_gates=out.update_gates,
             state=out.state,
+            hidden_states=out.hidden_states,
         )
 
     def _task_loss(self, logits: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -55,7 +55,7 @@ def row_shifts(
 
 def fixed_shifts(model: Any, batch: int, gate_shift: Shift | None, update_rate: Shift | None) -> Tensor | None:
     """Return `row_shifts` of a model in inference, on its device and in the precision of its states."""
-    weight = model.base_model.layers[0].weight_hh
+    weight = model.base_model.current_weight()
     like = torch.empty(0, dtype=state_dtype(weight), device=weight.device)
     return row_shifts(model.config, batch, like, gate_shift, update_rate, training=False)
 

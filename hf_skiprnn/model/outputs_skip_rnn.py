@@ -65,6 +65,8 @@ class SkipRNNModelOutput(ModelOutput):
         num_updates: [B], updates of each row, differentiable through the straight-through gate.
         update_gates: [B, T], 0 or 1, with output_update_gates=True.
         budget_loss: scalar, lambda times the cost of the updates, mean over rows.
+        hidden_states: with output_hidden_states=True: the inputs [B, T, input_size], then each layer's h [B, T, H],
+            bottom layer first. Only the top layer's h and the inputs are part of the graph of the other outputs.
     """
 
     last_hidden_state: Tensor | None = None
@@ -73,6 +75,7 @@ class SkipRNNModelOutput(ModelOutput):
     num_updates: Tensor | None = None
     update_gates: Tensor | None = None
     budget_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -83,7 +86,7 @@ class SkipRNNClassifierOutput(ModelOutput):
         loss: scalar, task_loss + budget_loss; only with labels.
         logits: [B, num_labels], or [B, T, num_labels] for frames.
         task_loss: scalar; only with labels.
-        budget_loss, num_updates, update_gates, state: see SkipRNNModelOutput.
+        budget_loss, num_updates, update_gates, state, hidden_states: see SkipRNNModelOutput.
     """
 
     loss: Tensor | None = None
@@ -93,3 +96,4 @@ class SkipRNNClassifierOutput(ModelOutput):
     num_updates: Tensor | None = None
     update_gates: Tensor | None = None
     state: SkipRNNState | None = None
+    hidden_states: tuple[Tensor, ...] | None = None

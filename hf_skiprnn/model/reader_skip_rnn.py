@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype, steps_to_skip
 from .event_forward_skip_rnn import update
 from .inputs_skip_rnn import check_state
+from .layers_skip_rnn import layer_weights
 from .outputs_skip_rnn import SkipRNNState
 
 Weights = TypeVar("Weights", LayerWeights, GateWeights)
@@ -27,10 +27,10 @@ class Reader:
         self.model, self.base = model, model.base_model
         self.head = None if self.base is model else model.classifier
         self.generator, self.check_inputs = generator, check_inputs
-        weight = self.base.layers[0].weight_hh
+        weight = self.base.current_weight()
         self.device, self.dtype, self.state_dtype = weight.device, weight.dtype, state_dtype(weight)
         self.cell = CELLS[self.base.cell]
-        self.layers = [detached(layer.weights()) for layer in self.base.layers]
+        self.layers = [detached(layer_weights(layer)) for layer in self.base.current_layers()]
         self.shift = shift
         gate = self.base.gate_weights(shift)
         self.gate = None if gate is None else detached(gate)
@@ -105,7 +105,7 @@ class Reader:
         vocab = self.base.config.vocab_size
         if bool(((ids < 0) | (ids >= vocab)).any()):
             raise ValueError(f"{where} must be in [0, vocab_size = {vocab}); got {ids.tolist()}.")
-        return F.embedding(ids, self.base.embeddings.weight.detach())
+        return self.base.embed_step(ids)
 
     def update(self, state: SkipRNNState, rows: Tensor, x: Tensor) -> None:
         """Update the rows `rows` ([N] integer) of a state in place, from their inputs x [N, input_size]."""

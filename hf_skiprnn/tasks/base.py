@@ -30,7 +30,7 @@ TRAIN, VALIDATION, TEST = range(3)
 class Splits(NamedTuple):
     """The rows of a task. `train` may be endless (an IterableDataset); the other two have a length."""
 
-    train: Dataset | IterableDataset
+    train: Any  # Dataset, IterableDataset, or a map-style data set of PyTorch
     validation: Dataset
     test: Dataset
 
@@ -94,6 +94,23 @@ def label_names(names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+class DecodedImages(TorchDataset[Row]):
+    """The rows of a data set of small images, decoded once: a PNG would be decoded again in every epoch."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.rows: list[Row] = list(data)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> list[Row]:
+        """Return the rows of a batch."""
+        return [self.rows[index] for index in indices]
+
+
 class ShiftedImages(TorchDataset[Row]):
     """Every image at every shift by up to `shift` pixels in both directions; what moves in is black.
 
@@ -101,7 +118,7 @@ class ShiftedImages(TorchDataset[Row]):
     run sees the same rows as an uninterrupted one.
     """
 
-    def __init__(self, data: Dataset, shift: int) -> None:
+    def __init__(self, data: DecodedImages, shift: int) -> None:
         self.data, steps = data, range(-shift, shift + 1)
         self.moves = [(dx, dy) for dy in steps for dx in steps]
 
@@ -141,9 +158,10 @@ class ImageTask(Task):
         """Return height and width in pixels."""
         return self.size
 
-    def training_rows(self, data: Dataset) -> Dataset | ShiftedImages:
-        """Return the training split with the shifts that `shift` asks for."""
-        return ShiftedImages(data, self.shift) if self.shift else data
+    def training_rows(self, data: Dataset) -> DecodedImages | ShiftedImages:
+        """Return the training split, decoded, with the shifts that `shift` asks for."""
+        decoded = DecodedImages(data)
+        return ShiftedImages(decoded, self.shift) if self.shift else decoded
 
     def processor(self) -> SkipRNNImageProcessor:
         height, width = self.image_size()

@@ -8,13 +8,14 @@ black. The places of validation and test are always the same; those of training 
     {"image": <PIL image 16x16, mode L>, "label": 5}
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features
 from PIL import Image as PILImage
 
-from .base import TEST, TRAIN, VALIDATION, ImageTask, Splits
+from .base import TEST, TRAIN, VALIDATION, ImageTask, Row, Splits
 from .digits import Digits
 
 LARGEST = 28  # pixels of a canvas's side, as MNIST's
@@ -44,19 +45,19 @@ class FindDigit(ImageTask):
         """Return the splits; `seed` decides the places of the training images."""
         train, validation, test = Digits().load(0)
         return Splits(
-            self.training_rows(self._pasted(train, self.places, [TRAIN, seed])),
-            self._pasted(validation, EVALUATED_PLACES, [VALIDATION]),
-            self._pasted(test, EVALUATED_PLACES, [TEST]),
+            self.training_rows(self._pasted(train, test.features, self.places, [TRAIN, seed])),
+            self._pasted(validation, test.features, EVALUATED_PLACES, [VALIDATION]),
+            self._pasted(test, test.features, EVALUATED_PLACES, [TEST]),
         )
 
-    def _pasted(self, data: Dataset, places: int, seed: list[int]) -> Dataset:
+    def _pasted(self, rows: Iterable[Row], features: Features, places: int, seed: list[int]) -> Dataset:
         """Return every image at `places` random places."""
         rng, free = np.random.default_rng(seed), self.canvas - Digits.size[0] + 1
         images, labels = [], []
-        for image, label in zip(data["image"][:], data["label"][:], strict=True):
+        for row in rows:
             for x, y in rng.integers(free, size=(places, 2)).tolist():
                 canvas = PILImage.new("L", (self.canvas, self.canvas))
-                canvas.paste(image, (x, y))
+                canvas.paste(row["image"], (x, y))
                 images.append(canvas)
-                labels.append(label)
-        return Dataset.from_dict({"image": images, "label": labels}, features=data.features)
+                labels.append(row["label"])
+        return Dataset.from_dict({"image": images, "label": labels}, features=features)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS, steps_to_update
 from hf_skiprnn.model.event_forward_skip_rnn import update
+from hf_skiprnn.model.layers_skip_rnn import layer_weights
 from scripts.benchmarks.peers import masked_loop, masked_loop_compiled, native, native_packed, ours, skip_layer
 from scripts.benchmarks.workload import Run, Workload
 
@@ -54,7 +55,7 @@ def event_rounds(workload: Workload) -> Run | None:
     rows = torch.arange(shape.batch, device=workload.device) * shape.steps
 
     def forward(x: Tensor) -> Tensor:
-        weights, gate = [part.weights() for part in layer.layers], layer.gate_weights()
+        weights, gate = [layer_weights(part) for part in layer.current_layers()], layer.gate_weights()
         state = layer.initial_state(shape.batch)
         h, c = list(state.h.unbind()), [] if state.c is None else list(state.c.unbind())
         flat, at = x.flatten(0, 1), torch.zeros_like(rows)

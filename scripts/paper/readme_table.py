@@ -1,11 +1,10 @@
-"""The README's table of the checkpoints in this repository: their numbers beside the paper's.
+"""The table of the checkpoints in this repository: their numbers beside the paper's.
 
-Every number comes from a results.json or a CSV file under model_cards/, or from the paper's tables.
-`python -m scripts.paper.reproduce --report` writes the table into the README, between the two comments of PLACE.
+Every number comes from a results.json or a CSV file under model_cards/, or from the paper's tables. documents.py puts
+the table into the README.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from hf_skiprnn.evaluation.paper import PublishedRow, published_rows
 from hf_skiprnn.hub.card import MAIN_METRICS, RESULTS, measurements, number, percent, published_value
 
 from .tables import TABLES, Group, groups_of, line, read_table, spread
-
-PLACE = re.compile(r"(^<!-- results\b.*-->\n).*?(^<!-- end of results -->)", re.MULTILINE | re.DOTALL)
 
 
 def checkpoint_folders(cards: Path) -> list[Path]:
@@ -88,14 +85,3 @@ def over_seeds(group: Group | None) -> str:
     solved = f"{sum(map(bool, group.values('solved')))} of {len(group.runs)} solved" if "solved" in test else ""
     told = solved or f"{len(group.runs)} seeds: {spread(group.values('accuracy'))}"
     return f"{told}, {spread(group.values('updates'))} steps"
-
-
-def with_table(readme: str, cards: Path) -> str:
-    """Return the README with the rendered table in place of its own.
-
-    Raises:
-        ValueError: the README lacks the two comments between which the table stands.
-    """
-    if PLACE.search(readme) is None:
-        raise ValueError("README.md must hold a line <!-- results --> and, below it, a line <!-- end of results -->.")
-    return PLACE.sub(lambda place: f"{place[1]}{readme_table(cards)}\n{place[2]}", readme)

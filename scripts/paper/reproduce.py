@@ -4,7 +4,7 @@
     python -m scripts.paper.reproduce --table 4 --rows skip-lstm-1e-4 skip-gru-1e-4 --seeds 4
     python -m scripts.paper.reproduce --table 2 --settings paper --dataset_name ../shared/data/mnist
     python -m scripts.paper.reproduce --table 2 --rows skip-lstm-1e-4 --add runs/mnist-1  # trained elsewhere
-    python -m scripts.paper.reproduce --report  # renders tables, cards and the README's table; trains nothing
+    python -m scripts.paper.reproduce --report  # renders tables, cards, README and docs; trains nothing
 
 Settings are the paper's (paper_rows.yaml: a learning rate of 1e-4 for 50000 steps or 600 epochs, days on a CPU) or ours
 (tuned_rows.yaml). Each run is a process of scripts/train.py, which gets the options that are not known here. After an
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_skiprnn.hub.card import RESULTS, write_card
-from scripts.paper.readme_table import checkpoint_folders, with_table
+from scripts.paper.documents import documents, render_document
+from scripts.paper.readme_table import checkpoint_folders
 from scripts.paper.rows import FILES, rows
 from scripts.paper.tables import TABLES, add_run, table_folder, write_report
 
@@ -134,10 +135,9 @@ def main(argv: list[str] | None = None) -> int:
     if chosen.report:
         for folder in checkpoint_folders(chosen.results):  # measured times on their cards may be new
             print(write_card(folder, f"{chosen.results.name}/{folder.name}"))
-    readme = chosen.results.parent / "README.md"
-    if chosen.report and readme.is_file():
-        readme.write_text(with_table(readme.read_text(encoding="utf-8"), chosen.results), encoding="utf-8")
-        print(readme)
+        for path in documents(chosen.results.parent):
+            path.write_text(render_document(path, chosen.results), encoding="utf-8")
+            print(path)
     for folder in failed:
         print(f"failed: {folder}", file=sys.stderr)
     return 1 if failed else 0

@@ -204,15 +204,6 @@ def test_what_a_config_says_about_hostile_values(fields: dict[str, Any], message
         SkipRNNConfig(**fields)
 
 
-@pytest.mark.parametrize("version", ["99.0", "5.1.0"])
-def test_a_field_of_another_transformers_is_left_out(version: str) -> None:
-    config = SkipRNNConfig.from_dict({"hidden_size": 5, "of_its_own": 1, "transformers_version": version})
-    assert config.hidden_size == 5
-    assert not hasattr(config, "of_its_own")
-    with pytest.raises(ValueError, match="Did you mean 'hidden_size'"):
-        SkipRNNConfig.from_dict({"hiden_size": 5, "transformers_version": version})
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -92,11 +92,10 @@ def test_long_sequences_in_one_piece_are_those_of_pieces(backend: str, steps: in
     assert_close("logits", out.logits, whole.logits, SINGLE.values)
 
 
-def test_no_steps_and_no_rows_are_errors_and_masked_rows_are_not() -> None:
+def test_no_rows_are_an_error_and_masked_rows_are_not() -> None:
     model = new_model()
-    for shape in ((2, 0, 2), (0, 3, 2)):
-        with pytest.raises(ValueError, match=r"at least one row and one step; got \(\d, \d, 2\)"):
-            model(input_values=torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"at least one row; got \(0, 3, 2\)"):
+        model(input_values=torch.zeros(0, 3, 2))
     out = model(input_values=torch.full((2, 4, 2), math.nan), attention_mask=torch.zeros(2, 4))
     assert out.num_updates.tolist() == [0, 0]
     assert out.logits.isfinite().all()

@@ -15,8 +15,9 @@ from small_checkpoints import results_of, small_model
 from hf_skiprnn.commands import train
 from hf_skiprnn.evaluation.paper import ROWS
 from hf_skiprnn.hub.card import number
-from scripts.paper import reproduce
-from scripts.paper.readme_table import checkpoint_folders, readme_table, with_table
+from scripts.paper import reproduce, speed_tables
+from scripts.paper.documents import RENDERERS, documents, render_document
+from scripts.paper.readme_table import checkpoint_folders, readme_table
 from scripts.paper.rows import FILES, rows
 from scripts.paper.tables import TABLES, add_run, groups_of, read_table, render_table, table_folder, write_report
 
@@ -123,13 +124,29 @@ def test_stored_pages_are_rendered_from_the_stored_results(table: int) -> None:
         assert run["command"].startswith("python scripts/train.py ")
 
 
-def test_the_readmes_table_is_rendered_from_the_stored_results(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme, CARDS) == readme, "run `python -m scripts.paper.reproduce --report`"
+@pytest.mark.parametrize("path", documents(ROOT), ids=lambda path: path.name)
+def test_rendering_a_document_again_changes_nothing(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert render_document(path, CARDS) == text, "run `python -m scripts.paper.reproduce --report`"
+    for name in re.findall(r"\]\(((?:\.\./)?model_cards/[^)]*)\)", text):
+        assert (path.parent / name).exists(), f"{path.name} links to {name}"
+
+
+def test_every_rendered_part_stands_in_a_document() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in documents(ROOT))
+    assert {name for name in RENDERERS if f"<!-- rendered: {name} -->" in text} == set(RENDERERS)
     for folder in checkpoint_folders(CARDS):
-        assert f"[{folder.name}](model_cards/{folder.name})" in readme
-    with pytest.raises(ValueError, match="must hold a line <!-- results"):
-        with_table("# hf_skiprnn\n", CARDS)
+        assert f"[{folder.name}](model_cards/{folder.name})" in text
+
+
+@pytest.mark.parametrize(
+    "part", ["<!-- rendered: unknown -->\n<!-- end of unknown -->\n", "<!-- rendered: speed -->\n"]
+)
+def test_a_part_that_cannot_be_rendered_is_named(part: str, tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text(f"<!-- rendered: {part}\n")
+    with pytest.raises(ValueError, match=r"README\.md: no such part, or no line <!-- end of NAME -->.*(unknown|speed)"):
+        render_document(document, tmp_path / "model_cards")
 
 
 def test_a_checkpoint_stands_beside_the_papers_row_and_its_other_seeds(tmp_path: Path) -> None:
@@ -153,6 +170,35 @@ def test_a_checkpoint_stands_beside_the_papers_row_and_its_other_seeds(tmp_path:
         "model,another,ours,1,training,8.8\n"
     )
     assert readme_table(tmp_path).splitlines()[2] == f"{beside} 6.6x |  |"
+
+
+def speed_csv(folder: Path, *rows: str) -> None:
+    head = "date,device,instruction_set,threads,torch,commit,level,cell,mode,batch,steps,inputs,units,layers,sequence"
+    folder.mkdir()
+    (folder / "cpu.csv").write_text("\n".join([f"{head},rate,spread,name,native_over_this", *rows]) + "\n")
+
+
+def test_times_of_other_instruction_sets_stand_in_other_tables(tmp_path: Path) -> None:
+    size = "layer,lstm,inference,256,784,1,110,1,False"
+    speed_csv(
+        tmp_path / "speed",
+        f"2025-01-02,Some CPU (AVX512),avx512,1,2.13,abc1234,{size},1.0,constant,ours,1.94",
+        f"2025-01-02,Some CPU (AVX512),avx512,1,2.13,commit lost,{size},0.25,constant,ours,7.61",
+        f"2025-01-03,Some CPU (AVX2),avx2,1,2.13,commit lost,{size},0.25,constant,ours,5.5",
+        f"2025-01-03,Some CPU (AVX2),avx2,2,2.13,commit lost,{size},0.25,constant,ours,9.9",
+    )
+    table = speed_tables.readme_speed(tmp_path)
+    assert "| Skip LSTM against nn.LSTM | inference | Some CPU, avx512 | 1.9 |  | 7.6 |  |" in table
+    assert "| Skip LSTM against nn.LSTM | inference | Some CPU, avx2 |  |  | 5.5 |  |" in table
+    assert "9.9" not in table
+    whole = speed_tables.layer_tables(tmp_path)
+    assert re.findall(r"\*\*(.*)\*\*", whole) == [
+        "Some CPU, instruction set avx512, 1 thread",
+        "Some CPU, instruction set avx2, 1 thread",
+        "Some CPU, instruction set avx2, 2 threads",
+    ]
+    assert "Measured 2025-01-02; PyTorch 2.13; commits: abc1234, some that are lost." in whole
+    assert speed_tables.readme_speed(tmp_path / "elsewhere") == "Not measured."
 
 
 @pytest.fixture

@@ -314,7 +314,7 @@ def operators() -> None:
     """Schema, fake tensors, torch.compile without a graph break, and what is refused."""
     problem = on_device(make_problem(Case(steps=6, batch=2)))
     weights = [problem.inputs.new_empty(0) if part is None else part for w in problem.layers for part in w]
-    gate = list(problem.gate or ())
+    gate = [part for part in problem.gate or () if part is not None]
     arguments = (problem.inputs, weights, gate, *problem.state, None, None, "lstm", False, True)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.hf_skiprnn.triton_forward.default, arguments, test_utils=checks)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights, product, state_dtype
 
 from .buffers import chunk_steps
-from .forward_pass import by_length, cut_of, form_of, kernel_weights, partial_sums
+from .forward_pass import cut_of, form_of, kernel_weights, partial_sums
 from .kernels_backward import Chunk, Gradients, resident_backward, streamed_backward
 from .kernels_common import Scratch, States
 from .kernels_skipped import Runs, Steps, segments
@@ -102,7 +102,7 @@ class BackwardPass:
     def gradients(self) -> list[Tensor]:
         """Of inputs (empty unless asked for), h, c, increment, steps_since_update, gate and weights."""
         if self.batch and self.num_steps:
-            order = by_length(self.is_update.sum(1))
+            order = self.is_update.sum(1).argsort(descending=True)
             chunk = chunk_steps(self.batch, self.num_steps, self.width, self.units, self.layers)
             for first in reversed(range(0, self.num_steps, chunk)):
                 self._through(first, min(chunk, self.num_steps - first), order)

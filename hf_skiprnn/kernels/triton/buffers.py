@@ -59,10 +59,9 @@ def empty_results(
 
 
 def chunk_steps(batch: int, steps: int, width: int, units: int, layers: int) -> int:
-    """Steps a chunk of the backward pass, so that its buffers have at most CHUNK_NUMBERS numbers.
+    """Steps a chunk of the backward pass, from shapes alone, as the last bits of gradients depend on it.
 
-    A step has 16 numbers a unit and layer that stay, and 12 of the layer at hand. Gradients depend on the length of a
-    chunk in their last bits; so shapes alone decide it.
+    Its buffers have at most CHUNK_NUMBERS numbers: a step has 16 a unit and layer, and 12 of the layer at hand.
     """
     numbers = max(1, batch) * (units * (16 * layers + 12) + width)
     return max(1, min(steps, max(SHORTEST_CHUNK, CHUNK_NUMBERS // numbers)))

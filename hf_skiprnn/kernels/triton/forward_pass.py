@@ -55,18 +55,14 @@ def partial_sums(cut: Tiling, blocks: int, sums: int, like: Tensor) -> Tensor | 
     return like.new_empty(blocks, 2, sums, cut.split, cut.block_rows) if cut.split > 1 else None
 
 
-def by_length(updates: Tensor) -> Tensor:
-    """Rows [B] by a bound on their updates, most first: a block of rows ends with its slowest."""
-    return updates.argsort(descending=True)
-
-
 def row_order(time: Timeline, forced: Tensor | None) -> Tensor:
-    """`by_length`, by how many updates rows can have; of a learned gate's nothing is known beforehand."""
-    if forced is not None:
-        return by_length(forced.sum(1) if time.mask is None else (forced & time.mask).sum(1))
-    if time.mask is not None:
-        return by_length(time.lengths)
-    return torch.arange(time.batch, device=time.lengths.device)
+    """Rows [B] by a bound on their updates, most first: a block of rows ends with its slowest.
+
+    How many updates a learned gate will make is not known beforehand.
+    """
+    if forced is not None and time.mask is not None:
+        forced = forced & time.mask
+    return (time.lengths if forced is None else forced.sum(1)).argsort(descending=True, stable=True)
 
 
 def forward(

@@ -176,8 +176,8 @@ def triton_scan(
     weights = [inputs.new_empty(0, dtype=operand) if part is None else part for part in flat]
     gates = [part.to(kept) for part in gate or () if part is not None]
     start = [None if part is None else part.to(kept) for part in state]
-    floats = [inputs, *weights, *gates, *(part for part in start if part is not None)]
-    record = torch.is_grad_enabled() and any(part.requires_grad for part in floats)
+    operands = (inputs, *weights, *gates, *start)
+    record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in operands)
     results = torch.ops.hf_skiprnn.triton_forward(
         inputs.to(operand), weights, gates, *start, mask, forced_gates, cell, sequence, record
     )

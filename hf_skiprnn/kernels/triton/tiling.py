@@ -24,12 +24,7 @@ SHARED_BYTES = 96 << 10
 SHARES = os.environ.get("HF_SKIPRNN_TRITON_SHARE", "1") != "0"
 INLINE_INPUTS = 16  # wider inputs are multiplied in one large product before the scan
 FUSED: dict[str, object] = {"enable_fp_fusion": True}  # multiply-adds round once; Triton's default is about to change
-LANGUAGE = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
+LANGUAGE = {getattr(torch, name): getattr(tl, name) for name in ("float16", "bfloat16", "float32", "float64")}
 # What is tried of every kernel; the first serves where nothing is.
 RESIDENT = [triton.Config({}, num_warps=warps, num_stages=1) for warps in (8, 16)]
 STREAMED = [triton.Config({}, num_warps=warps, num_stages=stages) for warps, stages in ((4, 3), (8, 3), (2, 3), (4, 2))]
@@ -92,11 +87,6 @@ def is_resident(units: int, gates: int, layers: int, dtype: torch.dtype) -> bool
     return layers == 1 and gates * padded_units(units) ** 2 * dtype.itemsize <= RESIDENT_BYTES
 
 
-def is_shared(units: int, gates: int, dtype: torch.dtype) -> bool:
-    """Whether several programs share a row block where there are multiprocessors to spare."""
-    return SHARES and not INTERPRETED and gates * units * units * dtype.itemsize > SHARED_BYTES
-
-
 def tiling(batch: int, units: int, gates: int, layers: int, dtype: torch.dtype, processors: int) -> Tiling:
     """The cut of a scan of B rows, H units and L layers of weights in `dtype`, on that many multiprocessors."""
     padded = padded_units(units)
@@ -108,7 +98,8 @@ def tiling(batch: int, units: int, gates: int, layers: int, dtype: torch.dtype, 
         return Tiling(True, rows, block_rows, padded, padded, 1)
     block_k = min(padded, 64 if dtype.itemsize == 2 else 32)
     blocks = triton.cdiv(batch, 16)
-    if not is_shared(units, gates, dtype) or blocks >= processors:
+    shares = SHARES and not INTERPRETED and gates * units * units * dtype.itemsize > SHARED_BYTES
+    if not shares or blocks >= processors:
         return Tiling(False, 16, 16, min(padded, 32), block_k, 1)
     split = min(processors // blocks, triton.cdiv(units, 16))
     block_units = min(64, max(16, triton.next_power_of_2(triton.cdiv(units, split))))

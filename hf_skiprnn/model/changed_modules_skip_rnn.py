@@ -1,0 +1,78 @@
+"""Modules that other tools changed: hooks, wrappers, adapters and parametrisations, found and run as what they are now.
+
+A scan reads the weights of its modules and does not call them, which is fast, and right for the modules that this
+package made. peft, pruning, offloading, FSDP, quantisation and interpretation tools put hooks on a module, wrap it or
+replace it; what it then computes shows only in a call.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is exactly of this class, without hooks and with the forward of its class.
+
+    A parametrised or sharded module has a class of its own; accelerate replaces `forward` of the instance.
+    """
+    return type(module) is kind and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def linear_map(
+    name: str, module: nn.Module, width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return weight [1, width] and bias [1] of a module that computes weight @ x + bias, found by calling it.
+
+    The bias is its output for zeros, a column of the weight that for a unit vector less the bias. Both have gradients,
+    so adapters inside the module train. Dropout inside draws once for all rows and steps.
+
+    Args:
+        name: of the module, for the message.
+        module: takes [N, width] and returns [N, 1].
+        width: number of inputs.
+        device: of the inputs.
+        dtype: of the results, float32 or float64.
+
+    Raises:
+        ValueError: the module returns another shape, or is not linear, judged by one more input.
+    """
+    inner = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
+    probe = torch.arange(1, width + 1, device=device, dtype=dtype).sin().unsqueeze(0)
+    zero_and_units = torch.eye(width + 1, width, device=device, dtype=dtype).roll(1, 0)
+    out = module(torch.cat((zero_and_units, probe)).to(inner))
+    if not isinstance(out, Tensor) or out.shape != (width + 2, 1):
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"{name} is now a {type(module).__name__}, which returns {got} for [{width + 2}, {width}]. "
+            f"It must return [N, 1] for [N, {width}], as nn.Linear({width}, 1) does."
+        )
+    values = out.to(dtype).squeeze(1)
+    bias, weight = values[:1], (values[1:-1] - values[0]).unsqueeze(0)
+    if not torch.compiler.is_compiling() and not _drops(module):
+        _check_linear(name, module, values[-1], weight, bias, probe, 1e-3 if inner.itemsize > 2 else 3e-2)
+    return weight, bias
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether dropout acts in the module: then two inputs in one call see different masks."""
+    return any(isinstance(part, _DropoutNd) and part.training and part.p for part in module.modules())
+
+
+@torch.no_grad()
+def _check_linear(
+    name: str, module: nn.Module, got: Tensor, weight: Tensor, bias: Tensor, probe: Tensor, tolerance: float
+) -> None:
+    """Raise ValueError if the module's output for the probe is not weight @ probe + bias."""
+    scale = (weight * probe).abs().sum() + bias.abs().sum()
+    wanted = (weight * probe).sum() + bias
+    if bool((got - wanted).abs() > tolerance * scale):  # a NaN passes, and shows in the logits
+        raise ValueError(
+            f"{name} is now a {type(module).__name__} that is not linear: a scan takes its weight and bias from a few "
+            "calls. Replace it by linear modules, or leave it out of what is adapted (peft: exclude_modules)."
+        )

@@ -1,0 +1,70 @@
+"""Tables of learned gates beside their rivals (every step, random skips, strides), Markdown, from model_cards/.
+
+Stored runs are of `python -m scripts.paper.pareto` and `python -m scripts.paper.learn_to_skip`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_skiprnn.hub.card import RESULTS, number, percent
+
+from .speed_tables import table
+
+GATES = {
+    "learned": "Skip {cell}",
+    "always": "{cell}, every step",
+    "random": "{cell}, random skips",
+    "strided": "{cell}, one step in {stride}",
+}
+
+
+def pareto_table(cards: Path, folder: str) -> str:
+    """Render the runs of a folder that scripts/paper/pareto.py wrote, by the share of steps read."""
+    runs = read(cards / folder / RESULTS).items()
+    lines = [run_cells(name, run) for name, run in sorted(runs, key=lambda item: share_of(item[1]))]
+    return table(["what", "run", "test accuracy", "steps read", "share of steps", "commit"], lines)
+
+
+def run_cells(name: str, run: dict[str, Any]) -> list[str]:
+    """Return the cells of a run's line."""
+    model, test = run["model"], run["metrics"]["test"]
+    what = GATES[model["gate"]].format(cell=model["cell_type"].upper(), stride=model["stride"])
+    read = [number(test["updates"]), percent(test["update_rate"])]
+    return [what, name, percent(test["accuracy"]), *read, run["commit"]]
+
+
+def share_of(run: dict[str, Any]) -> float:
+    """Return the share of steps that a run reads on its test split."""
+    return float(run["metrics"]["test"]["update_rate"])
+
+
+def learned_to_skip(cards: Path) -> str:
+    """Render what a trained nn.LSTM becomes when it learns to skip (scripts/paper/learn_to_skip.py)."""
+    found = read(cards / "imdb-learned-to-skip" / "learned-to-skip.json")
+    names = {
+        "before": "the trained nn.LSTM",
+        "not fine-tuned": "with a gate, before fine-tuning",
+        "after": "with a gate, fine-tuned",
+        "strided": "with a stride, fine-tuned",
+    }
+    lines = [point_cells(text, found[name]) for name, text in names.items()]
+    return f"{table(['model', 'test accuracy', 'steps read', 'share of steps'], lines)}\n\nCommit: {found['commit']}."
+
+
+def gate_shifts(cards: Path) -> str:
+    """Render the same model with its gate moved (scripts/evaluate.py --gate_shifts)."""
+    points: Iterable[dict[str, float]] = read(cards / "imdb-learned-to-skip" / "gate-shifts.json")["operating_points"]
+    lines = [point_cells(f"{point['gate_shift']:+g}", point) for point in points]
+    return table(["gate shift", "test accuracy", "steps read", "share of steps"], lines)
+
+
+def point_cells(name: str, point: dict[str, float]) -> list[str]:
+    """Return the cells of an accuracy and of what was read for it."""
+    return [name, percent(point["accuracy"]), number(point["updates"]), percent(point["update_rate"])]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
