@@ -32,15 +32,8 @@ from hf_skiprnn.model.dense_scan_skip_rnn import Engine
 from hf_skiprnn.model.event_scan_skip_rnn import event_scan
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
-from .engine import (
-    check,
-    empty_gradients,
-    empty_records,
-    empty_results,
-    forward,
-    reverse,
-    unavailable_reason,
-)
+from .engine import check, empty_gradients, empty_records, empty_results, forward, reverse
+from .library import unavailable_reason
 
 __all__ = ["CPU", "CPU_OR_EVENTS", "EagerScan", "cpu_scan", "cpu_scan_tokens", "unavailable_reason"]
 
