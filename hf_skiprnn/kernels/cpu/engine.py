@@ -72,7 +72,7 @@ COTANGENTS = tuple(f"grad_{name}" for name in RESULTS[:7])
 
 
 def engine() -> ctypes.CDLL:
-    """The library that this process uses.
+    """Return the library that this process uses.
 
     Raises:
         RuntimeError: the engine was not built, was built of another source, or cannot run here; with the remedy.
@@ -81,7 +81,7 @@ def engine() -> ctypes.CDLL:
 
 
 def unavailable_reason() -> str | None:
-    """Why `engine` raises, or None where it does not."""
+    """Return why `engine` raises, or None if it does not."""
     try:
         engine()
     except RuntimeError as error:
@@ -153,20 +153,20 @@ class Blocking(NamedTuple):
 
     @classmethod
     def of(cls, batch: int, inputs: int, units: int, layers: int) -> "Blocking":
-        """From the shape alone: gradients then do not depend on the number of threads."""
+        """Choose by the shape alone, so that gradients do not depend on the number of threads."""
         rows = max(1, min((batch + 1) // 2, 12))
         wide = max(inputs, units) > 256
         return cls(max(16, min(128, 512 // rows)) if wide else 16, rows, inputs >= 64)
 
 
 class Pointers:
-    """Addresses of tensors' data, and contiguous copies that live as long as this does."""
+    """Addresses of tensors' data; keeps the contiguous copies that were needed alive."""
 
     def __init__(self) -> None:
         self.keep: list[Any] = []
 
     def of(self, tensor: Tensor | None) -> int | None:
-        """Of its numbers in order; None for None and for an empty tensor."""
+        """Return the address of a tensor's numbers in C order; None for None and for an empty tensor."""
         if tensor is None or not tensor.numel():
             return None
         if not tensor.is_contiguous() or tensor.is_neg():  # the negative bit says that memory holds -x
@@ -177,7 +177,7 @@ class Pointers:
         return address
 
     def array(self, tensors: Sequence[Tensor]) -> int:
-        """Of an array of their addresses."""
+        """Return the address of an array of the tensors' addresses."""
         array = (ctypes.c_void_p * len(tensors))(*map(self.of, tensors))
         self.keep.append(array)
         return ctypes.addressof(array)
@@ -193,7 +193,7 @@ def _call(
     forced: Tensor | None,
     cell: str,
 ) -> tuple[Call, Pointers]:
-    """The call's inputs, and what must live until it returns. The arguments stand in the order of Call's fields."""
+    """Return a call with its inputs filled in, in the order of Call's fields, and what must live until it returns."""
     pointers = Pointers()
     batch, steps = (inputs if ids is None else ids).shape[:2]
     width, units, layers = inputs.shape[-1], weights[1].shape[1], len(weights) // 4
@@ -330,7 +330,7 @@ def forward(
     training: bool = False,
     zeros: bool = False,
 ) -> list[Tensor]:
-    """A forward call: its results, in the order of RESULTS, in training with the records (see `empty_records`)."""
+    """Run a forward call and return its results in the order of RESULTS, in training with `empty_records`."""
     check(inputs, ids, weights, gate, state, mask, forced, cell)
     if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
         raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
@@ -355,7 +355,7 @@ def reverse(
     cell: str,
     grad_inputs: bool,
 ) -> list[Tensor]:
-    """A backward call: gradients of inputs (empty unless asked for), state, gate and weights.
+    """Run a backward call and return the gradients of inputs (empty unless asked for), state, gate and weights.
 
     Everything is checked again: since the forward call, weights may have been replaced, or saved tensors changed.
     """
@@ -410,6 +410,6 @@ def _check_records(
 def empty_gradients(
     inputs: Tensor, weights: Sequence[Tensor], gate: Sequence[Tensor], state: Sequence[Tensor | None], grad_inputs: bool
 ) -> list[Tensor]:
-    """Tensors for the results of `reverse`."""
+    """Return tensors for the results of `reverse`."""
     like = [inputs.new_empty(part.shape if part is not None else (0,)) for part in (*state, *gate, *weights)]
     return [inputs.new_zeros(inputs.shape if grad_inputs else (0,)), *like]

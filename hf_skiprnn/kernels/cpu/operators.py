@@ -245,8 +245,7 @@ def _as_plain(path: KeyPath, tensor: Any) -> Any:
         return tensor.as_subclass(Tensor)
     raise WrappedTensorError(
         f"The 'cpu' backend reads memory, and arguments{keystr(path)} is a {type(tensor).__name__}, which has none of "
-        "its own. Use a plain tensor, or the 'events' or 'dense' backend. Of a DTensor, tensor.full_tensor() is plain. "
-        "Shard a model as a whole, fully_shard(model): the weights of a layer sharded alone are never gathered."
+        "its own. Use a plain tensor (a DTensor's is tensor.full_tensor()), or the 'events' or 'dense' backend."
     )
 
 
