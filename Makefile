@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench gpu check-native faults fuzz soak matrix tools format clean distclean
+.PHONY: help setup demo test check docs bench gates gpu check-native faults fuzz soak matrix tools format clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -57,6 +57,9 @@ tools: $(VENV)/.tools  ## run the tests with other people's tools, and transform
 
 bench: $(STAMP)  ## time the native engine against nn.LSTM, nn.GRU and others; ARGS="--isa avx2": with AVX2 alone
 	$(RUN) scripts/benchmark.py $(ARGS)
+
+gates: $(STAMP)  ## train the learned gate and its rivals on every task, and report; takes days, and goes on where it was
+	nice $(RUN) -m scripts.benchmarks.gates $(ARGS)
 
 gpu:  ## on a machine with a CUDA GPU: check the Triton engine, time it, train with it on DATA=mnist.npz
 	$(PYTHON) -m scripts.gpu.check $(DATA)

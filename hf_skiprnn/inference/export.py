@@ -3,6 +3,9 @@
 There are two graphs. `UpdateLoop` takes whole sequences. Its loop runs once for each update of the row that has the
 most updates, and reads only the inputs of updates. `OneUpdate` is for streaming: it computes one update of some rows
 and the number of steps that they then skip. The program that runs the graph counts these steps.
+
+torch.export.export(model, ...) is another way, for PyTorch alone: there the native engine is one operator of the
+program. A process that loads such a program first registers the operator: `import hf_skiprnn.kernels.cpu.operators`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+PLAIN_TENSORS = (
+    nn.Parameter,
+    Tensor,
+)  # tensors of other classes (quantised, sharded) need not have memory of their own
+
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is exactly of this class, without hooks and with the forward of its class.
@@ -21,6 +26,13 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+    )
+
+
+def is_table(embeddings: nn.Module) -> bool:
+    """Whether embeddings are the rows of a plain tensor: those of an nn.Embedding that no tool has changed."""
+    return (
+        is_plain(embeddings, nn.Embedding) and type(embeddings.weight) in PLAIN_TENSORS and embeddings.max_norm is None
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
-from .changed_modules_skip_rnn import is_plain, linear_map
+from .changed_modules_skip_rnn import PLAIN_TENSORS, is_plain, linear_map
 from .dense_scan_skip_rnn import DENSE, Engine
 from .event_scan_skip_rnn import EVENTS
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
@@ -215,11 +215,10 @@ class SkipStack(nn.Module):
         """
         if self.gate != "learned":
             return None
-        gate: Any = self.update_gate
-        weight: Tensor
-        bias: Tensor
-        if is_plain(gate, UpdateGate) and type(gate.weight) in (nn.Parameter, Tensor):
-            weight, bias = gate.weight, gate.bias
+        gate = self.update_gate
+        weight: Tensor | None = gate.weight if is_plain(gate, UpdateGate) else None
+        if weight is not None and type(weight) in PLAIN_TENSORS:
+            bias: Tensor = gate.bias
         else:
             like = self.current_weight()
             weight, bias = linear_map("update_gate", gate, self.hidden_size, like.device, state_dtype(like))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from .changed_modules_skip_rnn import is_plain
+from .changed_modules_skip_rnn import is_table
 from .checkpoint_skip_rnn import name_code, refuse_broken_numbers, refuse_foreign_weights
 from .configuration_skip_rnn import SkipRNNConfig
 from .inputs_skip_rnn import check_finite, check_flags, check_state, check_tokens, select_input, warn_of_padding
@@ -229,22 +229,18 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         In inference return the tokens, for `SkipStack.scan`, unless vectors are wanted or the embeddings must be
         called since a tool has changed them.
         """
-        vocab_size: Any = getattr(self.embeddings, "num_embeddings", self.config.vocab_size)
+        table = self.embeddings
+        vocab_size: Any = getattr(table, "num_embeddings", None) or self.config.vocab_size
         check_tokens(input_ids, vocab_size)
         if not has_mask:
             warn_of_padding(input_ids, self.config.pad_token_id)
-        if not as_vectors and not torch.is_grad_enabled() and not self.training and self._has_table():
+        if not as_vectors and not torch.is_grad_enabled() and not self.training and is_table(table):
             return input_ids.long()
-        return self.embedding_dropout(self.embeddings(input_ids))
-
-    def _has_table(self) -> bool:
-        """Whether the embeddings are rows of a table: a plain nn.Embedding that no tool has changed."""
-        table = self.embeddings
-        return is_plain(table, nn.Embedding) and type(table.weight) in (nn.Parameter, Tensor) and table.max_norm is None
+        return self.embedding_dropout(table(input_ids))
 
     def embed_step(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings [N, input_size] of one step's tokens [N], without gradients; ids are not checked."""
-        if self._has_table():
+        if is_table(self.embeddings):
             return nn.functional.embedding(input_ids, self.embeddings.weight.detach())
         with torch.no_grad():
             return self.embeddings(input_ids.unsqueeze(0)).squeeze(0)

@@ -1,0 +1,157 @@
+"""Does the learned gate pay? Compare it with reading every k-th step, random steps, and every step.
+
+    python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # trains what is missing
+    python -m scripts.benchmarks.gates --report                                      # prints and draws what is stored
+
+The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs.
+Each kind of model gets the learning rate, of three around the recipe's, that is best on validation data with seed 1.
+A run whose folder under --runs holds a results.json is finished; the same command again trains the rest.
+Options that are not known here go on to scripts/train.py, such as --max_steps. Results: model_cards/gates/results.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from hf_skiprnn.commands.recipe_files import RECIPES, read_recipe
+from hf_skiprnn.evaluation.figures import accuracy_against_updates
+from hf_skiprnn.evaluation.files import write_whole
+from hf_skiprnn.hub.card import MAIN_METRICS
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ROOT / "scripts" / "train.py"
+SHARES = (0.1, 0.2, 0.35)
+RATES = (1.0, 0.5, 2.0)  # times the recipe's learning rate
+TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd")
+NAMES = {"learned": "Skip LSTM", "strided": "strided", "random": "random", "plain": "LSTM"}
+
+
+class Job(NamedTuple):
+    """A run to be made."""
+
+    task: str
+    kind: str  # a key of NAMES
+    share: float  # of the steps; 1 for a plain model
+    seed: int
+    rate: float  # factor of the recipe's learning rate
+
+    def folder(self, runs: Path) -> Path:
+        """Return the folder of the run."""
+        return runs / self.task / f"{self.kind}-{self.share:g}" / f"lr-x{self.rate:g}-seed-{self.seed}"
+
+    def options(self) -> list[str]:
+        """Return the options of scripts/train.py."""
+        gate = {
+            "learned": [f"--target_update_rate={self.share}"],
+            "strided": ["--gate=strided", f"--stride={round(1 / self.share)}"],
+            "random": ["--gate=random", f"--skip_probability={1 - self.share:.6f}"],
+            "plain": ["--gate=always"],
+        }
+        recipe = f"{self.task}-skip-lstm"
+        rate = float(read_recipe(RECIPES / f"{recipe}.yaml")["learning_rate"]) * self.rate
+        return ["--config", recipe, *gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
+
+
+def kinds_of(shares: Sequence[float]) -> list[tuple[str, float]]:
+    """Return the models of a task: (kind, share of the steps read)."""
+    return [*((kind, share) for share in shares for kind in ("learned", "strided", "random")), ("plain", 1.0)]
+
+
+def make(job: Job, runs: Path, rest: Sequence[str]) -> dict[str, Any] | None:
+    """Return a run's results, after training it if they are missing; None if training failed."""
+    path = job.folder(runs) / "results.json"
+    if not path.is_file():
+        print(f"== {path.parent}", flush=True)
+        command = [sys.executable, os.path.relpath(TRAIN), *job.options(), f"--output_dir={path.parent}", *rest]
+        subprocess.run(command, check=False)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def quality(metrics: dict[str, float]) -> tuple[str, float]:
+    """Return the main metric: its name, and its value, negative where less is better."""
+    name = next(name for name in MAIN_METRICS if name in metrics)
+    return name, -metrics[name] if name == "mse" else metrics[name]
+
+
+def train_all(chosen: Namespace, rest: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Train what is missing; yield a row for every finished run with the chosen learning rate."""
+    for task in chosen.tasks:
+        for kind, share in kinds_of(chosen.shares):
+            tried = {rate: make(Job(task, kind, share, 1, rate), chosen.runs, rest) for rate in RATES}
+            found = {rate: run for rate, run in tried.items() if run is not None}
+            if not found:
+                continue
+            best = max(found, key=lambda rate: quality(found[rate]["metrics"]["validation"])[1])
+            for seed in range(1, chosen.seeds + 1):
+                run = make(Job(task, kind, share, seed, best), chosen.runs, rest)
+                if run is not None:
+                    yield row_of(Job(task, kind, share, seed, best), run)
+
+
+def row_of(job: Job, run: dict[str, Any]) -> dict[str, Any]:
+    """Return what is stored of a run."""
+    test = run["metrics"]["test"]
+    name, value = quality(test)
+    return job._asdict() | {
+        "metric": name,
+        "value": abs(value),
+        "read": test["update_rate"],
+        "updates": test["updates"],
+        "steps": run["train"]["steps"],
+        "commit": run["commit"],
+        "device": run["device"],
+    }
+
+
+def report(rows: list[dict[str, Any]], folder: Path) -> str:
+    """Return a table, a line for each model, and draw a figure for each task."""
+    lines = ["| task | model | asked | read | test | seeds |", "| --- | --- | --- | --- | --- | --- |"]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        mine = [row for row in rows if row["task"] == task]
+        for kind, share in dict.fromkeys((row["kind"], row["share"]) for row in mine):
+            runs = [row for row in mine if (row["kind"], row["share"]) == (kind, share)]
+            values = [row["value"] for row in runs]
+            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+            read = fmean(row["read"] for row in runs)
+            test = f"{runs[0]['metric']} {fmean(values):.3f}{spread}"
+            lines.append(f"| {task} | {NAMES[kind]} | {share:.0%} | {read:.1%} | {test} | {len(runs)} |")
+            curves.setdefault(NAMES[kind], []).extend((row["read"], row["value"]) for row in runs)
+        figure = accuracy_against_updates(curves, mine[0]["metric"], "share of steps read")
+        figure.savefig(folder / f"{task}.png")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train what is missing, store it, and report."""
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the steps to read")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1")
+    parser.add_argument("--runs", type=Path, default=Path("runs", "gates"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "model_cards" / "gates", help="folder of the results")
+    parser.add_argument("--report", action="store_true", help="do not train")
+    chosen, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    path = chosen.results / "results.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not chosen.report:
+        chosen.results.mkdir(parents=True, exist_ok=True)
+        for row in train_all(chosen, rest):
+            key = ("task", "kind", "share", "seed")
+            rows = [old for old in rows if any(old[name] != row[name] for name in key)] + [row]
+            write_whole(path, json.dumps(rows, indent=1) + "\n")
+    if not rows:
+        print(f"{path} holds no runs yet: train first.", file=sys.stderr)
+        return 1
+    print(report(rows, chosen.results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

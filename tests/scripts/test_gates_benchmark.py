@@ -1,0 +1,72 @@
+"""`make gates`: the same recipe for all gates, the learning rate chosen on validation data, resumable."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.benchmarks import gates
+
+
+def results(validation: float, test: float, share: float) -> dict:
+    return {
+        "metrics": {
+            "validation": {"accuracy": validation},
+            "test": {"accuracy": test, "update_rate": share, "updates": 10.0},
+        },
+        "train": {"steps": 5},
+        "commit": "0" * 12,
+        "device": "a CPU",
+    }
+
+
+def store(runs: Path, job: gates.Job, **numbers: float) -> None:
+    folder = job.folder(runs)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results(**numbers)))
+
+
+def test_the_rate_is_chosen_on_validation_and_finished_runs_are_kept(tmp_path, capsys) -> None:
+    runs = tmp_path / "runs"
+    for kind, share in gates.kinds_of([0.2]):
+        for rate, validation in zip(gates.RATES, (0.5, 0.9, 0.7), strict=True):
+            store(
+                runs,
+                gates.Job("frequency", kind, share, 1, rate),
+                validation=validation,
+                test=1 - validation,
+                share=share,
+            )
+        store(runs, gates.Job("frequency", kind, share, 2, gates.RATES[1]), validation=0.9, test=0.2, share=share)
+    options = [
+        "--tasks",
+        "frequency",
+        "--shares",
+        "0.2",
+        "--seeds",
+        "2",
+        "--runs",
+        str(runs),
+        "--results",
+        str(tmp_path),
+    ]
+    assert gates.main(options) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert len(rows) == 2 * 4
+    assert {row["rate"] for row in rows} == {0.5}
+    assert [row["value"] for row in rows if row["seed"] == 1] == pytest.approx([0.1] * 4)  # never by the test data
+    assert "| frequency | Skip LSTM | 20% | 20.0% | accuracy 0.150 ± 0.071 | 2 |" in capsys.readouterr().out
+    assert (tmp_path / "frequency.png").is_file()
+    assert gates.main(["--report", "--results", str(tmp_path)]) == 0
+
+
+def test_every_model_has_the_same_recipe() -> None:
+    jobs = [gates.Job("find_digit", kind, share, 3, 2.0).options() for kind, share in gates.kinds_of([0.33])]
+    assert {tuple(options[:2]) for options in jobs} == {("--config", "find_digit-skip-lstm")}
+    assert {options[-2] for options in jobs} == {"--learning_rate=0.01"}
+    assert "--stride=3" in jobs[1]
+
+
+def test_without_runs_it_says_so(tmp_path, capsys) -> None:
+    assert gates.main(["--report", "--results", str(tmp_path)]) == 1
+    assert "holds no runs yet" in capsys.readouterr().err
