@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: links from docs/ to files elsewhere in the repository work on the site as they do on GitHub.
+"""mkdocs hooks that make links from docs/ to other files of the repository work on the site as on GitHub.
 
 Cards, pages of tables and pictures in model_cards/ become part of the site, and so do the documents of the root.
 """
@@ -22,7 +22,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links of docs/ to `../FILE` lead to the added files; a folder's page is its README.md."""
+    """Change links to `../FILE` so that they lead to the added files; the page of a folder is its README.md."""
     if "/" in page.file.src_uri or page.file.src_uri in AROUND:
         return markdown
     markdown = re.sub(r"\]\(\.\./(model_cards/[\w-]+)/?\)", r"](\1/README.md)", markdown)

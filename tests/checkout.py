@@ -1,4 +1,4 @@
-"""This checkout, as tests of the repository look at it: its tracked files, and Python processes that run on it."""
+"""Helpers for tests of the repository: list its tracked files, and run Python in a new process."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from paths import ROOT
 
 @cache
 def tracked_files() -> list[PurePosixPath]:
-    """The tracked files that are on disk, relative to the root; without git the test is skipped."""
+    """Return the tracked files that exist, relative to the root; skip the test if git is missing."""
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
     try:
         done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
@@ -24,7 +24,7 @@ def tracked_files() -> list[PurePosixPath]:
 
 
 def run_python(code: str, folder: Path, **environment: str) -> None:
-    """Run code on this checkout, in a new process in `folder`; fail with its output where it fails."""
+    """Run code in a new process in `folder`, with this checkout; if it fails, fail with its output."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=False,

@@ -1,4 +1,4 @@
-"""The documents are what they say: the tree, the Python blocks, and the commands with their options."""
+"""Check the documents: the printed tree, the Python blocks, and the options of commands."""
 
 import fnmatch
 import re
@@ -22,7 +22,7 @@ def read_tree(text: str) -> dict[PurePosixPath, list[str]]:
     listed: dict[PurePosixPath, list[str]] = {}
     parents = [(-1, PurePosixPath())]  # (indentation, folder) from the root down to the folder that is being listed
     for line in block[1].splitlines():
-        if not line.strip() or line.strip().startswith("# "):  # a comment of its own
+        if not line.strip() or line.strip().startswith("# "):  # a line that is only a comment
             continue
         indent = len(line) - len(line.lstrip(" │├└─"))
         names = re.split(r"\s{2,}|\s#", line[indent:].rstrip())[0].split(", ")
@@ -42,7 +42,7 @@ def contents(folder: PurePosixPath, files: list[PurePosixPath]) -> set[str]:
 
 
 def disagreements(listed: dict[PurePosixPath, list[str]], files: list[PurePosixPath]) -> list[str]:
-    """List what a tree has wrong: a folder that lists anything must list everything; *.yaml stands for its files."""
+    """Return the errors of a tree. A folder that lists anything must list everything; *.yaml stands for its files."""
     found = []
     for folder, names in listed.items():
         on_disk = contents(folder, files)
@@ -74,7 +74,7 @@ def test_a_wrong_tree_is_noticed() -> None:
     assert disagreements(read_tree(text), [*files, new]) == ["missing in the tree: b/new.py"]
 
 
-# Refuses the network to the blocks. Their child processes do not inherit it; they are offline by the environment.
+# Blocks network access in this process. Child processes do not inherit it; environment variables keep them offline.
 OFFLINE = """\
 import sys
 
@@ -111,7 +111,7 @@ def test_the_readme_and_most_pages_show_code() -> None:
 
 
 def test_code_in_the_documents_runs(tmp_path: Path) -> None:
-    """Each block for itself, in an empty folder. One process runs them all, because an import takes seconds."""
+    """Each block runs in an empty folder. One process runs all blocks, because an import takes seconds."""
     for document in WITH_CODE:
         for line, code in python_blocks(document.read_text(encoding="utf-8")).items():
             block = tmp_path / f"{document.stem}-{line:04}.py"  # an error names the document and its line
@@ -139,13 +139,13 @@ def options_of(*scripts: Path) -> set[str]:
         source = script.read_text(encoding="utf-8")
         names |= set(re.findall(r'"--([\w-]+)"', source))
         names |= {name for _, _, fields, _ in hf_skiprnn_cli.classes_in(script) for name in fields}
-        if "train.py" in source or "HfArgumentParser" in source:  # other options go on to training, or to a task
+        if "train.py" in source or "HfArgumentParser" in source:  # unknown options are passed to training or a task
             names |= hf_skiprnn_cli.known_options("train", None)
     return names
 
 
 def unknown_options(line: str) -> list[str]:
-    """List the options of a command line that its command does not have; [] where the command is not ours."""
+    """Return the options of a command line that its command does not have; [] if the command is not ours."""
     if (found := COMMAND.match(line)) is None:
         return []
     command = found["name"] or found["script"]
@@ -163,7 +163,7 @@ def unknown_options(line: str) -> list[str]:
 
 
 def commands_in(text: str) -> list[str]:
-    """Return what a document gives to type: lines indented by four, and code within sentences."""
+    """Return the commands in a document: lines indented by four spaces, and code in sentences."""
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"^ {4}(\S.*)", prose, re.MULTILINE) + re.findall(r"`([^`\n]+)`", prose)
 

@@ -1,4 +1,4 @@
-"""An animated GIF of images that are read pixel by pixel, in the order in which a model reads them."""
+"""Write an animated GIF that shows which pixels a model reads, in the order in which it reads them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-SCALE = 10  # screen pixels a side of an image's pixel
-MARGIN, FOOT = 12, 34  # screen pixels around an image, and below it for text
-FRAMES, LAST = 40, 20  # frames while reading; and how many of their times the last one stands
-MILLISECONDS = 80  # a frame
+SCALE = 10  # side of an image's pixel in screen pixels
+MARGIN, FOOT = 12, 34  # screen pixels around an image, and below it for the text
+FRAMES, LAST = 40, 20  # number of frames while reading; the last picture is shown as long as LAST frames
+MILLISECONDS = 80  # duration of a frame
 READ, UNSEEN, PAGE, INK = (214, 39, 40), (235, 237, 240), (255, 255, 255), (48, 54, 61)
 
 
 def write_animation(path: Path, images: np.ndarray, gates: np.ndarray, predicted: Sequence[str]) -> None:
-    """Write a GIF in which images lie side by side and are read at the same pace.
+    """Write a GIF in which images stand side by side and are read at the same speed.
 
-    A pixel that is read turns red, the darker the more ink it has; one that is skipped stays as it was. The number of
-    pixels read so far stands below each image, and at the end the answer.
+    Pixels that are read turn red; the more ink a pixel has, the darker the red. Skipped pixels do not change. Below
+    each image stands the number of pixels read so far and, at the end, the predicted class.
 
     Args:
         path: the file to write, .gif.
@@ -37,7 +37,7 @@ def write_animation(path: Path, images: np.ndarray, gates: np.ndarray, predicted
 
 
 def _frame(images: np.ndarray, gates: np.ndarray, end: int, predicted: Sequence[str] | None) -> Image.Image:
-    """Return the picture when `end` pixels have passed."""
+    """Return the picture after the first `end` pixels."""
     height, width = images.shape[1] * SCALE, images.shape[2] * SCALE
     page = Image.new("RGB", (MARGIN + (width + MARGIN) * len(images), height + MARGIN + FOOT), PAGE)
     draw = ImageDraw.Draw(page)

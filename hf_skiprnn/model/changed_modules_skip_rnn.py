@@ -1,8 +1,8 @@
-"""Modules that other tools changed: hooks, wrappers, adapters and parametrisations, found and run as what they are now.
+"""Detect modules that other tools changed (hooks, wrappers, adapters, parametrisations), and get their current weights.
 
-A scan reads the weights of its modules and does not call them, which is fast, and right for the modules that this
-package made. peft, pruning, offloading, FSDP, quantisation and interpretation tools put hooks on a module, wrap it or
-replace it; what it then computes shows only in a call.
+A scan reads the weights of its modules and does not call them. This is fast, and correct for the modules that this
+package makes. But peft, pruning, offloading, FSDP, quantisation and interpretation tools put hooks on a module, wrap it
+or replace it. Only a call then shows what the module computes.
 """
 
 import torch
@@ -16,9 +16,9 @@ PLAIN_TENSORS = (
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is exactly of this class, without hooks and with the forward of its class.
+    """Return whether a module has exactly this class, no hooks, and the `forward` of its class.
 
-    A parametrised or sharded module has a class of its own; accelerate replaces `forward` of the instance.
+    A parametrised or sharded module has another class; accelerate replaces `forward` of the instance.
     """
     return type(module) is kind and not (
         module._forward_hooks
@@ -30,7 +30,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_table(embeddings: nn.Module) -> bool:
-    """Whether embeddings are the rows of a plain tensor: those of an nn.Embedding that no tool has changed."""
+    """Return whether embeddings are the rows of a plain tensor: an nn.Embedding that no tool has changed."""
     return (
         is_plain(embeddings, nn.Embedding) and type(embeddings.weight) in PLAIN_TENSORS and embeddings.max_norm is None
     )
@@ -39,20 +39,20 @@ def is_table(embeddings: nn.Module) -> bool:
 def linear_map(
     name: str, module: nn.Module, width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return weight [1, width] and bias [1] of a module that computes weight @ x + bias, found by calling it.
+    """Call a module that computes weight @ x + bias, and return the weight [1, width] and bias [1].
 
-    The bias is its output for zeros, a column of the weight that for a unit vector less the bias. Both have gradients,
-    so adapters inside the module train. Dropout inside draws once for all rows and steps.
+    The bias is the output for zeros. A column of the weight is the output for a unit vector minus the bias. Both have
+    gradients, so adapters inside the module are trained. Dropout inside uses one mask for all rows and steps.
 
     Args:
-        name: of the module, for the message.
-        module: takes [N, width] and returns [N, 1].
+        name: name of the module, for the message.
+        module: maps [N, width] to [N, 1].
         width: number of inputs.
-        device: of the inputs.
-        dtype: of the results, float32 or float64.
+        device: device of the inputs.
+        dtype: dtype of the results, float32 or float64.
 
     Raises:
-        ValueError: the module returns another shape, or is not linear, judged by one more input.
+        ValueError: the module returns another shape, or is not linear, which is tested with one more input.
     """
     inner = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
     probe = torch.arange(1, width + 1, device=device, dtype=dtype).sin().unsqueeze(0)
@@ -72,7 +72,7 @@ def linear_map(
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether dropout acts in the module: then two inputs in one call see different masks."""
+    """Return whether dropout is active in the module: then two inputs in one call get different masks."""
     return any(isinstance(part, _DropoutNd) and part.training and part.p for part in module.modules())
 
 

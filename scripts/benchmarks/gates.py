@@ -1,12 +1,12 @@
-"""Does the learned gate pay? Compare it with reading every k-th step, random steps, and every step.
+"""Compare the learned gate with reading every k-th step, random steps, and every step.
 
-    python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # trains what is missing
-    python -m scripts.benchmarks.gates --report                                      # prints and draws what is stored
+    python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # train the missing runs
+    python -m scripts.benchmarks.gates --report                                      # print and draw stored results
 
 The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs.
 Each kind of model gets the learning rate, of three around the recipe's, that is best on validation data with seed 1.
-A run whose folder under --runs holds a results.json is finished; the same command again trains the rest.
-Options that are not known here go on to scripts/train.py, such as --max_steps. Results: model_cards/gates/results.json.
+A run whose folder under --runs holds a results.json is finished; the same command then trains the other runs. Unknown
+options, such as --max_steps, are passed to scripts/train.py. Results: model_cards/gates/results.json.
 """
 
 import json
@@ -33,7 +33,7 @@ NAMES = {"learned": "Skip LSTM", "strided": "strided", "random": "random", "plai
 
 
 class Job(NamedTuple):
-    """A run to be made."""
+    """A run to train."""
 
     task: str
     kind: str  # a key of NAMES
@@ -80,7 +80,7 @@ def quality(metrics: dict[str, float]) -> tuple[str, float]:
 
 
 def train_all(chosen: Namespace, rest: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Train what is missing; yield a row for every finished run with the chosen learning rate."""
+    """Train the missing runs; yield a row for every finished run with the chosen learning rate."""
     for task in chosen.tasks:
         for kind, share in kinds_of(chosen.shares):
             tried = {rate: make(Job(task, kind, share, 1, rate), chosen.runs, rest) for rate in RATES}
@@ -95,7 +95,7 @@ def train_all(chosen: Namespace, rest: Sequence[str]) -> Iterator[dict[str, Any]
 
 
 def row_of(job: Job, run: dict[str, Any]) -> dict[str, Any]:
-    """Return what is stored of a run."""
+    """Return the facts of a run that are stored."""
     test = run["metrics"]["test"]
     name, value = quality(test)
     return job._asdict() | {
@@ -129,7 +129,7 @@ def report(rows: list[dict[str, Any]], folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is missing, store it, and report."""
+    """Train the missing runs, store the results, and report them."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the steps to read")

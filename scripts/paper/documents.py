@@ -1,10 +1,10 @@
-"""The rendered parts of the documents: tables between two comments, from the JSON and CSV files in model_cards/.
+"""Render the tables in the documents, which stand between two comments, from the files in model_cards/.
 
     <!-- rendered: speed -->
     | ... |
     <!-- end of speed -->
 
-`python -m scripts.paper.reproduce --report` renders them anew. What stands between the comments is never typed.
+`python -m scripts.paper.reproduce --report` renders them. Do not edit the text between the comments.
 """
 
 import re
@@ -20,7 +20,7 @@ PLACE = re.compile(r"^<!-- rendered: ([\w-]+) -->\n.*?^<!-- end of \1 -->$", re.
 
 
 def paper_tables(cards: Path) -> str:
-    """Render the paper's tables with our results beside them; each links to the page that tells every run."""
+    """Render the paper's tables with our results beside them; each links to the page that lists every run."""
     parts = []
     for number, (task, columns) in TABLES.items():
         folder = table_folder(cards, number).name
@@ -55,7 +55,7 @@ def documents(root: Path) -> list[Path]:
 
 
 def render_document(path: Path, cards: Path) -> str:
-    """Return a document with its parts rendered anew; links lead from the document's folder to model_cards/.
+    """Return a document with its tables rendered; links lead from the document's folder to model_cards/.
 
     Raises:
         ValueError: a part has a name that is not in RENDERERS, or no end.

@@ -1,6 +1,6 @@
-"""Tables of learned gates beside their rivals (every step, random skips, strides), Markdown, from model_cards/.
+"""Render Markdown tables of learned gates beside baselines (every step, random skips, strides), from model_cards/.
 
-Stored runs are of `python -m scripts.paper.pareto` and `python -m scripts.paper.learn_to_skip`.
+The runs were stored by `python -m scripts.paper.pareto` and `python -m scripts.paper.learn_to_skip`.
 """
 
 import json
@@ -21,7 +21,7 @@ GATES = {
 
 
 def pareto_table(cards: Path, folder: str) -> str:
-    """Render the runs of a folder that scripts/paper/pareto.py wrote, by the share of steps read."""
+    """Render the runs of a folder that scripts/paper/pareto.py wrote, sorted by the share of steps read."""
     runs = read(cards / folder / RESULTS).items()
     lines = [run_cells(name, run) for name, run in sorted(runs, key=lambda item: share_of(item[1]))]
     return table(["what", "run", "test accuracy", "steps read", "share of steps", "commit"], lines)
@@ -41,7 +41,7 @@ def share_of(run: dict[str, Any]) -> float:
 
 
 def learned_to_skip(cards: Path) -> str:
-    """Render what a trained nn.LSTM becomes when it learns to skip (scripts/paper/learn_to_skip.py)."""
+    """Render the results of an nn.LSTM before and after it learns to skip (scripts/paper/learn_to_skip.py)."""
     found = read(cards / "imdb-learned-to-skip" / "learned-to-skip.json")
     names = {
         "before": "the trained nn.LSTM",
@@ -54,14 +54,14 @@ def learned_to_skip(cards: Path) -> str:
 
 
 def gate_shifts(cards: Path) -> str:
-    """Render the same model with its gate moved (scripts/evaluate.py --gate_shifts)."""
+    """Render the results of the same model at several gate shifts (scripts/evaluate.py --gate_shifts)."""
     points: Iterable[dict[str, float]] = read(cards / "imdb-learned-to-skip" / "gate-shifts.json")["operating_points"]
     lines = [point_cells(f"{point['gate_shift']:+g}", point) for point in points]
     return table(["gate shift", "test accuracy", "steps read", "share of steps"], lines)
 
 
 def point_cells(name: str, point: dict[str, float]) -> list[str]:
-    """Return the cells of an accuracy and of what was read for it."""
+    """Return the cells of a line: name, accuracy, steps read, share of steps."""
     return [name, percent(point["accuracy"]), number(point["updates"]), percent(point["update_rate"])]
 
 

@@ -1,4 +1,4 @@
-"""Tables of measured times and memory, Markdown, from the CSV files in model_cards/speed/ (scripts/benchmark.py).
+"""Render Markdown tables of measured times and memory from the CSV files of scripts/benchmark.py in model_cards/speed/.
 
 "Times faster" is the time of nn.LSTM or nn.GRU of the same size divided by the time of the row. Rows of other machines,
 instruction sets or numbers of threads never share a table.
@@ -32,7 +32,7 @@ EVEN, UNEVEN = "constant", "lognormal"  # column `spread`: how the updates vary 
 
 
 def measured(cards: Path, what: str) -> list[Row]:
-    """Return the rows of the CSV files whose names start with `what`; [] where there are none."""
+    """Return the rows of the CSV files whose names start with `what`; [] if there are none."""
     rows: list[Row] = []
     for path in sorted((cards / "speed").glob(f"{what}*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -59,13 +59,13 @@ def table(head: list[str], lines: Iterable[list[str]]) -> str:
 
 
 def by_rate(rows: Iterable[Row], value: Callable[[Row], str]) -> list[str]:
-    """Return a cell for each of RATES; "" where it was not measured."""
+    """Return a cell for each of RATES; "" if it was not measured."""
     found = {row["rate"]: value(row) for row in rows}
     return [found.get(rate, "") for rate in RATES]
 
 
 def faster(row: Row) -> str:
-    """Return how many times faster than nn.LSTM or nn.GRU a row is."""
+    """Return the speed-up of a row over nn.LSTM or nn.GRU."""
     return f"{float(row.get('native_over_this') or row['times_faster']):.1f}"
 
 
@@ -135,7 +135,7 @@ def layer_tables(cards: Path) -> str:
 
 
 def peer_tables(cards: Path) -> str:
-    """Render how fast other software is at PEERS_RATE, where more than this package was measured."""
+    """Render the speed of other software at PEERS_RATE, for sizes at which it was measured."""
     rows = select(measured(cards, "cpu"), level="layer", spread=EVEN, rate=PEERS_RATE)
     rows = [row for row in rows if row["name"] in PEERS]
     parts = []

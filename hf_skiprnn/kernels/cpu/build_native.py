@@ -1,4 +1,4 @@
-"""The build of the native libraries, which pyproject.toml names as `build_ext`. It imports nothing of this package."""
+"""Build the native libraries; pyproject.toml names this class as `build_ext`. Imports nothing from this package."""
 
 import hashlib
 from pathlib import Path
@@ -8,7 +8,7 @@ from setuptools.command.build_ext import build_ext
 
 
 class BuildNative(build_ext):  # type: ignore[misc]  # setuptools ships no types
-    """Compile a hash of the source into each library, so that library.py can tell a library of another source."""
+    """Compile a hash of the source into each library, so that library.py can detect a library of other source."""
 
     def build_extension(self, ext: Extension) -> None:
         files = sorted(Path(ext.sources[0]).parent.glob("*"))

@@ -1,7 +1,7 @@
 """The native CPU engine's libraries: which one this process uses, and calls of its C interface.
 
-Three libraries are built of one source (portable, AVX2, AVX-512) with the package, where a compiler is found; the
-widest that this CPU runs is used. HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 forces one.
+If a compiler is found, three libraries (portable, AVX2, AVX-512) are built from one source with the package. The widest
+one that this CPU can run is used. HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 selects another one.
 """
 
 import ctypes
@@ -118,7 +118,7 @@ def source_hash(folder: Path) -> int:
 
 
 def _refuse_part_of_a_file(path: Path) -> None:
-    """Raise OSError where an ELF file is shorter than its header says. To load one would end the process (SIGBUS)."""
+    """Raise OSError if an ELF file is shorter than its header says: loading it would kill the process (SIGBUS)."""
     with path.open("rb") as file:
         header = file.read(64)
         if header[:5] != b"\x7fELF\x02":  # another format: the loader itself refuses it
@@ -137,8 +137,8 @@ _is_watching = False
 def run(name: str, call: Call, accumulated: Tensor) -> None:
     """Run skip_rnn_forward or skip_rnn_backward; Ctrl-C ends it.
 
-    The handler of the signal then runs, and usually raises KeyboardInterrupt. If it does not (a trainer's may only ask
-    for a checkpoint at the next step), nothing may be lost: the call starts again, from `accumulated` set to zero.
+    Python's signal handler then runs, and usually raises KeyboardInterrupt. If it does not (a trainer's handler may
+    only request a checkpoint after the step), the call runs again from the start, with `accumulated` set to zero.
     """
     library = engine()
     function = getattr(library, name)
@@ -153,7 +153,7 @@ def run(name: str, call: Call, accumulated: Tensor) -> None:
 
 
 def _watched(library: ctypes.CDLL, function: Any, call: Call) -> int:
-    """Run a call that SIGINT ends with CANCELLED. Python acts on signals in its main thread only, so only there.
+    """Run a call; SIGINT ends it with status CANCELLED. For the main thread, as only there Python handles signals.
 
     Python runs signal handlers after calls, never between `try` and the first call in it, so that the native handler is
     removed whenever it was installed. A handler that scans finds the flag set, and its scan is not watched.
