@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-PLAIN_TENSORS = (
-    nn.Parameter,
-    Tensor,
-)  # tensors of other classes (quantised, sharded) need not have memory of their own
+# Tensors of other classes (quantised, sharded) need not have memory of their own.
+PLAIN_TENSORS = (nn.Parameter, Tensor)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
