@@ -1,8 +1,8 @@
-"""The console command `hf-skiprnn`: finds the command, and answers wrong input before PyTorch is imported.
+"""The console command `hf-skiprnn`: run a command, but report wrong input before PyTorch is imported.
 
 Importing hf_skiprnn loads PyTorch and transformers, which takes seconds. So this module stands beside the package, uses
-the standard library alone, and reads the names of tasks, recipes and options from source files, without importing
-them. What it lets through, the command in hf_skiprnn/commands checks in full.
+only the standard library, and reads the names of tasks, recipes and options from source files without importing them.
+The commands in hf_skiprnn/commands then check their input in full.
 """
 
 import ast
@@ -24,7 +24,7 @@ COMMANDS = {
     "recipes": "list the recipes; with a name, print that one",
 }
 TASKS_EXTRA = {"datasets": "train", "accelerate": "train", "yaml": "train", "jinja2": "train", "sklearn": "train"}
-EXTRAS = {  # command -> modules that it imports and their extra of the package
+EXTRAS = {  # command -> {module that it imports: extra of this package that installs it}
     "train": TASKS_EXTRA,
     "evaluate": TASKS_EXTRA | {"matplotlib": "figures"},
     "export": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"} | TASKS_EXTRA,
@@ -52,7 +52,7 @@ every option: hf-skiprnn train --task TASK --help"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status. Wrong input exits with a message."""
+    """Run a command and return its exit status; exit with a message if the input is wrong."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())))
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def refuse(message: str) -> None:
-    """Exit with status 2 and a message."""
+    """Print a message and exit with status 2."""
     print(f"hf-skiprnn: {message}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -85,7 +85,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def show_recipes(names: list[str]) -> int:
-    """Print the names of all recipes, or the recipes that are named."""
+    """Print the named recipes; without names, list all recipes."""
     if {"-h", "--help"} & set(names):
         print("usage: hf-skiprnn recipes [NAME ...]")
         return 0
@@ -99,7 +99,7 @@ def show_recipes(names: list[str]) -> int:
 
 
 def check(command: str, options: list[str]) -> None:
-    """Refuse unknown tasks, recipes, options, folders and columns, and say which extra is not installed."""
+    """Refuse unknown tasks, recipes, options, folders and columns, and extras that are not installed."""
     if command == "train":
         check_start(options)
         check_data(options)
@@ -113,7 +113,7 @@ def check(command: str, options: list[str]) -> None:
 
 
 def check_start(options: list[str]) -> None:
-    """Refuse a task or recipe that there is not."""
+    """Refuse a task or recipe that does not exist."""
     task, config, data = (value_of(options, name) for name in ("task", "config", "dataset_name"))
     if (task and config) or not (task or config or data):
         refuse(f"give either --task ({', '.join(tasks())}) or --config RECIPE (`hf-skiprnn recipes` lists them).")
@@ -148,7 +148,7 @@ def check_data(options: list[str]) -> None:
 
 
 def check_folder(name: str, what: str) -> None:
-    """Refuse a name that can only be a path, and does not exist. OWNER/NAME may be on the Hub."""
+    """Refuse a name that can only be a path and does not exist. OWNER/NAME may be a repository on the Hub."""
     path = Path(name).expanduser()
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in DATA_FILES
     if path.exists() or not (is_path or (path.parent != Path() and path.parent.is_dir())):
@@ -159,7 +159,7 @@ def check_folder(name: str, what: str) -> None:
 
 
 def columns_of(folder: Path) -> list[str]:
-    """Return the columns of a folder's CSV file for training; [] where it has none."""
+    """Return the columns of a folder's CSV file of training rows; [] if there is no such file."""
     files = sorted(folder.glob("*.csv"), key=lambda file: ("train" not in file.name, file.name))
     if not files or any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
         return []
@@ -168,7 +168,7 @@ def columns_of(folder: Path) -> list[str]:
 
 
 def check_options(command: str, options: list[str]) -> None:
-    """Refuse options that the command and its task do not have."""
+    """Refuse options that neither the command nor its task has."""
     known = known_options(command, task_of(options) if command == "train" else value_of(options, "task"))
     for option in options:
         name = option.partition("=")[0].removeprefix("--").replace("-", "_")
@@ -179,7 +179,7 @@ def check_options(command: str, options: list[str]) -> None:
 
 
 def known_options(command: str, task: str | None) -> set[str]:
-    """Return the names of a command's options. task: None or unknown for the options of all tasks."""
+    """Return the names of a command's options. `task`: None or unknown gives the options of all tasks."""
     names = {"help"} | added_options(package() / "commands" / f"{command}.py")
     if command in ("train", "evaluate"):
         names |= tasks().get(task or "", set().union(*tasks().values()))
@@ -203,7 +203,7 @@ def added_options(file: Path) -> set[str]:
 
 @cache
 def tasks() -> dict[str, set[str]]:
-    """Return the name of every task and the names of its options, those of its base classes included."""
+    """Return task name -> names of its options, including those of its base classes."""
     found = {}
     for file in sorted((package() / "tasks").rglob("*.py")):
         found.update({name: (bases, fields, task) for name, bases, fields, task in classes_in(file)})
@@ -217,7 +217,7 @@ def tasks() -> dict[str, set[str]]:
 
 
 def classes_in(file: Path) -> Iterator[tuple[str, list[str], list[str], str | None]]:
-    """Yield (name, bases, fields, value of the attribute `name`) of the classes in a source file."""
+    """Yield (class name, base classes, fields, value of its attribute `name`) for the classes in a source file."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
@@ -240,7 +240,7 @@ def classes_in(file: Path) -> Iterator[tuple[str, list[str], list[str], str | No
 
 
 def task_of(options: list[str]) -> str | None:
-    """Return the task of a training; None where its recipe does not say."""
+    """Return the task of a training; None if its recipe does not name one."""
     if task := value_of(options, "task"):
         return task
     if not (config := value_of(options, "config")):
@@ -251,7 +251,7 @@ def task_of(options: list[str]) -> str | None:
 
 
 def value_of(options: list[str], *names: str) -> str | None:
-    """Return the value of the first of these options that is given."""
+    """Return the value of the first of these options that is set; None if none is."""
     for place, option in enumerate(options):
         name, sign, value = option.partition("=")
         if name.startswith("--") and name[2:].replace("-", "_") in names:
@@ -275,7 +275,7 @@ def package() -> Path:
 
 
 def wrapped(names: Iterable[str]) -> str:
-    """Return names as lines of at most 110 characters, to stand behind a title of nine."""
+    """Return names as lines of at most 110 characters, indented by nine to align behind a title."""
     lines = [""]
     for name in names:
         if len(lines[-1]) + len(name) > 100:

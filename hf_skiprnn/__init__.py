@@ -71,7 +71,7 @@ if is_vision_available():  # AutoImageProcessor needs Pillow
 
 register_pipelines()
 
-# The code travels with every checkpoint, also with one that is loaded and saved again.
+# save_pretrained copies the model's code into every checkpoint, also for models that were loaded from a checkpoint.
 SkipRNNConfig.register_for_auto_class()
 SkipRNNModel.register_for_auto_class("AutoModel")
 SkipRNNForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

@@ -1,4 +1,4 @@
-"""Import paths of version 0.1.0: each leads to the module's new place, with a DeprecationWarning."""
+"""Keep the import paths of version 0.1.0 working: each gives the module's new place and a DeprecationWarning."""
 
 import sys
 import warnings
@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# New package -> modules that moved there: a name, or "old:new" where the name changed too.
+# New package -> modules that moved there, as NAME, or as OLD:NEW if the name changed too.
 PACKAGES = {
     "evaluation": "paper_results:paper metrics figures",
     "hub": "checkpoint:folder model_card:card card_checks",
@@ -30,7 +30,7 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds modules by their old names; the module object is the one at the new name."""
+    """Import hook: importing a module by its old name gives the module object of its new name."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(name, self) if name in MOVED else None

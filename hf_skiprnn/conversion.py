@@ -1,12 +1,12 @@
-"""Weights of other code: of torch.nn.LSTM and nn.GRU, in both directions, and of the authors' TensorFlow code.
+"""Convert weights from and to torch.nn.LSTM and nn.GRU, and from the authors' TensorFlow code.
 
-    state = torch.load("lstm.pt")  # of an nn.LSTM
+    state = torch.load("lstm.pt")  # the state dict of an nn.LSTM
     model = SkipRNNModel(SkipRNNConfig(**native_config(state), gate="always", learn_initial_state=False))
     load_native(model, state)
     lstm.load_state_dict(native_state(model))
 
-Targets are SkipRNNModel, its heads, SkipLSTM and SkipGRU. Parameters that the source does not have (gate, classifier)
-keep their values.
+The weights go into or come from a SkipRNNModel, one of its heads, a SkipLSTM or a SkipGRU. Parameters that the source
+lacks (gate, classifier) keep their values.
 """
 
 import re
@@ -24,10 +24,10 @@ OPTIMIZER = re.compile(r"(/Adam(_\d+)?|(^|/)beta[12]_power|(^|/)global_step)$")
 
 
 def native_config(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
-    """Return fields of SkipRNNConfig that fit the state dict of an nn.LSTM or nn.GRU whose names start with `prefix`.
+    """Return fields of SkipRNNConfig for the state dict of an nn.LSTM or nn.GRU. `prefix`: what its names start with.
 
     Raises:
-        ValueError: the state dict is of another module, of a bidirectional one, or of one with projections.
+        ValueError: the state dict belongs to another module, a bidirectional one, or one with projections.
     """
     names = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
     for mark, what in (
@@ -51,10 +51,10 @@ def native_config(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[st
 
 @torch.no_grad()
 def load_native(target: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Copy the weights of an nn.LSTM or nn.GRU into `target`; if they have no biases, the target's become zero.
+    """Copy the weights of an nn.LSTM or nn.GRU into `target`. If they have no biases, the target's become zero.
 
     Raises:
-        TypeError: target is no Skip RNN.
+        TypeError: target is not a Skip RNN.
         ValueError: sizes or cell of `target` differ; a GRU needs gru_reset="after".
     """
     stack, config = _stack_of(target), native_config(state_dict, prefix)
@@ -70,7 +70,7 @@ def load_native(target: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
 
 def _check_reset(stack: SkipStack) -> None:
     if stack.cell == "gru":
-        raise ValueError("nn.GRU resets after the product; weights of gru_reset='before' mean another function there.")
+        raise ValueError("nn.GRU resets after the product; with gru_reset='before' the same weights compute otherwise.")
 
 
 def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | None) -> None:
@@ -83,7 +83,7 @@ def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | 
         if layer.bias_hh_n is not None:
             layer.bias_hh_n.zero_()
         return
-    if layer.bias_hh_n is not None:  # not added to the other bias: the reset gate multiplies it
+    if layer.bias_hh_n is not None:  # kept apart from the other biases, because the reset gate multiplies it
         units = len(layer.bias_hh_n)
         layer.bias_hh_n.copy_(bias_hh[2 * units :])
         bias_hh = torch.cat([bias_hh[: 2 * units], torch.zeros_like(bias_hh[2 * units :])])
@@ -94,18 +94,18 @@ def _copy_biases(layer: SkipRNNLayer, bias_ih: Tensor | None, bias_hh: Tensor | 
 def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Return the state dict of the nn.LSTM or nn.GRU that computes the same as `source`.
 
-    All of a bias is in bias_ih, except the part of a GRU's that the reset gate multiplies.
+    bias_ih holds the whole bias, except the part of a GRU's bias that the reset gate multiplies.
 
     Raises:
-        TypeError: source is no Skip RNN.
+        TypeError: source is not a Skip RNN.
         ValueError: its gate may skip, its initial state is learned, or its GRU resets before the product.
     """
     stack = _stack_of(source)
     if stack.gate != "always":
-        raise ValueError(f"gate={stack.gate!r} may skip, which nn.LSTM and nn.GRU cannot; needs gate='always'.")
+        raise ValueError(f"gate={stack.gate!r} may skip steps; nn.LSTM and nn.GRU cannot. Use gate='always'.")
     _check_reset(stack)
     if stack.layers[0].initial_h is not None:
-        raise ValueError("A learned initial state has no place in the native layer; pass it as hx there.")
+        raise ValueError("nn.LSTM and nn.GRU cannot store a learned initial state; pass it to them as hx.")
     state: dict[str, Tensor] = {}
     for index, layer in enumerate(stack.layers):
         state[f"{prefix}weight_ih_l{index}"] = layer.weight_ih.clone()
@@ -120,13 +120,14 @@ def native_state(source: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 def tensorflow_config(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return fields of SkipRNNConfig that fit the authors' variables of SkipLSTMCell, MultiSkipLSTMCell, SkipGRUCell.
+    """Return fields of SkipRNNConfig for the authors' variables of SkipLSTMCell, MultiSkipLSTMCell or SkipGRUCell.
 
-    variables: name -> array, as a checkpoint reader lists them. Outer scopes, the ending ":0" and the optimizer's
-    variables are ignored.
+    variables: name -> array, from a TensorFlow checkpoint reader. Outer scopes, the ending ":0" and the variables of
+    the optimizer are ignored.
 
     Raises:
-        ValueError: another cell, layer normalisation, layers of different sizes, or a stacked Skip GRU.
+        ValueError: the cell is another one, has layer normalisation or layers of different sizes, or is a stacked
+            Skip GRU.
     """
     cell, kernels = _tensorflow_cell(_clean(variables))
     gates = 4 if cell == "lstm" else 2
@@ -142,12 +143,12 @@ def tensorflow_config(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def load_tensorflow(target: nn.Module, variables: Mapping[str, np.ndarray]) -> None:
     """Copy the authors' variables into `target`: cells, update gate, initial state and, into a head, the classifier.
 
-    Their LSTM has the order i j f o and adds a forget bias of 1 at run time; ours has i f g o and holds it in the bias.
-    Their GRU resets before the product (gru_reset="before").
+    Their LSTM orders the activations i j f o and adds a forget bias of 1 at run time; ours orders them i f g o, and its
+    bias includes that 1. Their GRU resets before the product (gru_reset="before").
 
     Raises:
         TypeError: target is no Skip RNN.
-        ValueError: as in tensorflow_config; or sizes of `target` differ, or a variable is missing.
+        ValueError: as in tensorflow_config; also if the sizes of `target` differ or a variable is missing.
     """
     stack, clean = _stack_of(target), _clean(variables)
     _check_sizes(stack, tensorflow_config(variables))
@@ -172,7 +173,7 @@ def load_tensorflow(target: nn.Module, variables: Mapping[str, np.ndarray]) -> N
 
 def _gates_in_our_order(clean: Mapping[str, np.ndarray], cell: str, scope: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the kernel [I + H, G*H] and bias [G*H] of a layer, in torch's order of the activations."""
-    if cell == "gru":  # r and u, and the candidate: two linear maps
+    if cell == "gru":  # two linear maps: one for r and u, one for the candidate
         parts = [scope + part for part in ("gates", "candidate")]
         kernel = np.concatenate([_find(clean, f"{part}/Weights") for part in parts], axis=1)
         return kernel, np.concatenate([_find(clean, f"{part}/Biases") for part in parts])
@@ -183,9 +184,9 @@ def _gates_in_our_order(clean: Mapping[str, np.ndarray], cell: str, scope: str) 
 
 
 def _tensorflow_cell(clean: Mapping[str, np.ndarray]) -> tuple[str, list[np.ndarray]]:
-    """Return the cell's name, and of each layer the kernel that shows its sizes."""
+    """Return the cell's name, and for each layer the kernel matrix, whose shape tells the layer's sizes."""
     if any(name.endswith("/gain") for name in clean):
-        raise ValueError("These variables are of a cell with layer normalisation, which no Skip RNN here has.")
+        raise ValueError("These variables belong to a cell with layer normalisation, which no Skip RNN here has.")
     if any("MultiSkipGRUCell/" in name for name in clean):
         raise ValueError(
             "The authors' stacked Skip GRU feeds the input, not the layer below, to its upper layers' candidates. "
@@ -207,7 +208,7 @@ def _layer_number(name: str) -> int:
 
 
 def _clean(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the variables without the optimizer's, by names without the output number."""
+    """Drop the optimizer's variables, and the output number (":0") at the end of the names."""
     named = {re.sub(r":\d+$", "", name): np.asarray(value) for name, value in variables.items()}
     return {name: value for name, value in named.items() if not OPTIMIZER.search(name)}
 
@@ -222,7 +223,7 @@ def _find(clean: Mapping[str, np.ndarray], ending: str) -> np.ndarray:
 
 def _copy(parameter: Tensor | None, values: np.ndarray) -> None:
     if parameter is None:
-        raise ValueError("The target lacks a parameter that the source has: needs learn_initial_state=True and biases.")
+        raise ValueError("The target lacks a parameter of the source: it needs learn_initial_state=True and biases.")
     if tuple(parameter.shape) != values.shape:
         raise ValueError(f"A parameter of shape {tuple(parameter.shape)} cannot take values of shape {values.shape}.")
     parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))

@@ -1,4 +1,4 @@
-"""SkipLSTM and SkipGRU: layers in the place of nn.LSTM and nn.GRU, with the same arguments and return values."""
+"""SkipLSTM and SkipGRU: layers that replace nn.LSTM and nn.GRU, with the same arguments and return values."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -42,11 +42,11 @@ class _SkipRecurrent(SkipStack):
         super().__init__()
         if bidirectional:
             raise ValueError(
-                "bidirectional=True is refused: the gate decides from the past which steps are never read."
+                "bidirectional=True is refused: the gate decides from past steps alone which steps to skip."
             )
         if dropout:
             raise ValueError(
-                f"dropout={dropout} is refused: a new mask at every step would change the state that is held. "
+                f"dropout={dropout} is refused: a new mask at every step would change the state at skipped steps. "
                 "Apply dropout to the inputs or the output."
             )
         if gate not in ("learned", "always", "random", "strided"):
@@ -65,7 +65,7 @@ class _SkipRecurrent(SkipStack):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, from the distributions of the authors' code and not from nn.LSTM's."""
+        """Initialise all parameters, from the distributions of the authors' code, which differ from nn.LSTM's."""
         for layer in self.layers:
             init_layer(layer, self.forget_bias)
         if self.gate == "learned":
@@ -84,12 +84,12 @@ class _SkipRecurrent(SkipStack):
             input: [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence.
             hx: (h_0, c_0) or h_0, each [num_layers, B, H] ([num_layers, H] without a batch); default: the learned
                 initial state, or zeros. The first step is then always an update.
-                To continue a sequence, pass a SkipRNNState: `layer.initial_state(B)` for the first part (B = 1 without
-                a batch), and then the state that was returned; it takes the place of (h_n, c_n) or h_n. Gates and
-                outputs are those of the whole sequence, wherever it is cut. h_n and c_n alone lose the increment and
-                the steps since the last update, so the next part starts with an update that the whole need not have.
-            return_updates: also return (num_updates [B], update_gates [B, T]), both differentiable, so that lambda
-                times num_updates.mean() is the budget loss. Padding of a PackedSequence has gate 0.
+                To process a sequence in parts, pass a SkipRNNState: `layer.initial_state(B)` for the first part (B = 1
+                without a batch), and for each further part the state that the last call returned in place of (h_n,
+                c_n) or h_n. Gates and outputs then equal those of the whole sequence. h_n and c_n alone do not hold
+                the increment and the steps since the last update, so with them each part starts with an update.
+            return_updates: also return (num_updates [B], update_gates [B, T]). Both are differentiable: the budget loss
+                is lambda * num_updates.mean(). At the padding of a PackedSequence the gate is 0.
 
         Raises:
             ValueError: input or hx of another shape or type than above.
@@ -126,7 +126,7 @@ class _SkipRecurrent(SkipStack):
         return batched
 
     def _run(self, inputs: Tensor, hx: Any, mask: Tensor | None) -> tuple[ScanOutput, Tensor, Any]:
-        """Return the scan's output, its sequence [B, T, H] in the inputs' precision, and the last state as hx is."""
+        """Return the scan's output, its sequence [B, T, H] in the inputs' dtype, and the last state in hx's form."""
         state = self.initial_state(inputs.shape[0])
         if isinstance(hx, SkipRNNState):
             state = check_state(self, hx, inputs.shape[0])
@@ -138,7 +138,7 @@ class _SkipRecurrent(SkipStack):
                     raise ValueError(f"{name} must be [num_layers, B, H] = {shape}; got {tuple(part.shape)}.")
             state = state._replace(h=h.to(state.h.dtype), c=None if c is None else c.to(state.h.dtype))
         out = self.scan(inputs, state, mask, sequence=True)
-        assert out.sequence is not None  # asked for
+        assert out.sequence is not None  # because of sequence=True
         sequence = out.sequence.to(inputs.dtype)
         if isinstance(hx, SkipRNNState):
             return out, sequence, out.state
@@ -146,21 +146,21 @@ class _SkipRecurrent(SkipStack):
         return out, sequence, h if c is None else (h, c.to(inputs.dtype))
 
     def _map_state(self, hx: Any, function: Callable[[Tensor], Tensor]) -> Any:
-        """Return `function` of h or of (h, c); None and a SkipRNNState, which has a batch always, stay as they are."""
+        """Apply `function` to h or to (h, c). None and a SkipRNNState, which always has a batch, stay as they are."""
         if hx is None or isinstance(hx, SkipRNNState):
             return hx
         return tuple(function(part) for part in hx) if self.has_cell_state else function(hx)
 
     @classmethod
     def from_native(cls, native: nn.RNNBase, **gate_options: Any) -> Self:
-        """Return a layer with the weights of an nn.LSTM or nn.GRU; with gate="always" it computes the same.
+        """Return a layer with the weights of an nn.LSTM or nn.GRU; with gate="always" it computes the same function.
 
         Raises:
             ValueError: `native` is bidirectional, has dropout or projections, or is the other kind of layer; or
-                gru_reset="before" is asked for, which nn.GRU does not compute.
+                gru_reset="before" was passed, which nn.GRU does not compute.
         """
         names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
-        names += ["proj_size"] * (native.proj_size > 0)  # only SkipLSTM takes it, to refuse it
+        names += ["proj_size"] * (native.proj_size > 0)  # SkipLSTM accepts the argument only to refuse it with a reason
         weight = native.weight_ih_l0
         arguments = {name: getattr(native, name) for name in names} | {"device": weight.device, "dtype": weight.dtype}
         layer = cls(**arguments, **gate_options)
@@ -173,8 +173,8 @@ class _SkipRecurrent(SkipStack):
         """Return an nn.LSTM or nn.GRU that computes the same as this layer with gate="always".
 
         Raises:
-            ValueError: the gate may skip, the initial state is learned, or the reset gate acts before the product:
-                the native layers have none of these.
+            ValueError: the gate may skip, the initial state is learned, or the reset gate acts before the product;
+                nn.LSTM and nn.GRU can do none of these.
         """
         state, weight = native_state(self), self.layers[0].weight_ih
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first")
@@ -193,10 +193,10 @@ def _pack_like(packed: PackedSequence, padded: Tensor, lengths: Tensor) -> Packe
 
 
 class SkipLSTM(_SkipRecurrent):
-    """A Skip LSTM in the place of nn.LSTM, with the same arguments, defaults and return value.
+    """A Skip LSTM that replaces nn.LSTM, with the same arguments, defaults and return value.
 
-    It also takes the gate's options (see SkipRNNConfig). Differences: parameters are drawn as in the paper;
-    `bidirectional`, `proj_size` and `dropout` are refused; forward takes `return_updates` and a SkipRNNState.
+    It also takes the gate's options (see SkipRNNConfig). Differences: parameters are initialised as in the paper;
+    `bidirectional`, `proj_size` and `dropout` are refused; `forward` also accepts `return_updates` and a SkipRNNState.
     """
 
     has_cell_state = True
@@ -211,7 +211,7 @@ class SkipLSTM(_SkipRecurrent):
 
 
 class SkipGRU(_SkipRecurrent):
-    """A Skip GRU in the place of nn.GRU; see SkipLSTM.
+    """A Skip GRU that replaces nn.GRU; see SkipLSTM.
 
     gru_reset: "after" the product by default, as in nn.GRU; "before" gives the paper's GRU.
     """

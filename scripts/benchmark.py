@@ -1,13 +1,13 @@
-"""Run a benchmark in a fresh process: by name, with all libraries held to one instruction set.
+"""Run a benchmark in a new process in which all libraries use the same vector instruction set.
 
     python scripts/benchmark.py                          # cpu, with the widest instruction set of this machine
-    python scripts/benchmark.py cpu --isa avx2           # ours and PyTorch held to AVX2
+    python scripts/benchmark.py cpu --isa avx2           # our engine and PyTorch use at most AVX2
     python scripts/benchmark.py memory                   # peak memory of a training step
     python scripts/benchmark.py streaming                # a step of a stream, and exported graphs
     python scripts/benchmark.py gpu --parts reach        # against cuDNN
     python scripts/benchmark.py cpu --help               # the benchmark's own options
 
-Libraries read these variables once, when they load; so each benchmark starts in a process of its own.
+The libraries read their environment variables once, when they load. So each benchmark runs in its own process.
 """
 
 import os
@@ -17,9 +17,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 BENCHMARKS = ("cpu", "memory", "streaming", "gpu")
-ISA = "HF_SKIPRNN_CPU_ISA"  # our engine
-# oneDNN's, MKL's and ATen's own names of the sets. AVX-512 is the widest that we build for, so there the peers may use
-# all that the machine has, its bfloat16 and matrix instructions too.
+ISA = "HF_SKIPRNN_CPU_ISA"  # the variable of our engine
+# The names of the sets in oneDNN, MKL and ATen. AVX-512 is the widest set of our engine, so there the peers may use
+# everything that the machine has, including its bfloat16 and matrix instructions.
 PEERS = {
     "portable": {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ATEN_CPU_CAPABILITY": "default"},
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
@@ -28,17 +28,17 @@ PEERS = {
 
 
 def environment(isa: str | None) -> dict[str, str]:
-    """Return this process's environment with every library held to `isa`; None: to what the machine has."""
+    """Return this process's environment with every library limited to `isa`; None: to the machine's widest set."""
     variables = {name: value for name, value in os.environ.items() if name not in (ISA, *PEERS["avx2"])}
     if isa is not None:
         variables |= {ISA: isa, **PEERS[isa]}
     root = str(Path(__file__).resolve().parents[1])
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {"OMP_NUM_THREADS": "1"} | variables  # a workload of more threads sets its own number
+    return {"OMP_NUM_THREADS": "1"} | variables  # workloads with more threads set their own number
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benchmark that the first argument names, with the rest; return its exit status."""
+    """Run the benchmark named by the first argument, and pass it the other arguments; return its exit status."""
     name, rest = (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in BENCHMARKS else ("cpu", arguments)
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--isa", choices=list(PEERS))

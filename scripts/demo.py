@@ -1,9 +1,9 @@
-"""Train a Skip LSTM to find a digit on a black canvas, reload it in a new process, and compare it.
+"""Train a Skip LSTM to find a digit on a black canvas, reload it in a new process, and compare it with two baselines.
 
     python scripts/demo.py
 
-Beside it are a plain LSTM, which reads every pixel, and a strided one, which reads every third. All three are trained
-alike, by the recipe find_digit-skip-lstm, two at a time on one thread each. Options go on to train.py:
+The baselines are a plain LSTM, which reads every pixel, and a strided one, which reads every third pixel. All three are
+trained with the recipe find_digit-skip-lstm, two at a time on one thread each. Unknown options are passed to train.py:
 
     python scripts/demo.py --seed 1 --output_dir runs/demo-1
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != SCRIPTS]  # its evaluate.py hides another package
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != SCRIPTS]  # its evaluate.py would hide `evaluate`
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification
@@ -30,20 +30,20 @@ from hf_skiprnn.evaluation.animation import write_animation
 from hf_skiprnn.tasks import TASKS
 
 TASK, PIXELS, STRIDE = "find_digit", 256, 3
-TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # as results.json will tell the command
-# The slowest first: two trainings run at a time.
+TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # relative, because results.json stores the command
+# The slowest training comes first, because two run at a time.
 RIVALS = {"plain-lstm": ["--gate=always"], "skip-lstm": [], "strided-lstm": ["--gate=strided", f"--stride={STRIDE}"]}
 SHOWN = "skip-lstm"  # its training prints to the terminal; the others print to train.log in their folders
 
 
 def start(folder: Path, options: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-    """Start a training on one thread: more do not help scans as small as these."""
+    """Start a training on one thread; such small scans do not profit from more."""
     command = [sys.executable, TRAIN, "--task", TASK, f"--output_dir={folder}", *options]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
 
 
 def train(folder: Path, options: list[str]) -> dict[str, Any]:
-    """Train one model; returns its results.
+    """Train one model, and return its results.
 
     Raises:
         SystemExit: the training failed; the message holds what it printed.
@@ -61,9 +61,9 @@ def train(folder: Path, options: list[str]) -> dict[str, Any]:
 
 
 def read_again(folder: str) -> dict[str, float]:
-    """Return accuracy on the test canvases and pixels read, from the checkpoint folder and its Auto classes alone.
+    """Load a checkpoint with the Auto classes only; return its accuracy and pixels read on the test canvases.
 
-    Writes reading.gif into the folder: some canvases as they are read.
+    Also write reading.gif into the folder, which shows some canvases while they are read.
     """
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -80,7 +80,7 @@ def read_again(folder: str) -> dict[str, float]:
 
 
 def read_again_in_a_new_process(folder: Path) -> dict[str, float]:
-    """Return what `read_again` finds there."""
+    """Call `read_again` in a new process, and return its result."""
     command = [sys.executable, __file__, "--read_again", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -95,7 +95,7 @@ def row(name: str, results: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Train the three, evaluate, read the checkpoint again, and print the table."""
+    """Train the three models, evaluate and reload the Skip LSTM, and print the table."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the three runs go")
     parser.add_argument("--read_again", metavar="CHECKPOINT", help="only evaluate this checkpoint, and print JSON")

@@ -1,4 +1,4 @@
-"""What every test runs under: no network, own caches, one thread, fixed seeds, NaN in memory that nobody wrote."""
+"""The environment of every test: no network, own caches, one thread, fixed seeds, NaN in uninitialised memory."""
 
 import functools
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 CACHES = tempfile.mkdtemp(prefix="hf_skiprnn-tests-")
 
-# huggingface_hub, datasets and torch read these at their first import; child processes inherit them. A developer's own
-# settings (caches, a token, another endpoint, a forced backend) stay out.
+# huggingface_hub, datasets and torch read these variables at their first import; child processes inherit them. A
+# developer's own settings (caches, a token, another endpoint, a forced backend) are removed.
 for _name in list(os.environ):
     if _name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
         del os.environ[_name]
@@ -24,7 +24,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
-    # Child processes find this checkout and the tests' modules where this process does: see pytest's pythonpath.
+    # Child processes must find this checkout and the tests' modules as this process does through pytest's pythonpath.
     "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, *filter(Path.is_dir, TESTS.iterdir())))),
 }
 
@@ -36,7 +36,7 @@ from hub_server.process import HubClient, HubServer
 from paths import ROOT, SHARED_DATA
 from survival import ledger
 
-# The same examples in every run (but for `make fuzz`), of any duration, and no folder of failures in the checkout.
+# Every run except `make fuzz` uses the same examples; they have no time limit, and failures are not stored in a folder.
 hypothesis.settings.register_profile("tests", derandomize=ledger.SCALE == 1, deadline=None, database=None)
 hypothesis.settings.load_profile("tests")
 
@@ -49,14 +49,14 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def fixed_seeds_and_one_thread() -> None:
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - libraries draw from the global generator
+    np.random.seed(0)  # noqa: NPY002 - libraries use the global generator
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """shared_data("mnist"): the folder of a real data set beside the checkout; where it is absent, the test skips."""
+    """Return a function: shared_data("mnist") is the folder of a real data set; the test is skipped if it is absent."""
 
     def folder(name: str) -> Path:
         path = SHARED_DATA / name
@@ -69,23 +69,24 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def hub_server() -> Iterator[HubServer]:
-    """The loopback Hub, one process for all tests."""
+    """A Hub on this machine; one process serves all tests."""
     with HubServer() as server:
         yield server
 
 
 @pytest.fixture
 def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubClient:
-    """The real Hub client of this process, talking to the loopback Hub with empty caches and alice's token."""
+    """The real Hub client of this process, connected to the local Hub with empty caches and alice's token."""
     return HubClient(hub_server, tmp_path / "hf_home", monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def uninitialised_memory_is_nan() -> Iterator[None]:
-    """Whoever reads memory that nobody wrote gets NaN (integers: their largest value; booleans: True).
+    """Fill uninitialised tensors with NaN (integers: their largest value; booleans: True), so that reading them shows.
 
-    torch.utils.deterministic.fill_uninitialized_memory would need deterministic mode, which swaps operators under test
-    for others. So Python's ways to such tensors are wrapped instead; what compiled code allocates is left alone.
+    torch.utils.deterministic.fill_uninitialized_memory needs deterministic mode, which replaces some of the tested
+    operators. So the Python functions that return such tensors are wrapped instead. Memory that compiled code allocates
+    is not filled.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in ("empty", "empty_like", "empty_strided", "empty_permuted"):

@@ -1,4 +1,4 @@
-"""Where things stand in the checkout."""
+"""Paths of folders in the checkout."""
 
 from pathlib import Path
 

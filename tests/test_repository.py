@@ -1,4 +1,4 @@
-"""The import and the packaging are what they say: light imports, docstrings, the wheel, the pins, the version."""
+"""Check light imports, docstrings of public names, the wheel, the pinned versions, and the version."""
 
 import inspect
 import re
@@ -18,10 +18,10 @@ from paths import ROOT
 
 import hf_skiprnn
 
-NATIVE_SOURCES = (".cpp", ".h")  # a wheel holds the libraries built from them
+NATIVE_SOURCES = (".cpp", ".h")  # not in a wheel, which holds the libraries built from them
 
 
-# Hides these packages as if they were not installed, and records which of them this package imports.
+# Hides these packages as if they were not installed, and records which of them hf_skiprnn tries to import.
 LIGHT = """\
 import builtins, importlib.machinery, sys
 

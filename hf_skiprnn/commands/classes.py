@@ -1,4 +1,4 @@
-"""The classes of a checkpoint and of data: the same names in another order are mapped, others are not mixed up."""
+"""Match the classes of a checkpoint with the classes of the data, by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from hf_skiprnn.tasks import Task
 
 
 def names_of(labels: Mapping[Any, str] | None) -> list[str] | None:
-    """Return the names of an id2label in the order of their ids; None where there are only made-up ones (LABEL_0)."""
+    """Return the class names of an id2label in the order of their ids; None if they are the defaults (LABEL_0)."""
     if not labels:
         return None
     names = [labels[i] for i in sorted(labels, key=int)]
@@ -17,7 +17,7 @@ def names_of(labels: Mapping[Any, str] | None) -> list[str] | None:
 
 
 def order_of(held: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
-    """Return the place in `held` of every wanted name; None where the two do not hold the same names."""
+    """Return the index in `held` of every name in `wanted`; None if the two lists differ in more than their order."""
     if sorted(held) != sorted(wanted) or len(set(held)) < len(held):
         return list(range(len(held))) if list(held) == list(wanted) else None
     return [held.index(name) for name in wanted]
@@ -33,10 +33,10 @@ def reorder_outputs(model: Any, order: Sequence[int], labels: Mapping[int, str])
 
 
 def match_task(model: Any, task: Task, checkpoint: str) -> None:
-    """Give the model's outputs the order of the task's classes, found by name.
+    """Reorder the model's outputs so that they follow the task's classes, which are matched by name.
 
     Raises:
-        ValueError: the task has other classes, or another number of outputs, than the checkpoint.
+        ValueError: the task and the checkpoint have different classes, or different numbers of outputs.
     """
     wanted = task.model_defaults()
     labels, number = wanted.get("id2label"), wanted.get("num_labels", model.config.num_labels)
@@ -49,7 +49,7 @@ def match_task(model: Any, task: Task, checkpoint: str) -> None:
     if order is None:
         raise ValueError(
             f"{checkpoint} was trained on other classes than the data have: {shown(held)}; the data have "
-            f"{shown(asked)}. Evaluate on data with the same names of classes, or rename them."
+            f"{shown(asked)}. Evaluate on data with the same class names, or rename the classes."
         )
     if order != list(range(len(order))):
         print(f"The data have the checkpoint's {len(order)} classes in another order; they are matched by name.")
@@ -57,22 +57,23 @@ def match_task(model: Any, task: Task, checkpoint: str) -> None:
 
 
 def shown(names: Sequence[str]) -> str:
-    """Return at most ten names and how many more there are."""
+    """Return a text with the first ten names and the number of the others."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(map(repr, names[:10])) + more
 
 
 def start_classifier(model: Any, checkpoint: str, held: Any) -> None:
-    """Fit the classifier of a fine-tuned model to its new config: keep, reorder or draw anew, and say which.
+    """Adapt the classifier of a model to the classes of the data it is fine-tuned on, and print what was done.
 
-    held: the checkpoint's config. Where the number of outputs differs, from_pretrained has drawn a new classifier.
+    Same classes: the classifier is kept, or its outputs are reordered. Other classes: it is initialised anew, by
+    from_pretrained where the number of outputs differs. held: the checkpoint's config.
     """
     before, now = names_of(held.id2label), names_of(model.config.id2label)
     if held.num_labels == model.config.num_labels:
         if before is None or now is None or before == now:
             return
         if (order := order_of(before, now)) is not None:
-            print(f"The classes of {checkpoint} come in another order here; its classifier is matched by name.")
+            print(f"The classes of {checkpoint} are in another order here; its outputs are reordered by class name.")
             reorder_outputs(model, order, model.config.id2label)
             return
         model.classifier = torch.nn.Linear(model.classifier.in_features, model.classifier.out_features)

@@ -31,11 +31,11 @@ DESCRIPTION = """Evaluate a checkpoint: metrics, updates, operation counts, and 
     hf-skiprnn evaluate runs/digits-skip-lstm
     hf-skiprnn evaluate CHECKPOINT --task mnist --dataset_name ../shared/data/mnist --split validation
 
-The task and its options come from the run.json that training left in the checkpoint's folder (of checkpoint-N: in the
-one above it), from the results.json of a published folder, or from the command line, which wins. Writes
-evaluation-SPLIT.json and steps-read-SPLIT.png beside the checkpoint, or into --output_dir.
+The task and its options come from run.json, which training wrote into the checkpoint's folder (for checkpoint-N, into
+the folder above it), or from the results.json of a published folder. Options on the command line override them.
+Writes evaluation-SPLIT.json and steps-read-SPLIT.png into the checkpoint's folder, or into --output_dir.
 """
-# Metrics that are not the task's own start with one of these.
+# Names of metrics that Trainer and SkipRNNTrainer add to the task's own start with one of these.
 OF_THE_TRAINER = ("loss", "budget_loss", "update", "runtime", "samples_per", "steps_per", "model_preparation", "epoch")
 
 
@@ -65,7 +65,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="rows to evaluate on")
     parser.add_argument("--batch_size", type=int, default=256, help="rows at a time")
     parser.add_argument(
-        "--count_padding", action="store_true", help="also count updates as the paper's Table 5 does: padding is read"
+        "--count_padding", action="store_true", help="also count the updates in padding, as the paper's Table 5 does"
     )
     parser.add_argument("--figure_rows", type=int, default=12, help="rows in the picture; 0: no picture")
     parser.add_argument(
@@ -73,15 +73,15 @@ def add_options(parser: ArgumentParser) -> None:
         type=float,
         nargs="+",
         default=None,
-        help="several budgets from one checkpoint: metrics with each of these added to the gate's bias (0: as trained)",
+        help="evaluate the checkpoint once for each of these numbers, added to the gate's bias (0: as trained)",
     )
     parser.add_argument(
         "--update_rates",
         type=float,
         nargs="+",
         default=None,
-        help="the same at these shares of steps read; a checkpoint without calibration is calibrated on the task's "
-        "validation rows first",
+        help="evaluate the checkpoint once for each of these shares of steps read; a checkpoint without calibration is "
+        "first calibrated on the task's validation rows",
     )
     parser.add_argument(
         "--pull",
@@ -94,7 +94,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, folder: Path) -> dict[str, float]:
-    """Return the metrics of all rows; `folder` is only where the trainer would write."""
+    """Return the metrics over all rows. `folder`: the trainer's output_dir."""
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_eval_batch_size=batch_size,
@@ -116,7 +116,7 @@ def evaluate(model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int,
 def updates_with_padding(
     model: PreTrainedModel, task: Task, rows: Dataset, batch_size: int, length: int
 ) -> dict[str, float]:
-    """Return the updates where rows are filled up to `length` tokens and the padding is read as words are."""
+    """Count the updates when rows are padded to `length` tokens and the model reads the padding like words."""
     updates = []
     for start in range(0, len(rows), batch_size):
         batch = task.collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
@@ -160,7 +160,7 @@ def operating_points(
 
 
 def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
-    """Return frames encoded and seconds taken where only the frames that are read are decoded and encoded."""
+    """Classify the test clips, decoding and encoding only the frames that are read; return the counts and seconds."""
     from hf_skiprnn.inference.videos import classify_pulled
     from hf_skiprnn.tasks.readers.video import FrameFeatures
     from hf_skiprnn.tasks.ucf101 import UCF101
@@ -176,20 +176,20 @@ def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
     print(
         f"{saving.clips} clips of {saving.frames} frames: {saving.frames_encoded} encoded, {saving.frames_decoded} "
         f"decoded, {saving.seconds_pulled:.1f} s; every frame encoded: {saving.seconds_everything:.1f} s\n"
-        f"right: {saving.right_pulled}, of all frames {saving.right_everything}; "
-        f"clips read differently: {saving.clips_with_other_gates}"
+        f"correct clips: {saving.right_pulled}; with every frame encoded: {saving.right_everything}; "
+        f"clips whose gates differ: {saving.clips_with_other_gates}"
     )
     return result
 
 
 def draw_rows(model: PreTrainedModel, task: Task, rows: Dataset, path: Path, number: int = 12) -> None:
-    """Write a picture of the steps read in `number` rows from all over the split, which may be sorted by label."""
+    """Draw the steps read in `number` rows, evenly spaced over the split, because it may be sorted by label."""
     shown = min(number, len(rows))
     draw(model, task, rows.select([i * len(rows) // shown for i in range(shown)]), path)
 
 
 def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:
-    """Write a picture of the steps read in these rows; for texts an HTML page beside it."""
+    """Draw the steps read in these rows to `path`; for texts, also write an HTML page beside it."""
     batch = task.collate([rows[i] for i in range(len(rows))])
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
@@ -237,10 +237,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def padded_length(model: PreTrainedModel, task: Task) -> int:
-    """Return the length that the task crops texts to; exits where it is no task of texts."""
+    """Return the length to which the task crops texts; exit with a message if the task has no such length."""
     length = getattr(task, "length", None)
     if length is None or model.config.vocab_size is None:
-        raise SystemExit(f"--count_padding is for texts of one length, as in imdb; task {task.name} has no such.")
+        raise SystemExit(f"--count_padding needs a task that crops texts to one length, such as imdb; got {task.name}.")
     return length
 
 

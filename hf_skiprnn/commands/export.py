@@ -14,7 +14,7 @@ from hf_skiprnn.inference.export import OneUpdate, UpdateLoop, compare, quantize
 
 from .option_parser import HelpFormatter, wrong_input_exits
 
-DESCRIPTION = """Write a checkpoint as an ONNX graph whose loop runs over updates, and check it in onnxruntime.
+DESCRIPTION = """Write a checkpoint as an ONNX graph that loops over updates, not steps; check it in onnxruntime.
 
     hf-skiprnn export runs/digits-skip-lstm digits.onnx
     hf-skiprnn export CHECKPOINT out.onnx --inputs rows.npy --gate_shift -0.5
@@ -25,7 +25,7 @@ Batch and time are dynamic. The graph takes input_values [B, T, input_size] (or 
 --one_update writes the graph of a single update for streaming runtimes instead: input_values [B, input_size] (or
 input_ids [B]), fresh [B], h, c -> logits, steps_to_skip, next_h, next_c. Needs: pip install "hf_skiprnn[export]".
 """
-TOLERANCE = 1e-3  # largest difference of a float32 logit; a wrong graph is off by its whole size
+TOLERANCE = 1e-3  # largest difference of a float32 logit; a wrong graph differs by about the logit's own size
 
 
 def parse(argv: list[str]) -> Namespace:
@@ -54,7 +54,7 @@ def load(checkpoint: str, trust_remote_code: bool) -> Any:
 
 
 def check_inputs(graph: UpdateLoop, path: Path | None) -> torch.Tensor:
-    """Return the rows of a .npy file, or random ones."""
+    """Return the rows of a .npy file; without a file, random rows."""
     config = graph.base.config
     if path is not None:
         rows = torch.from_numpy(np.load(path))
@@ -66,7 +66,7 @@ def check_inputs(graph: UpdateLoop, path: Path | None) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
-    """Export, check and report; returns the report. Exits with a message if the graph differs from the model."""
+    """Export a checkpoint, check the graph and print a report; exit with a message if graph and model differ."""
     options = parse(sys.argv[1:] if argv is None else argv)
     with wrong_input_exits():
         model = load(options.checkpoint, options.trust_remote_code)
@@ -85,14 +85,14 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 
 
 def checked(graph: UpdateLoop, options: Namespace, report: dict[str, object]) -> dict[str, object]:
-    """Return how well the file agrees with the model on ragged rows; exits where it does not."""
+    """Compare the file with the model on rows of different lengths; exit with a message if they differ."""
     inputs = check_inputs(graph, options.inputs)
     lengths = torch.linspace(inputs.shape[1], 1, len(inputs)).long()
     mask = (torch.arange(inputs.shape[1]) < lengths.unsqueeze(1)).long()
     agreement = compare(graph, options.output, inputs, mask)
     if not options.int8 and (agreement.rows_with_other_gates or not agreement.logits_difference < TOLERANCE):
         raise SystemExit(
-            f"{options.output} does not do what the model does: {json.dumps(report | agreement._asdict())}. Where a "
-            "gate is within float32 rounding of 0.5 this may be chance: check on other --inputs."
+            f"{options.output} does not do what the model does: {json.dumps(report | agreement._asdict())}. A gate "
+            "within float32 rounding of 0.5 can cause this by chance: check on other --inputs."
         )
     return agreement._asdict()

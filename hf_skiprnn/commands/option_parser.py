@@ -1,4 +1,4 @@
-"""The command line of dataclasses: HfArgumentParser with groups of options, and percent signs in help texts."""
+"""Command lines made from dataclasses: HfArgumentParser with titled groups and percent signs in help texts."""
 
 import argparse
 import dataclasses
@@ -14,9 +14,10 @@ from hf_skiprnn import SkipRNNConfig
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the description's lines, shows defaults, and takes a percent sign in a help text literally.
+    """A help formatter that keeps the description's lines, shows defaults and prints percent signs as they are.
 
-    argparse formats help texts with %, so "1 % of the steps" would raise TypeError. Only %(default)s and its like stay.
+    argparse formats help texts with the % operator, so "1 % of the steps" would raise TypeError. So every % is doubled,
+    except in placeholders such as %(default)s.
     """
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -32,7 +33,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 class OptionParser(HfArgumentParser):
-    """HfArgumentParser whose help shows the options of each dataclass under a title of their own.
+    """HfArgumentParser whose help page shows the options of each dataclass under their own title.
 
     groups: title -> dataclass, in the order of the help page.
     """
@@ -50,7 +51,7 @@ class OptionParser(HfArgumentParser):
 
 
 def model_arguments() -> type[Any]:
-    """Return a dataclass with the fields of SkipRNNConfig, each None unless chosen on the command line."""
+    """Return a dataclass with the fields of SkipRNNConfig; a field is None unless the command line sets it."""
     own = {field.name for field in dataclasses.fields(SkipRNNConfig)} & set(SkipRNNConfig.__annotations__)
     fields = []
     for name, annotation in SkipRNNConfig.__annotations__.items():
@@ -62,7 +63,7 @@ def model_arguments() -> type[Any]:
 
 
 def described(field: str) -> str:
-    """Return what SkipRNNConfig's docstring says of a field."""
+    """Return the description of a field in SkipRNNConfig's docstring."""
     found = re.search(
         rf"^ {{4,8}}{field}: (.*?)(?=^ {{4,8}}\w+: |^\s*$)", SkipRNNConfig.__doc__ or "", re.MULTILINE | re.DOTALL
     )
@@ -71,7 +72,7 @@ def described(field: str) -> str:
 
 @contextmanager
 def wrong_input_exits() -> Iterator[None]:
-    """Exit with the message alone, without a traceback, where options, files or data are refused."""
+    """Turn an error about options, files or data into an exit with its message and without a traceback."""
     try:
         yield
     except (ValueError, OSError, StrictDataclassError) as error:

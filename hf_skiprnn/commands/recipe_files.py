@@ -1,4 +1,4 @@
-"""Recipes: YAML files with the settings of a training, found by name or by path, read as command line options."""
+"""Recipes: YAML files with the settings of a training. They are found by name or path, and become command options."""
 
 import difflib
 import json
@@ -13,9 +13,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def rows_of(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of every row of a file of tables: "table2-skip-lstm-1e-4" -> {"base": RECIPE, ...}.
+    """Return the settings of every row in a YAML file of tables: "table2-skip-lstm-1e-4" -> {"base": RECIPE, ...}.
 
-    Settings under a table's `all` are part of each of its rows.
+    Settings under a table's key `all` apply to every row of that table.
     """
     tables = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {
@@ -32,7 +32,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Return a recipe's settings, `task` among them. `path`: a recipe's name, a file, or FILE.yaml:ROW.
 
     Raises:
-        SystemExit: there is no such recipe or row, or the file holds no settings; the message says what there is.
+        SystemExit: there is no such recipe or row, or the file holds no settings; the message lists the choices.
     """
     if (named := RECIPES / f"{path}.yaml").is_file():
         path = named
@@ -49,7 +49,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict) or recipe.get("task") not in TASKS:
         raise SystemExit(
-            f"{path} must hold settings, and among them `task: NAME` with one of {', '.join(sorted(TASKS))}."
+            f"{path} must hold settings, among them `task: NAME`; NAME is one of {', '.join(sorted(TASKS))}."
         )
     return recipe
 
@@ -57,7 +57,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def as_options(recipe: dict[str, Any], names: list[str], path: Path) -> list[str]:
     """Return a recipe's settings as command line options.
 
-    So argparse reads values of both in the same way: 1e-3, which is a string in YAML 1.1, becomes a number.
+    Then argparse converts the values of recipes too: 1e-3, which YAML 1.1 reads as a string, becomes a number.
     """
     options: list[str] = []
     for key, value in recipe.items():

@@ -1,7 +1,7 @@
-"""The files that describe a run: run.json (what it is made of) and results.json (what came of it).
+"""The files that describe a run: run.json (its settings) and results.json (its results).
 
-A checkpoint's files may come from anybody, so what is read from them is data: the name of a task that exists, and
-values for that task's own fields, checked against their types. Nothing else in them is ever an option.
+A checkpoint may come from an untrusted source. So only two things are read from its files: the name of a known task,
+and values for that task's own options, whose types are checked. Everything else in the files is ignored.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from hf_skiprnn.training.trainer import SkipRNNTrainer
 from .option_parser import model_arguments
 from .train_options import Settings
 
-RUN_FILE = "run.json"  # in output_dir; a resumed run must be made of the same
+RUN_FILE = "run.json"  # in output_dir; a run can only be resumed with the same settings
 RESULTS = "results.json"
-WRITTEN_TO = ("cache_folder",)  # options of tasks that name a place to write to: never taken from a file
+WRITTEN_TO = ("cache_folder",)  # task options that name a folder to write to: never taken from a checkpoint's files
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """Return what a run is made of: the content of run.json."""
+    """Return the settings that define a run: the content of run.json."""
     training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
     fields = [field.name for field in dataclasses.fields(model_arguments())]
     return {
@@ -48,7 +48,7 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 
 def check_run(folder: Path, run: dict[str, Any]) -> None:
-    """Exit where the folder holds checkpoints of another run, and say what differs."""
+    """Exit with the differences if the folder holds checkpoints of a run with other settings."""
     path = folder / RUN_FILE
     if not path.is_file():
         return
@@ -70,7 +70,7 @@ def check_run(folder: Path, run: dict[str, Any]) -> None:
 def results_of(
     settings: Settings, trainer: SkipRNNTrainer, train: dict[str, Any], test: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of results.json; evaluates on the validation split."""
+    """Evaluate on the validation split, and return the content of results.json."""
     args = settings.args
     validation = plain_names(trainer.evaluate(metric_key_prefix="validation"))
     return {
@@ -89,7 +89,7 @@ def results_of(
 
 
 def command_line() -> str:
-    """Return the command that this process was started with, as it can be typed again."""
+    """Return the command line of this process, quoted so that it can be pasted into a shell."""
     program = Path(sys.argv[0])
     if program.stem == "hf-skiprnn":
         return shlex.join([program.stem, *sys.argv[1:]])
@@ -97,19 +97,19 @@ def command_line() -> str:
 
 
 def plain_names(metrics: dict[str, float]) -> dict[str, float]:
-    """Return metrics without Trainer's prefix and without its speeds, which do not describe the model."""
+    """Return the metrics without Trainer's prefix and without its speeds, which say nothing about the model."""
     return {
         name.split("_", 1)[1]: value for name, value in metrics.items() if "_" in name and "_per_second" not in name
     }
 
 
 def run_of(checkpoint: str | None) -> tuple[str | None, dict[str, Any]]:
-    """Return (task, its options) of the run that a checkpoint folder belongs to; (None, {}) where nothing says so.
+    """Return (task, task options) of the run that a checkpoint folder belongs to; (None, {}) if no file tells them.
 
     They come from the folder's run.json or results.json, or, for a folder checkpoint-N, from run.json beside it.
 
     Raises:
-        ValueError: a file is no JSON object, or holds an option of the wrong type.
+        ValueError: a file does not hold a JSON object, or holds an option of the wrong type.
     """
     folder = Path(checkpoint or "")
     found = [folder / RUN_FILE, folder / RESULTS]
@@ -123,28 +123,28 @@ def run_of(checkpoint: str | None) -> tuple[str | None, dict[str, Any]]:
     if not isinstance(task, str) or task not in TASKS:
         return None, {}
     options = task_options(task, run.get("task_options"), path)
-    # Published results keep the last part of a local folder's path, which names nothing here.
+    # Published results keep only the last part of a local folder's path; there is no such folder here.
     if path.name == RESULTS and "/" not in str(options.get("dataset_name", "/")):
         options.pop("dataset_name")
     return task, options
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object; raises ValueError where it holds none."""
+    """Return the JSON object in a file; raise ValueError if it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}.")
     return content
 
 
 def task_options(task: str, found: Any, path: Path) -> dict[str, Any]:
-    """Return the values of a task's own fields among what a file holds; all else in it is ignored.
+    """Return the values of a task's own options that a file holds; ignore everything else in it.
 
     Raises:
-        ValueError: a value is not of its field's type.
+        ValueError: a value does not have the type of its option.
     """
     held = found if isinstance(found, dict) else {}
     hints: dict[str, Any] = get_type_hints(TASKS[task])
@@ -156,7 +156,7 @@ def task_options(task: str, found: Any, path: Path) -> dict[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Return whether a value out of a JSON file is of a field's type."""
+    """Return whether a value from a JSON file has the type that a field is annotated with."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in get_args(annotation))

@@ -1,4 +1,4 @@
-"""What training says at its end: how good the model is, how much it read, where it is, and what to do next."""
+"""The summary printed after training: quality of the model, share of steps read, its folder and the next commands."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,15 @@ import numpy as np
 
 from hf_skiprnn.hub.card import MAIN_METRICS, number, percent
 
-CLOSED, OPEN = 1.5, 0.95  # updates a row, and share of steps: below and above, the gate has learnt nothing
+# The gate has learned nothing below CLOSED updates a row, or above the share of steps OPEN.
+CLOSED, OPEN = 1.5, 0.95
 
 
 class LabelWatch:
-    """compute_metrics of a task that keeps the labels of the last evaluation, to compare with a guess.
+    """A task's compute_metrics that also keeps the labels of the last evaluation, to compute a trivial baseline.
 
     Args:
-        compute_metrics: the task's; called with every EvalPrediction.
+        compute_metrics: the task's function; called with every EvalPrediction.
     """
 
     def __init__(self, compute_metrics: Any) -> None:
@@ -27,7 +28,7 @@ class LabelWatch:
         return self.compute_metrics(prediction)
 
     def guess(self) -> tuple[str, float] | None:
-        """Return (metric, value) of a guess that reads nothing: the most frequent class, or the mean."""
+        """Return (metric, value) of the baseline that ignores its input: the most frequent class, or the mean."""
         if self.labels.ndim == 1 and len(self.labels) and np.issubdtype(self.labels.dtype, np.integer):
             return "accuracy", float(np.unique(self.labels, return_counts=True)[1].max() / len(self.labels))
         if self.labels.ndim <= 2 and self.labels.size and np.issubdtype(self.labels.dtype, np.floating):
@@ -36,12 +37,12 @@ class LabelWatch:
 
 
 def summary(results: dict[str, Any], guess: tuple[str, float] | None, folder: Path, picture: str) -> str:
-    """Return the last lines of a training.
+    """Return the lines printed at the end of a training.
 
     Args:
         results: content of results.json.
-        guess: see LabelWatch.guess.
-        folder: where the model is.
+        guess: what LabelWatch.guess returned.
+        folder: the model's folder.
         picture: path of the picture of the steps that were read, or how to get it.
     """
     test, repo = results["metrics"]["test"], f"YOUR_NAME/{folder.name}"
@@ -52,7 +53,7 @@ def summary(results: dict[str, Any], guess: tuple[str, float] | None, folder: Pa
 
 
 def quality_lines(test: dict[str, float], guess: tuple[str, float] | None) -> list[str]:
-    """Return the main metric of the test split beside that of a guess."""
+    """Return the main metric on the test split beside that of the trivial baseline."""
     name = next((name for name in MAIN_METRICS if name in test), None)
     if name is None:
         return [f"test loss: {number(test['loss'])}"]
@@ -63,12 +64,12 @@ def quality_lines(test: dict[str, float], guess: tuple[str, float] | None) -> li
 
 
 def reading_line(test: dict[str, float]) -> str:
-    """Return how many steps were read."""
+    """Return a line with the number of steps read."""
     return f"steps read: {number(test['updates'])} of {number(test['updates'] / max(test['update_rate'], 1e-9))} a row"
 
 
 def gate_lines(results: dict[str, Any]) -> list[str]:
-    """Return a warning where a learned gate has closed or reads nearly all, and the remedy."""
+    """Return a warning and a remedy if a learned gate has closed or reads nearly every step."""
     test = results["metrics"]["test"]
     if results["model"]["gate"] != "learned":
         return []

@@ -36,7 +36,7 @@ CALIBRATION_ROWS = 1024  # validation rows: the standard error of a mean share i
 
 
 def model_of(start: StartArguments, task: Task, config: SkipRNNConfig) -> PreTrainedModel:
-    """Return a new model, or the checkpoint's with a classifier that fits the task's classes."""
+    """Return a new model, or the checkpoint's model with a classifier for the task's classes."""
     kind = SkipRNNForFrameClassification if task.per_frame else SkipRNNForSequenceClassification
     if (checkpoint := start.model_name_or_path) is None:
         model = kind(config)
@@ -48,7 +48,7 @@ def model_of(start: StartArguments, task: Task, config: SkipRNNConfig) -> PreTra
 
 
 def trainer_of(settings: Settings, splits: Splits, watch: LabelWatch) -> SkipRNNTrainer:
-    """Return the trainer of a run, with the model to be trained."""
+    """Return the trainer of a run; it holds the model to train."""
     task, budget, stopping = settings.task, settings.budget, settings.stopping
     return SkipRNNTrainer(
         model_of(settings.start, task, settings.config),
@@ -76,7 +76,7 @@ def train_long_enough(args: TrainingArguments, splits: Splits, options: list[str
 
 
 def callback_outcomes(settings: Settings, trainer: SkipRNNTrainer) -> dict[str, Any]:
-    """Return what the callbacks found, for results.json."""
+    """Return the outcomes of the callbacks, for results.json."""
     found: dict[str, Any] = {}
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, BudgetController | RateController):
@@ -87,7 +87,7 @@ def callback_outcomes(settings: Settings, trainer: SkipRNNTrainer) -> dict[str, 
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train, evaluate and save; returns the content of results.json."""
+    """Train, evaluate and save a model; return the content of results.json."""
     with wrong_input_exits():
         settings = parse(sys.argv[1:] if argv is None else argv)
         args, folder = settings.args, Path(str(settings.args.output_dir))
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def calibrate_gate(trainer: SkipRNNTrainer) -> None:
-    """After training for a share of steps: move the gate to where validation rows are read by exactly this share."""
+    """Shift the gate after training so that the share of steps read in validation rows is exactly the target."""
     controllers = [c for c in trainer.callback_handler.callbacks if isinstance(c, RateController)]
     if not controllers:
         return
@@ -138,8 +138,8 @@ def calibrate_gate(trainer: SkipRNNTrainer) -> None:
 
 
 def picture_of(trainer: SkipRNNTrainer, task: Task, splits: Splits, folder: Path) -> str:
-    """Draw the steps that are read in some test rows; returns the picture's path, or how to get it."""
-    if trainer.args.world_size > 1:  # a forward of sharded weights needs every process
+    """Draw the steps read in some test rows; return the picture's path, or a hint how to get the picture."""
+    if trainer.args.world_size > 1:  # a forward pass of sharded weights needs every process; only one draws
         return "drawn by the next command"
     if importlib.util.find_spec("matplotlib") is None:
         return 'needs matplotlib: pip install "hf_skiprnn[figures]"'
@@ -149,6 +149,6 @@ def picture_of(trainer: SkipRNNTrainer, task: Task, splits: Splits, folder: Path
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The settings of a training: a recipe's, with the command line's over them."""
+"""The settings of a training: those of a recipe, overridden by the command line."""
 
 import dataclasses
 from argparse import ArgumentParser, Namespace
@@ -22,16 +22,16 @@ DESCRIPTION = """Train a Skip RNN on a task.
     hf-skiprnn train --dataset_name HUB_ID_OR_FOLDER --label_column NAME
     hf-skiprnn train --task mnist --model_name_or_path model_cards/skip-lstm-mnist --shift 1    # fine-tune
 
-`--task NAME` is short for `--config NAME-skip-lstm`; without either, `--dataset_name` is for own data. A recipe sets
-options of the task, of the model and of training; the command line wins over it.
+`--task NAME` is short for `--config NAME-skip-lstm`; with neither, `--dataset_name` trains on your own data. A recipe
+sets options of the task, the model and the training; options on the command line override it.
 
-The same command again, after a kill, goes on from the last complete checkpoint in `output_dir`. At the end, the
-model, its processor, results.json and a picture of the steps that were read are there.
+After an interruption, the same command resumes from the last complete checkpoint in `output_dir`. At the end that
+folder holds the model, its processor, results.json and a picture of the steps read.
 """
-STEERING_STEPS = 25  # at most: lambda is steered at every log
-# Of a recipe: --target_update_rate and --steered_update_rate take their place.
+STEERING_STEPS = 25  # largest logging_steps with --steered_update_rate, which changes lambda at every log
+# Settings of a recipe that --target_update_rate and --steered_update_rate replace.
 STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
-# Fields of SkipRNNConfig that the shapes of a checkpoint's parameters depend on.
+# Fields of SkipRNNConfig that decide the shapes of a checkpoint's parameters.
 SHAPE = (
     *("cell_type", "gru_reset", "input_size", "hidden_size", "num_hidden_layers", "vocab_size"),
     "learn_initial_state",
@@ -40,19 +40,19 @@ SHAPE = (
 
 @dataclasses.dataclass
 class StartArguments:
-    """Where weights start."""
+    """The option that chooses the initial weights."""
 
     model_name_or_path: str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "Fine-tune this checkpoint (a folder or Hub id): its shape, weights and processor, the recipe's "
-            "other settings, and a new classifier where the classes are others."
+            "help": "Fine-tune this checkpoint (a folder or Hub id). Its shape, weights and processor are kept; other "
+            "settings come from the recipe. The classifier is new if the classes differ."
         },
     )
 
 
 class Settings(NamedTuple):
-    """All that a run is made of."""
+    """All settings of a run."""
 
     start: StartArguments
     task: Task
@@ -64,10 +64,10 @@ class Settings(NamedTuple):
 
 
 def parse(argv: list[str]) -> Settings:
-    """Return the recipe's settings with the command line's over them.
+    """Return the recipe's settings, overridden by the command line.
 
     Raises:
-        SystemExit: something is unknown, out of its range or contradictory; the message says what to do.
+        SystemExit: an option is unknown, out of its range or contradicts another; the message says what to do.
     """
     first = first_parser()
     path, rest = recipe_of(first, argv)
@@ -105,7 +105,7 @@ def parse(argv: list[str]) -> Settings:
 
 
 def first_parser() -> ArgumentParser:
-    """Return the parser of the two options that decide which others there are."""
+    """Return the parser of --task and --config, which decide what other options exist."""
     first = ArgumentParser(prog="hf-skiprnn train", add_help=False, allow_abbrev=False)
     first.add_argument("--task", choices=sorted(TASKS), help="task; short for --config TASK-skip-lstm")
     first.add_argument(
@@ -115,7 +115,7 @@ def first_parser() -> ArgumentParser:
 
 
 def recipe_of(first: ArgumentParser, argv: list[str]) -> tuple[Path, list[str]]:
-    """Return (the recipe that is asked for, the other options)."""
+    """Return (path of the chosen recipe, the other options)."""
     named, rest = first.parse_known_args(argv)
     if named == Namespace(task=None, config=None) and given(rest, "dataset_name"):
         named.task = "own_data"
@@ -125,12 +125,12 @@ def recipe_of(first: ArgumentParser, argv: list[str]) -> tuple[Path, list[str]]:
 
 
 def given(options: list[str], name: str) -> bool:
-    """Return whether an option is among `options`."""
+    """Return whether the option --NAME is among `options`."""
     return any(option.partition("=")[0] in (f"--{name}", f"--{name.replace('_', '-')}") for option in options)
 
 
 def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
-    """Return the recipe without settings that an option takes the place of."""
+    """Return the recipe without the settings that an option replaces."""
     left_out: set[str] = set()
     if given(options, "target_update_rate") or given(options, "steered_update_rate"):  # they find lambda
         left_out |= set(STEERED)
@@ -142,20 +142,20 @@ def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
 
 
 def chosen_of(args: TrainingArguments, options: list[str]) -> dict[str, Any]:
-    """Return the training arguments that the options set."""
+    """Return the training arguments that the recipe or the command line sets."""
     names = {option[2:].split("=")[0].replace("-", "_").removeprefix("no_") for option in options if option[:2] == "--"}
     return {name: value for name, value in args.to_dict().items() if name in names}
 
 
 def prepare_steering(args: TrainingArguments, at_logs: bool) -> None:
-    """Keep the last checkpoint: the best may be older than the wanted rate. Log often, if lambda is steered at logs."""
+    """Keep the last checkpoint, as the best may have another update rate; log often if logs change lambda."""
     args.load_best_model_at_end = False
     if at_logs and not 1 <= args.logging_steps <= STEERING_STEPS:
         args.logging_steps = STEERING_STEPS
 
 
 def config_of(start: StartArguments, task: Task, fields: dict[str, Any]) -> SkipRNNConfig:
-    """Return the config that the task asks for, with the chosen fields; fine-tuned, a checkpoint keeps its shape."""
+    """Return the task's config with the chosen fields; a checkpoint that is fine-tuned keeps its shape."""
     if start.model_name_or_path is None:
         return SkipRNNConfig(**(task.model_defaults() | fields))
     task.use_processor(start.model_name_or_path)

@@ -1,1 +1,1 @@
-"""Evaluation: metrics, figures, the paper's published numbers, and files written whole."""
+"""Evaluation: metrics, figures, the paper's published numbers, and atomic writing of files."""

@@ -1,7 +1,7 @@
-"""Figures: which steps a model read, and metrics against the steps read.
+"""Draw which steps a model read, and metrics against the number of steps read.
 
-Drawn with Matplotlib's objects, not with pyplot: they need no display and change no global state. Every figure of steps
-read takes `predicted` and `labels`, the names of the predicted and the true class of each row.
+The figures use Matplotlib's objects, not pyplot, so they need no display and change no global state. The functions that
+draw steps read take `predicted` and `labels`: the names of the predicted and the true class of each row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from matplotlib.ticker import NullFormatter
 READ = "#d62728"  # a step that was read
 UNREAD = "#b0b7bf"  # a step that was skipped
 INK = "#30363d"  # text and axes
-# A kind of model has one colour in all figures; its second curve in a figure has another marker.
+# Each kind of model has the same colour in all figures. Its second curve in one figure has another marker.
 COLOURS = {"learned": READ, "plain": INK, "strided": "#1f77b4", "random": "#e69f00"}
 MARKERS = "osD^v"
 
@@ -33,7 +33,7 @@ def kind_of(name: str) -> str:
 
 
 def pixels_read(images: np.ndarray, gates: np.ndarray, predicted: Sequence[str], labels: Sequence[str]) -> Figure:
-    """Draw every image in gray, with the pixels that were read in red.
+    """Draw every image in gray and the pixels that were read in red.
 
     images: [N, H, W] in [0, 1]; gates: [N, H*W] bool, in row order.
     """
@@ -54,7 +54,7 @@ def pixels_read(images: np.ndarray, gates: np.ndarray, predicted: Sequence[str],
 def waves_read(
     waves: np.ndarray, gates: np.ndarray, sampling_period: float, predicted: Sequence[str], labels: Sequence[str]
 ) -> Figure:
-    """Draw every wave as a line, with the samples that were read as red points.
+    """Draw every wave as a line and the samples that were read as red points.
 
     waves: [N, T]; gates: [N, T] bool; sampling_period: in ms.
     """
@@ -72,7 +72,7 @@ def waves_read(
 
 
 def marked_values_read(inputs: np.ndarray, gates: np.ndarray, predicted: np.ndarray, targets: np.ndarray) -> Figure:
-    """Draw every sequence of the adding task as stems: steps read in red, the two marked values with a ring.
+    """Draw every sequence of the adding task as stems: steps read in red, the two marked values ringed.
 
     inputs: [N, T, 2], value and marker; gates: [N, T] bool; predicted and targets: [N].
     """
@@ -97,7 +97,7 @@ def marked_values_read(inputs: np.ndarray, gates: np.ndarray, predicted: np.ndar
 def channels_read(
     sequences: Sequence[np.ndarray], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
 ) -> Figure:
-    """Draw every series, one channel as a line and several as a heat map, with the steps that were read in red.
+    """Draw every series, a single channel as a line, several as a heat map, and mark the steps read in red.
 
     sequences: [T, I] each, of any lengths; gates: [T] bool each.
     """
@@ -113,7 +113,7 @@ def channels_read(
             axes.imshow(steps.T, aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest")
             axes.eventplot(places, lineoffsets=-0.08 * steps.shape[1], linelengths=0.12 * steps.shape[1], colors=READ)
             axes.set_ylim(-0.18 * steps.shape[1], steps.shape[1] - 0.5)
-        axes.tick_params(labelbottom=True)  # each has its own time axis: lengths differ
+        axes.tick_params(labelbottom=True)  # lengths differ, so each plot shows its own time axis
     figure.axes[-1].set_xlabel("step", fontsize=9, color=INK)
     figure.suptitle("Steps read are marked in red", fontsize=10, color=INK)
     return figure
@@ -125,7 +125,7 @@ LINE = 110  # characters in a line of text
 def words_read(
     texts: Sequence[Sequence[str]], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
 ) -> Figure:
-    """Write every text with the words that were read in red and the others in light gray.
+    """Draw every text, words that were read in red and the others in light gray.
 
     texts: the words of each text; gates: [words] bool each.
     """
@@ -154,7 +154,7 @@ def words_read(
 def words_read_page(
     texts: Sequence[Sequence[str]], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
 ) -> str:
-    """Return the picture of words_read as an HTML page. Words that were read stand in <mark>."""
+    """Return what words_read draws as an HTML page. Words that were read stand in <mark>."""
     parts = []
     for words, read, guess, label in zip(texts, gates, predicted, labels, strict=True):
         _check("words_read_page", read, (len(words),))
@@ -172,7 +172,7 @@ def words_read_page(
 
 
 class Comparison(NamedTuple):
-    """A row of a table: our values, one for each seed, and the paper's mean and standard deviation, or None."""
+    """A row of a table: our values, one for each seed, and the paper's mean and standard deviation, if it has them."""
 
     name: str
     metric: Sequence[float]
@@ -182,7 +182,7 @@ class Comparison(NamedTuple):
 
 
 def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) -> Figure:
-    """Draw the metric and the steps read side by side, one line for each row, with means and standard deviations.
+    """Draw two plots side by side, the metric and the steps read, with means and standard deviations of each row.
 
     metric and steps: labels of the two axes.
     """
@@ -216,9 +216,9 @@ def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) 
 
 
 def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]], metric: str, steps: str) -> Figure:
-    """Draw the metric against updates, one curve for each model; a line joins the runs that no other run beats.
+    """Draw the metric against updates, one curve for each model; a line joins the runs on the Pareto front.
 
-    points: name -> (updates, metric) of its runs, higher metrics are better; the colour follows from the name.
+    points: model name -> (updates, metric) of its runs; higher metrics are better. The name decides the colour.
     metric and steps: labels of the axes.
     """
     figure = _figure(6.0, 4.2)
@@ -242,7 +242,7 @@ def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]]
 
 
 def pareto_front(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the (updates, metric) that no run beats with fewer updates and no smaller metric, by updates."""
+    """Return the Pareto front of runs (updates, metric), sorted by updates: no run with fewer updates is as good."""
     front: list[tuple[float, float]] = []
     for updates, metric in sorted(runs, key=lambda run: (run[0], -run[1])):
         if not front or metric > front[-1][1]:
@@ -251,7 +251,7 @@ def pareto_front(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float
 
 
 def _lines(words: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Break words into lines; each is a list of (index of the word, column)."""
+    """Break words into lines; a line is a list of (index of the word, column where it starts)."""
     lines: list[list[tuple[int, int]]] = [[]]
     column = 0
     for place, word in enumerate(words):
@@ -264,7 +264,7 @@ def _lines(words: Sequence[str]) -> list[list[tuple[int, int]]]:
 
 
 def _word(axes: Axes, column: int, row: int, word: str, color: str) -> None:
-    """Write a word at a column and row of characters; a dollar sign starts no formula."""
+    """Write a word at a column and row of characters; escape the dollar sign, which starts a formula in Matplotlib."""
     weight = "bold" if color == READ else "normal"
     text = axes.text(column, row, word, fontsize=6.8, color=color, weight=weight, family="monospace", va="top")
     text.set_parse_math(False)
@@ -276,14 +276,14 @@ def _check(name: str, gates: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches, which can be saved without a display."""
+    """Return an empty figure of a size in inches; it can be saved without a display."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _strip(figure: Figure, count: int, index: int, title: str) -> Axes:
-    """Add one of `count` plots, which stand below each other and share the time axis."""
+    """Add one of `count` plots that stand below each other and share the time axis."""
     axes = figure.add_subplot(count, 1, index + 1)
     axes.set_title(title, fontsize=9, color=INK, loc="left", pad=3)
     axes.tick_params(labelsize=7, colors=INK, labelbottom=index == count - 1)

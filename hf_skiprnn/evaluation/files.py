@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: whoever reads it never sees half of it, even after a kill."""
+"""Write files atomically: a reader never sees half a file, even if the writer is killed."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give the path of a draft beside `path`; on success the draft takes the place of `path`, else it is deleted.
+    """Yield the path of a draft beside `path`. On success the draft replaces `path`; after an error it is deleted.
 
-    The draft's name holds the process id, so two processes can write the same file at once: the later one wins.
+    The draft's name holds the process id, so two processes can write the same file at once; the later one wins.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,6 +21,6 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text` in UTF-8 to `path`, whole or not at all."""
+    """Write `text` in UTF-8 to `path`, atomically."""
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8")

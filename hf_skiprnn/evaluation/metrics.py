@@ -1,4 +1,4 @@
-"""The metrics: accuracy, errors, updates, and the operations that the updates cost.
+"""Compute metrics: accuracy, errors, updates, and the number of operations that the updates cost.
 
 Functions take NumPy arrays (or lists) and return Python floats, so that results can be written as JSON. scikit-learn is
 imported when it is used: only the extra `train` installs it.
@@ -33,7 +33,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
         labels: [N] integer classes.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the shapes differ from these.
     """
     from sklearn.metrics import accuracy_score
 
@@ -47,12 +47,12 @@ def balanced_accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
     """Compute the mean recall of the classes that occur in `labels`; logits [N, C], labels [N] integer classes."""
     from sklearn.metrics import recall_score
 
-    # balanced_accuracy_score is the same number, but warns of predicted classes that no row has.
+    # balanced_accuracy_score gives the same number, but warns of predicted classes that are in no label.
     return float(recall_score(labels, np.argmax(logits, axis=1), labels=np.unique(labels), average="macro"))
 
 
 def micro_f1(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Compute F1 over all pairs of row and label; logits [N, C] (above 0: predicted), labels [N, C] of 0 and 1."""
+    """Compute micro-averaged F1 from logits [N, C] (above 0: the class is predicted) and labels [N, C] of 0 and 1."""
     from sklearn.metrics import f1_score
 
     pairs = [np.asarray(part).reshape(-1) > 0 for part in (labels, logits)]
@@ -64,10 +64,10 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> float:
 
     Args:
         predictions: [N] or [N, C].
-        targets: [N] or [N, C], as many numbers as predictions.
+        targets: the same shape as predictions.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the shapes of the two differ.
     """
     from sklearn.metrics import mean_squared_error as of_columns
 
@@ -75,9 +75,9 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> float:
 
 
 def explained_variance(predictions: ArrayLike, targets: ArrayLike) -> float:
-    """Compute R2, the share of the targets' variance that is explained; shapes as in mean_squared_error.
+    """Compute R2, the share of the targets' variance that the predictions explain; shapes as in mean_squared_error.
 
-    Several columns are weighted by their variance. NaN for a single row, which has no variance.
+    Several columns are weighted by their variance. The result for a single row, which has no variance, is NaN.
     """
     from sklearn.metrics import r2_score
 
@@ -96,8 +96,8 @@ def _columns(name: str, predictions: ArrayLike, targets: ArrayLike) -> tuple[np.
 def real_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
     """Count the real steps of each row of a batch of model inputs.
 
-    Without `attention_mask` every step is real: T of `input_values` [B, T, I], `inputs_embeds` [B, T, I] or `input_ids`
-    [B, T], H * W of `pixel_values` [B, C, H, W].
+    Without `attention_mask` every step is real: T steps in `input_values` [B, T, I], `inputs_embeds` [B, T, I] or
+    `input_ids` [B, T], and H * W in `pixel_values` [B, C, H, W].
 
     Returns:
         [B] integer, on the device of the inputs.
@@ -116,18 +116,18 @@ def real_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def update_statistics(updates: ArrayLike, lengths: ArrayLike) -> dict[str, float]:
-    """Summarise how many steps the rows read.
+    """Compute statistics of the number of steps that the model read in each row.
 
     Args:
         updates: [N], updates of each row.
         lengths: [N], real steps of each row.
 
     Returns:
-        `updates` (mean over rows), `updates_std` (population), the percentiles `updates_p20`, `updates_p50` and
-        `updates_p80`, and `update_rate`: all updates over all real steps.
+        `updates` (mean over rows), `updates_std` (population standard deviation), the percentiles `updates_p20`,
+        `updates_p50` and `updates_p80`, and `update_rate`: the sum of updates over the sum of real steps.
 
     Raises:
-        ValueError: no rows, or other shapes.
+        ValueError: there are no rows, or the shapes differ from these.
     """
     updates, lengths = np.asarray(updates, np.float64), np.asarray(lengths, np.float64)
     if updates.shape != lengths.shape or updates.ndim != 1 or updates.size == 0:
@@ -142,10 +142,10 @@ def update_statistics(updates: ArrayLike, lengths: ArrayLike) -> dict[str, float
 
 
 def multiply_accumulates(config: RecurrentConfig, updates: float) -> float:
-    """Count the multiply-accumulates of a sequence with that many updates, as the paper's tables count FLOPs.
+    """Count the multiply-accumulates of a sequence with `updates` updates, as the paper's tables count FLOPs.
 
-    One for each weight of the cell's matrix products: updates * G * H * (H + I) with G = 4 (LSTM) or 3 (GRU), summed
-    over the layers. Biases, nonlinearities, the update gate and the classifier are left out.
+    Each update takes one for each weight of the cell's matrix products: updates * G * H * (H + I) with G = 4 (LSTM) or
+    3 (GRU), summed over the layers. Biases, nonlinearities, the update gate and the classifier are not counted.
     """
     gates, units = GATES_PER_CELL[config.cell_type], config.hidden_size
     inputs = [config.input_size] + [units] * (config.num_hidden_layers - 1)
@@ -153,7 +153,7 @@ def multiply_accumulates(config: RecurrentConfig, updates: float) -> float:
 
 
 def operation_counts(config: RecurrentConfig, statistics: Mapping[str, float]) -> dict[str, float]:
-    """Count multiply-accumulates per sequence: `read`, of the updates, and `every_step`, if every real step were read.
+    """Count multiply-accumulates per sequence: `read`, for the updates, and `every_step`, if every step were read.
 
     statistics: what update_statistics returned.
     """

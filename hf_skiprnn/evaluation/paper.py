@@ -1,4 +1,4 @@
-"""The results that the paper (Campos et al., ICLR 2018) publishes in its tables, to compare ours with."""
+"""The results in the tables of the paper (Campos et al., ICLR 2018), to compare ours with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ class PublishedRow:
     """A row of one of the paper's tables: means of four runs, and their standard deviation where the paper gives it.
 
     Attributes:
-        metric: name of the metric, as the task calls it.
-        value: of the metric; None where the paper only says whether the task was solved.
-        updates: steps read per sequence; of random skips, the expected number.
-        options: the task options that the row was measured with.
+        metric: the task's name of the metric.
+        value: value of the metric; None if the paper says only whether the task was solved.
+        updates: steps read per sequence; for random skips, the expected number.
+        options: the task options with which the row was measured.
     """
 
     table: int
@@ -40,7 +40,7 @@ class PublishedRow:
 
     @property
     def name(self) -> str:
-        """The row's name in scripts/paper/paper_rows.yaml, after the table's name."""
+        """The row's name in scripts/paper/paper_rows.yaml, without the prefix of the table."""
         if self.gate == "learned":
             return f"skip-{self.cell_type}-{self.budget_weight:.0e}".replace("e-0", "e-").replace("-0e+00", "-0")
         if self.skip_probability is None:
@@ -49,7 +49,7 @@ class PublishedRow:
 
 
 def published_rows(task: str, cell_type: str, options: Mapping[str, Any]) -> list[PublishedRow]:
-    """Return the paper's rows for a task with these options and a cell; an empty list if it has none."""
+    """Return the paper's rows for a task, its options and a cell; an empty list if there are none."""
     return [
         row
         for row in ROWS
@@ -59,7 +59,7 @@ def published_rows(task: str, cell_type: str, options: Mapping[str, Any]) -> lis
 
 
 def _adding() -> list[PublishedRow]:
-    """Table 1. The paper gives percentages of 50 steps; these are updates."""
+    """Table 1. The paper gives percentages of 50 steps; they are converted to updates here."""
     same: dict[str, Any] = {"table": 1, "task": "adding", "metric": "mse", "options": {"length": 50}}
     learned = (
         ("lstm", 0.0, 81.1, 3.6),
@@ -135,7 +135,7 @@ def _mnist() -> list[PublishedRow]:
 
 
 def _imdb() -> list[PublishedRow]:
-    """Table 5. There, padding counts as steps."""
+    """Table 5, in which padding counts as steps."""
     rows = []
     weights = (0.0, 1e-5, 1e-4, 1e-3)
     for cell, length, plain, accuracies, updates in (

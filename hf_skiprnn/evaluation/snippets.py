@@ -1,11 +1,11 @@
-"""Lines of Python for a model card: they load the checkpoint and run it on a real input of its task."""
+"""Write the example code of a model card: it loads the checkpoint and runs it on an input of its task."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Example(NamedTuple):
-    """An input in code: imports it needs, the name of the variable, lines that make it."""
+    """An example input as code: its imports, the name of its variable, and the expression that makes it."""
 
     imports: str
     name: str
@@ -42,11 +42,11 @@ HUB_TAGS = {  # "sequence-classification" is a pipeline of this package: the Hub
 
 
 def input_kind(config: Mapping[str, Any], processor: Mapping[str, Any]) -> str:
-    """Return what a checkpoint reads: "text", "image", "audio", "frames" (labels at every step) or "series".
+    """Return the kind of a checkpoint's input: "text", "image", "audio", "frames" (labels at every step) or "series".
 
     Args:
         config: content of config.json.
-        processor: content of preprocessor_config.json; empty where there is none.
+        processor: content of preprocessor_config.json; empty if there is no such file.
     """
     frames = "SkipRNNForFrameClassification" in (config.get("architectures") or ())
     if frames or "AutoModelForTokenClassification" in config.get("auto_map", {}):
@@ -65,14 +65,14 @@ def snippet(
     task: str | None = None,
     code_travels: bool = True,
 ) -> str:
-    """Return lines that load the checkpoint at `location` and run it on an input of the right shape.
+    """Return Python code that loads the checkpoint at `location` and runs it on an input of the right shape.
 
     Args:
         config: see input_kind.
         processor: see input_kind.
         location: Hub id or folder.
-        task: name of the task that the checkpoint was trained on, for an input that it is good at.
-        code_travels: the model's code is in the checkpoint; otherwise the lines import this package.
+        task: name of the task that the checkpoint was trained on; it decides the example input.
+        code_travels: the model's code is in the checkpoint folder; otherwise the lines import this package.
     """
     kind = input_kind(config, processor)
     lines = _frames(config, location) if kind == "frames" else _pipeline(kind, config, processor, location, task)
@@ -128,6 +128,6 @@ def _made_up(kind: str, config: Mapping[str, Any], processor: Mapping[str, Any])
 
 
 def quoted(text: str) -> str:
-    """Return a string literal in double quotes; whatever the text holds, it ends where the literal does."""
+    """Return the text as a Python string literal in double quotes, with everything escaped that could end it."""
     escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
     return f'"{escaped}"'

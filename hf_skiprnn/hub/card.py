@@ -1,9 +1,9 @@
-"""A checkpoint's README.md, rendered from the files of its folder; no number is typed.
+"""Render the model card (README.md) of a checkpoint from the files in its folder; no number is typed by hand.
 
-Sources: results.json (hf-skiprnn train), config.json, the processor's file, pictures named steps-read-*.png (hf-skiprnn
-evaluate), the task's page, the paper's tables, and, in this repository, speed/*.csv and *-pareto/results.json beside
-the folder. A fact that is absent leaves its section out. What a file holds is escaped: a name of a class or an option
-may come from anybody, and is shown as text.
+Sources: results.json (from hf-skiprnn train), config.json, the processor's file, pictures named steps-read-*.png (from
+hf-skiprnn evaluate), the docstring of the task's module, the paper's tables, and, in this repository, speed/*.csv and
+*-pareto/results.json beside the folder. A section whose facts are missing is left out. Everything from the files is
+escaped, because names of classes and options may come from an untrusted source.
 """
 
 import csv
@@ -32,9 +32,9 @@ from .private import public
 RESULTS = "results.json"
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
 VIDEO_TASKS = ("ucf101", "charades")
-# The number that says how good a model is: the first of these that its task has.
+# The main metric of a task is the first of these that it has.
 MAIN_METRICS = ("map_100", "accuracy", "f1", "mse")
-TIMES = {"runtime", "samples_per_second", "steps_per_second"}  # of an evaluation, on a machine that does other work too
+TIMES = {"runtime", "samples_per_second", "steps_per_second"}  # not shown: the machine may have been busy
 
 
 def render_card(
@@ -44,13 +44,13 @@ def render_card(
 
     Args:
         folder: holds results.json and config.json.
-        location: what the example loads; default: the folder's name.
-        license_id: licence of the weights, as the Hub names it; default: that of the card in the folder, if any.
+        location: Hub id or folder that the example code loads; default: the folder's name.
+        license_id: licence of the weights, as the Hub names it; default: that of an existing card in the folder.
         code_travels: the model's code is, or will be, in the folder; default: whether it is.
 
     Raises:
         FileNotFoundError: there is no results.json or config.json.
-        KeyError: results.json lacks a fact that every card tells.
+        KeyError: results.json lacks a fact that every card needs.
     """
     folder = Path(folder)
     travels = any(folder.glob("*.py")) if code_travels is None else code_travels
@@ -69,7 +69,7 @@ def write_card(folder: str | Path, location: str | None = None, license_id: str 
 
 
 def as_text(value: Any) -> str:
-    """Return a value so that Markdown and HTML show it as it is, on one line; Markup stays."""
+    """Escape a value so that Markdown and HTML show it literally, on one line; Markup stays as it is."""
     if isinstance(value, Markup):
         return str(value)
     line = re.sub(r"\s+", " ", html.escape(str(value), quote=False))
@@ -77,11 +77,11 @@ def as_text(value: Any) -> str:
 
 
 def card_facts(folder: Path, location: str, license_id: str | None, code_travels: bool) -> dict[str, Any]:
-    """Return what the template tells, from the files in the folder."""
+    """Return the values of the template's variables, from the files in the folder."""
     results, config = public(_json(folder / RESULTS)), _json(folder / "config.json")
     processor = _json(folder / "preprocessor_config.json", {})
     has_weights = any(folder.glob("*.safetensors"))
-    if not has_weights:  # too large for where the card is; the command makes them
+    if not has_weights:  # too large for this repository; the training command in the card makes them
         location = results["training"]["output_dir"]
     test, task = results["metrics"]["test"], results["task"]
     metric = next((name for name in MAIN_METRICS if name in test), None)
@@ -107,7 +107,7 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
         "figures": sorted(path.name for path in folder.glob("steps-read-*.png")),
         "speed": speed_rows(folder.parent / "speed", folder.resolve().name),
         "start": results.get("start", {}).get("model_name_or_path"),
-        "command": Markup(" ".join(results["command"].split())),  # a code block: nothing in it is markup
+        "command": Markup(" ".join(results["command"].split())),  # stands in a code block, where nothing is markup
         "license": license_id,
         "number": number,
         "percent": percent,
@@ -117,25 +117,25 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
 
 
 def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the task's options that say something elsewhere: not unset ones, and no folder of this machine."""
+    """Return the task's options to show: those that are set and are not folders of this machine."""
     local = not re.fullmatch(HUB_ID, str(options.get("dataset_name")))
     return {n: value for n, value in options.items() if value is not None and not (local and n == "dataset_name")}
 
 
 def named_classes(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of the classes; [] where there are none, or only made-up ones."""
+    """Return the names of the classes; [] if there are none, or only the defaults (LABEL_0)."""
     names = list(config.get("id2label", {}).values())
     return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def task_page(task: str) -> tuple[str, str]:
-    """Return (the first sentence of a task's page, its second paragraph: source and licence of the data)."""
+    """Return the first sentence and the second paragraph (source and licence of the data) of a task's docstring."""
     title, _, rest = (inspect.getdoc(inspect.getmodule(TASKS[task])) or "").partition("\n\n")
     return title.partition(": ")[2] or title, rest.split("\n\n")[0]
 
 
 def rivals(path: Path, metric: str | None) -> list[dict[str, Any]]:
-    """Return what runs without a learned gate gave, of a file of runs on the same task."""
+    """Return the results of runs without a learned gate, from a file of runs on the same task."""
     runs = _json(path, {})
     names = {"always": "plain {cell}", "random": "{cell}, random skips", "strided": "{cell}, one step in {stride}"}
     found = []
@@ -158,14 +158,14 @@ def measurements(folder: Path) -> list[dict[str, Any]]:
 
 
 def speed_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return what was measured of the checkpoint `name` itself, on one thread: inference, and a training step."""
+    """Return the measured times of the checkpoint `name` on one thread: of inference and of a training step."""
     wanted = {"level": "model", "name": "ours", "spread": name, "threads": "1"}
     rows = [row for row in measurements(folder) if all(row.get(key) == value for key, value in wanted.items())]
     return [row | {key: float(row[key]) for key in ("p50_ms", "native_over_this")} for row in rows]
 
 
 def data_fingerprint(rows: Dataset, split: str) -> dict[str, Any]:
-    """Return `split`, `rows` and `sha256` of a split's content, column by column; paths of files do not count."""
+    """Return the name, number of rows and SHA-256 of a split; the hash covers its columns, but no paths of files."""
     digest = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(batch_size=1000):
         for name in sorted(batch.column_names):
@@ -188,7 +188,7 @@ def percent(value: float) -> str:
 
 
 def published_value(row: PublishedRow) -> str:
-    """Return the metric's cell of a row of the paper."""
+    """Return the metric of a row of the paper, as a table shows it."""
     if row.value is None:
         return "solved" if row.solved else "not solved"
     return number(row.value) + (f" ± {number(row.value_std)}" if row.value_std is not None else "")
@@ -202,7 +202,7 @@ def metadata(
     license_id: str | None,
     code_travels: bool,
 ) -> str:
-    """Return the YAML block that the Hub reads."""
+    """Return the YAML metadata that the Hub reads."""
     task, test, kind = results["task"], results["metrics"]["test"], input_kind(config, processor)
     tag = HUB_TAGS.get(kind, "video-classification" if task in VIDEO_TASKS else "other")
     dataset = hub_dataset(results)
@@ -234,7 +234,7 @@ def metadata(
 
 
 def hub_dataset(results: Mapping[str, Any]) -> str | None:
-    """Return the Hub id of the data; a local folder stands for the task's default."""
+    """Return the Hub id of the data; for a local folder, the id that is the task's default."""
     chosen = str(results["task_options"].get("dataset_name"))
     if re.fullmatch(HUB_ID, chosen):
         return chosen

@@ -1,4 +1,4 @@
-"""Checks of a model card that need no network. Values that only the Hub knows (licences, tags) it checks itself."""
+"""Check a model card without a network. Values that only the Hub knows, such as licences, are checked by the Hub."""
 
 import math
 import re
@@ -10,15 +10,15 @@ import yaml
 
 LIBRARY = "transformers"
 REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# A path of somebody's machine.
+# A path on a local machine.
 LOCAL_PATH = re.compile(r"(?<![\w./:-])(/(home|root|Users|tmp|var|mnt|media|srv|data|scratch)/|[A-Z]:\\)\S*")
 
 
 def card_problems(text: str, folder: Path | None = None) -> list[str]:
-    """Return sentences about what is wrong with a README.md. `folder`: where its pictures are."""
+    """Return the problems of a README.md, one sentence each. `folder`: where its pictures are."""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if found is None:
-        return ["README.md must begin with metadata: a line ---, YAML, and a line --- again."]
+        return ["README.md must begin with metadata: a line ---, YAML, and another line ---."]
     try:
         metadata = yaml.safe_load(found[1])
     except yaml.YAMLError as error:
@@ -45,7 +45,7 @@ def _fields(metadata: dict[str, Any]) -> Iterator[str]:
     if not isinstance(tags, list) or not all(isinstance(tag, str) and tag for tag in tags):
         yield f"tags must be a list of words; got {tags!r}."
     elif "custom_code" not in tags:
-        yield "tags must hold custom_code: the model's code travels with it, and the Hub's snippet then says so."
+        yield "tags must hold custom_code, so that the Hub's snippet sets trust_remote_code for the model's own code."
     datasets = metadata.get("datasets", [])
     for name in datasets if isinstance(datasets, list) else [datasets]:
         if not isinstance(name, str) or not REPO_ID.fullmatch(name):
@@ -88,4 +88,4 @@ def _result(result: Any) -> Iterator[str]:
         elif isinstance(value, bool) or not isinstance(value, int | float | str) or value == "":
             yield f"{metric['type']} needs a value; got {value!r}."
         elif isinstance(value, float) and not math.isfinite(value):
-            yield f"{metric['type']} is {value}, which is no number to the Hub."
+            yield f"{metric['type']} is {value}, which the Hub does not accept as a number."

@@ -1,7 +1,7 @@
-"""A checkpoint folder: which of its files belong to it, and whether they would work where nothing else is.
+"""Read a checkpoint folder: which files belong to it, and whether they work without anything else.
 
-Only known files are published (an allow-list): whatever else lies in a run's folder stays here. Every file is read
-once, for its checksums and for keys in it.
+Only files on an allow-list are published; other files in a run's folder are not. Every file is read once, to compute
+its checksums and to search it for keys and passwords.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ ALLOWED = re.compile(
     r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
     r"|README\.md|LICENSE(\.md|\.txt)?|NOTICE(\.txt)?|(steps-read|operating-points)-[\w.-]+\.(png|html)"
 )
-PARSED = (".json", ".md", ".py")  # files whose content is looked into
+PARSED = (".json", ".md", ".py")  # files whose content is checked
 CHUNK = 2**20  # bytes read at a time
 
 
@@ -38,15 +38,15 @@ class CheckpointFile:
     path: str
     size: int
     sha256: str
-    git_sha1: str  # of git's blob: what the Hub lists of small files
+    git_sha1: str  # of the git blob: the checksum that the Hub lists for small files
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What was found in a checkpoint folder.
 
-    files: what belongs to it, in order of path. left_out: names of other files. problems: sentences about what would be
-    refused, or would not load, on the Hub.
+    files: the files that belong to it, sorted by path. left_out: names of other files. problems: sentences about what
+    the Hub would refuse, or what would not load from it.
     """
 
     folder: Path
@@ -80,22 +80,22 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def checkpoint_files(folder: str | Path) -> list[CheckpointFile]:
-    """Return what of a folder belongs to the checkpoint; errors as read_checkpoint's."""
+    """Return the files of a folder that belong to the checkpoint; errors as in read_checkpoint."""
     return read_checkpoint(folder).files
 
 
 def checkpoint_problems(folder: str | Path) -> list[str]:
-    """Return sentences about what would be refused, or would not load, on the Hub; errors as read_checkpoint's."""
+    """Return sentences about what the Hub would refuse, or what would not load; errors as in read_checkpoint."""
     return read_checkpoint(folder).problems
 
 
 def belonging(folder: Path) -> tuple[list[str], list[str]]:
     """Return (names of the files that belong to a checkpoint, names of the others), in order.
 
-    Code belongs to it where config.json or a processor's file names it, or where such code imports it.
+    A module belongs to it if config.json or a processor's file names it, or if such a module imports it.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder. A checkpoint is what save_pretrained wrote.")
+        raise NotADirectoryError(f"{folder} is not a folder. A checkpoint is a folder that save_pretrained wrote.")
     found = sorted(path.name for path in folder.iterdir())
     known = [name for name in found if ALLOWED.fullmatch(name) and (folder / name).is_file()]
     settings = [name for name in known if name.endswith("config.json") and not leaves(folder, name)]
@@ -105,7 +105,7 @@ def belonging(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def leaves(folder: Path, name: str) -> str:
-    """Return why a file must not be followed: "" unless it is a link out of the folder."""
+    """Return why a file must not be read: it is a link out of the folder. Return "" if it may be read."""
     path = folder / name
     if not path.is_symlink() or path.resolve().is_relative_to(folder.resolve()):
         return ""
@@ -113,7 +113,7 @@ def leaves(folder: Path, name: str) -> str:
 
 
 def with_imports(modules: Iterable[str], folder: Path) -> set[str]:
-    """Return the modules and all that they import relatively, as far as they are in the folder."""
+    """Return the modules and everything in the folder that they import by relative imports."""
     found, open_ = set[str](), [module for module in modules if re.fullmatch(r"\w+", module)]
     while open_:
         module = open_.pop()
@@ -125,15 +125,15 @@ def with_imports(modules: Iterable[str], folder: Path) -> set[str]:
 
 
 def imports_of(code: bytes) -> list[str]:
-    """Return the modules that code imports from beside itself: `from .x import y`.
+    """Return the modules that code imports relatively: x in `from .x import y`.
 
-    A regular expression, as transformers does it: ast.parse fails now and then in threads of Python 3.11.
+    A regular expression finds them, as in transformers: ast.parse sometimes fails in threads of Python 3.11.
     """
     return [name.decode() for name in re.findall(rb"^\s*from\s+\.(\w+)\s+import\b", code, re.MULTILINE)]
 
 
 def _read(folder: Path, name: str) -> tuple[CheckpointFile, bytes | None, list[str]]:
-    """Return (the file's description, its content if that is looked into, kinds of keys in it)."""
+    """Return (the file's description, its content if its suffix is in PARSED, the kinds of keys in it)."""
     path = folder / name
     size = path.stat().st_size
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
@@ -160,7 +160,7 @@ def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
             with safe_open(folder / name, "pt") as file:
                 broken = [key for key in file.keys() if not file.get_tensor(key).isfinite().all()]  # noqa: SIM118 - no dict
         except (SafetensorError, OSError) as error:
-            yield f"{name} cannot be read ({error}): it was cut off. Save the checkpoint again."
+            yield f"{name} cannot be read ({error}): it is truncated. Save the checkpoint again."
             continue
         yield from (f"{name}: {key} holds NaN or infinite numbers." for key in broken)
 
@@ -178,7 +178,7 @@ def _json_problems(name: str, content: bytes, names: set[str]) -> Iterator[str]:
     try:
         held = json.loads(content)
     except ValueError as error:
-        yield f"{name} is no JSON: {error}."
+        yield f"{name} is not valid JSON: {error}."
         return
     for kind, reference in code_references(held):
         if "--" in reference:
@@ -193,7 +193,7 @@ def _json_problems(name: str, content: bytes, names: set[str]) -> Iterator[str]:
 
 
 def code_references(content: Any) -> Iterator[tuple[str, str]]:
-    """Yield (what names it, "module.Class") for the code that a JSON file names."""
+    """Yield (key, "module.Class") for every class that a JSON file names in its auto_map."""
     if not isinstance(content, dict):
         return
     auto_map, pipelines = content.get("auto_map") or {}, content.get("custom_pipelines") or {}
@@ -205,7 +205,7 @@ def code_references(content: Any) -> Iterator[tuple[str, str]]:
 
 
 def _json(path: Path) -> Any:
-    """Return a file's JSON; None where it holds none, which is told as a problem elsewhere."""
+    """Return a file's JSON; None if it is not valid, which read_checkpoint reports as a problem."""
     try:
         return json.loads(path.read_bytes())
     except ValueError:
@@ -215,23 +215,23 @@ def _json(path: Path) -> Any:
 def stage(
     folder: str | Path, repo_id: str, into: str | Path, *, code: bool = True, license_id: str | None = None
 ) -> Path:
-    """Put a checkpoint's files into a new folder, with a card for `repo_id` where there is a results.json.
+    """Put a checkpoint's files into a new folder; if it has a results.json, render a card for `repo_id`.
 
-    results.json loses what names this machine and its user. Large files are linked where the disk allows it.
+    Local paths and user names are removed from results.json. Large files become hard links if the disk allows it.
 
     Args:
-        folder: the checkpoint; it stays as it is.
-        repo_id: what the card's example loads.
-        into: the folder to make.
-        code: with the code that config.json names, this package's where the folder has none.
+        folder: the checkpoint; it is not changed.
+        repo_id: Hub id that the card's example loads.
+        into: the folder to create.
+        code: add the modules that config.json names; if the folder has none, this package's modules.
         license_id: see render_card.
 
     Raises:
         NotADirectoryError: there is no such folder.
         ValueError: a file is a link that leaves the folder.
-        KeyError: results.json lacks a fact that every card tells.
+        KeyError: results.json lacks a fact that every card needs.
     """
-    from .card import RESULTS, render_card  # the tasks' pages need datasets, an extra
+    from .card import RESULTS, render_card  # imports the tasks, which need datasets, an extra
 
     folder, into = Path(folder), Path(into)
     into.mkdir(parents=True)
@@ -254,18 +254,18 @@ def stage(
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Copy a file; weights, which are large and never written to, become another name of the same file if possible."""
+    """Copy a file; make a hard link to weights if possible, because they are large and never written to."""
     if source.suffix in (".safetensors", ".onnx"):
-        with contextlib.suppress(OSError):  # another disk, or a file system without links
+        with contextlib.suppress(OSError):  # another disk, or a file system without hard links
             os.link(source.resolve(), target)
             return
     shutil.copyfile(source, target)
 
 
 def add_code(folder: Path) -> None:
-    """Put the modules of this package that the folder's JSON files name, and what those import, beside them.
+    """Copy into the folder the modules of this package that its JSON files name, and the modules that those import.
 
-    A folder with code of its own stays as it is.
+    A folder that already holds code is not changed.
     """
     if any(folder.glob("*.py")):
         return

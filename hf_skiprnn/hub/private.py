@@ -1,4 +1,4 @@
-"""What must not leave this machine: keys and passwords in files, and local paths in results."""
+"""Find keys and passwords in files before they are published, and remove local paths from results."""
 
 import re
 import shlex
@@ -18,11 +18,11 @@ KEYS = {
     "a password of .netrc": rb"machine\s+\S{1,80}\s+login\s+\S{1,80}\s+password\s+\S",
     "a password in an address": rb"://[^\s/:@'\"<>]{1,64}:[^\s/@'\"<>]{1,64}@[\w.-]",
 }
-LONGEST_KEY = 300  # bytes that a match may span at most, so that chunks of a file can overlap by as many
+LONGEST_KEY = 300  # largest length of a match in bytes: chunks of a file overlap by as much
 _PATTERNS = {what: re.compile(pattern) for what, pattern in KEYS.items()}
 
 _CREDENTIALS = re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^\s/@]+@|\b[\w.%+-]+:[^\s/:@]+@(?=[\w-]+\.)")
-# The folders of an absolute path, of one from a home folder or of a Windows drive; not the "//" of an address.
+# The folders in an absolute path, a path from a home folder (~) or from a Windows drive; not the "//" of a URL.
 _FOLDERS = re.compile(
     r"(?<![\w./~\\-])(?!(?<=:)//)(?:file:/*(?=/))?(?:~[\w.-]*|[A-Za-z]:)?[/\\]+(?=\S)(?:[^\s/\\\"',;:\])}]+[/\\]+)*"
 )
@@ -30,14 +30,14 @@ _WHOLE_PATH = re.compile(r"(?:file:/+|~[\w.-]*|[A-Za-z]:)?[/\\][^=]*")
 
 
 def keys_in(content: bytes) -> list[str]:
-    """Return the kinds of keys that a content seems to hold."""
+    """Return the kinds of keys that the bytes seem to hold."""
     return [what for what, pattern in _PATTERNS.items() if pattern.search(content)]
 
 
 def public(value: Any) -> Any:
-    """Return a JSON value without local folders, names of users and passwords in its texts.
+    """Remove local folders, user names and passwords from the strings of a JSON value.
 
-    Of an absolute path, or one from a home folder (~), the last part stays; of an address all but `user:password@`.
+    An absolute path, or one from a home folder (~), keeps only its last part. A URL loses only `user:password@`.
     """
     if isinstance(value, dict):
         return {name: public(part) for name, part in value.items()}
@@ -54,7 +54,7 @@ def _public_text(text: str) -> str:
         return text
     try:
         words = shlex.split(text)
-    except ValueError:  # no command: a text with a single quote
+    except ValueError:  # not a command line: a text with a single quote
         return _FOLDERS.sub("", text)
     if any(" " in word for word in words):  # quoted paths with spaces
         return shlex.join(_public_word(word) for word in words)

@@ -1,8 +1,8 @@
 """Upload a checkpoint to the Hub, and verify it by downloading it again.
 
-`publish` makes a repository's branch hold exactly the checkpoint's files, downloads them and compares. It can be
-interrupted anywhere and run again: no file is sent twice, and a branch never holds half of a checkpoint, because all
-files arrive in one commit on top of the last one that was seen.
+`publish` uploads the checkpoint's files to a branch so that it holds exactly these, then downloads and compares them.
+After an interruption it can be run again: no file is sent twice. A branch never holds half a checkpoint, because all
+files arrive in one commit, whose parent must still be the newest commit of the branch.
 """
 
 import hashlib
@@ -35,20 +35,20 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or
 
 from .folder import Checkpoint, CheckpointFile, read_checkpoint
 
-ATTEMPTS = 4  # of a commit that failed for a reason that may pass
+ATTEMPTS = 4  # tries of a request that fails with a temporary error
 WAIT = 1.0  # seconds before the second attempt; doubled at each
-GIT_FILES = (".gitattributes", ".gitignore")  # the Hub's own
+GIT_FILES = (".gitattributes", ".gitignore")  # files that the Hub adds
 
 T = TypeVar("T")
 
 
 class HubError(RuntimeError):
-    """A checkpoint did not reach the Hub, or came back different; the message says what to do."""
+    """Raised if a checkpoint did not reach the Hub, or came back different; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint: where it is, and of which files."""
+    """A published checkpoint: its place on the Hub and its files."""
 
     repo_id: str
     commit: str
@@ -67,22 +67,22 @@ def publish(
     delete: bool = False,
     message: str | None = None,
 ) -> Published:
-    """Make `branch` of a repository hold this checkpoint, verify it by downloading, and tag it with `version`.
+    """Upload a checkpoint to `branch` of a repository, verify it by downloading it, and tag it with `version`.
 
     Args:
-        folder: the checkpoint; or what read_checkpoint returned, so that files are not read again.
-        repo_id: OWNER/NAME. The repository is created if it does not exist, `private` or not. The token comes from
-            `hf auth login` or HF_TOKEN.
-        private: whether a repository that is created is private.
-        branch: where to put the files; created if it does not exist.
-        version: a tag for them, which never moves; None for none.
-        delete: delete what else the branch holds.
-        message: of the commit.
+        folder: the checkpoint's folder; or what read_checkpoint returned, so that files are not read again.
+        repo_id: OWNER/NAME. The repository is created if it does not exist. The token comes from `hf auth login` or
+            HF_TOKEN.
+        private: make a new repository private.
+        branch: branch to upload to; created if it does not exist.
+        version: name of a tag; an existing tag is never moved. None: no tag.
+        delete: delete the other files on the branch.
+        message: commit message.
 
     Raises:
         ValueError: the checkpoint has problems; the message lists them.
-        HubError: no or a wrong token, no right to write, metadata that the Hub refuses, files that are not the
-            checkpoint's, a version that exists elsewhere, no answer, or files that came back different.
+        HubError: the token is missing, wrong or may not write; the Hub refuses the metadata; the branch holds other
+            files; the version exists with other files; the Hub does not answer; or downloaded files differ.
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else read_checkpoint(folder)
     if checkpoint.problems:
@@ -107,7 +107,7 @@ def publish(
 
 
 def check_card(folder: Path) -> None:
-    """Let the Hub check the metadata of README.md (licence, tags, results): it knows what it accepts."""
+    """Ask the Hub to check the metadata of README.md: only the Hub knows which licences and tags it accepts."""
     try:
         _retried(ModelCard.load(folder / "README.md").validate)
     except ValueError as error:  # its text is the Hub's answer, as JSON
@@ -116,13 +116,13 @@ def check_card(folder: Path) -> None:
 
 
 def _commit(api: HfApi, checkpoint: Checkpoint, repo_id: str, branch: str, delete: bool, message: str) -> str:
-    """Return the id of the branch's commit with the files, made on top of what it holds unless it holds them."""
+    """Return the id of the branch's commit that holds the files; make that commit unless the branch has the files."""
     head = api.repo_info(repo_id, revision=branch).sha
     changed, others = differences(checkpoint.files, remote_checksums(api, repo_id, str(head)))
     if others and not delete:
         raise HubError(
             f"{repo_id} holds files that are not of this checkpoint: {', '.join(others)}. Delete them there, publish "
-            "to another repository, or say --delete."
+            "to another repository, or use --delete."
         )
     operations: list[Any] = [CommitOperationDelete(path) for path in others]
     operations += [CommitOperationAdd(path, checkpoint.folder / path) for path in changed]
@@ -132,7 +132,7 @@ def _commit(api: HfApi, checkpoint: Checkpoint, repo_id: str, branch: str, delet
 
 
 def remote_checksums(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
-    """Return path -> SHA-256 of a large file, or git's SHA-1 of a small one, as the Hub lists them."""
+    """Return path -> checksum as the Hub lists it: SHA-256 of a large file, git's SHA-1 of a small one."""
     return {
         entry.path: entry.blob_id if entry.lfs is None else entry.lfs.sha256
         for entry in api.list_repo_tree(repo_id, recursive=True, revision=revision)
@@ -141,7 +141,7 @@ def remote_checksums(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
 
 
 def differences(files: list[CheckpointFile], there: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Return (paths that are new or changed, paths that only the Hub has); `there`: what remote_checksums returned."""
+    """Return (new or changed paths, paths that only the Hub has). `there`: what remote_checksums returned."""
     changed = [file.path for file in files if there.get(file.path) not in (file.sha256, file.git_sha1)]
     return changed, sorted(there.keys() - {file.path for file in files} - set(GIT_FILES))
 
@@ -151,11 +151,11 @@ def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
 
 
 def _check_version(api: HfApi, repo_id: str, version: str, files: list[CheckpointFile]) -> None:
-    """Refuse, before anything is sent, a version that exists with other files."""
+    """Raise HubError, before anything is sent, if the version already exists with other files."""
     tagged = _tags(api, repo_id).get(version)
     if tagged is not None and any(differences(files, remote_checksums(api, repo_id, tagged))):
         raise HubError(
-            f"{repo_id} has a version {version} of other files already (commit {tagged[:8]}). Versions never move: "
+            f"{repo_id} already has a version {version} with other files (commit {tagged[:8]}). Tags are never moved: "
             "choose a new one with --version."
         )
 
@@ -169,7 +169,7 @@ def verify_published(files: list[CheckpointFile], repo_id: str, revision: str) -
     """Download a revision without any cache, and compare it with `files`.
 
     Raises:
-        HubError: a file is absent or different; the message names each.
+        HubError: files are absent or differ; the message names each.
     """
     with tempfile.TemporaryDirectory(prefix="hf_skiprnn-") as scratch:
         with explained(repo_id):
@@ -178,18 +178,18 @@ def verify_published(files: list[CheckpointFile], repo_id: str, revision: str) -
         for file in files:
             path = Path(scratch, "files", file.path)
             if not path.is_file():
-                problems.append(f"{file.path} is not there")
+                problems.append(f"{file.path} is missing")
             elif (got := hashlib.sha256(path.read_bytes()).hexdigest()) != file.sha256:
                 problems.append(f"{file.path} has SHA-256 {got[:12]}..., expected {file.sha256[:12]}...")
     if problems:
         raise HubError(
-            f"What came back from {repo_id} at {revision[:8]} is not what was sent: {'; '.join(problems)}. "
-            "Run it again; if it stays so, the repository is damaged: delete those files there first."
+            f"The files downloaded from {repo_id} at {revision[:8]} differ from those sent: {'; '.join(problems)}. "
+            "Run it again. If they still differ, the repository is damaged: delete those files there first."
         )
 
 
 def _retried(action: Callable[[], T]) -> T:
-    """Return action(), repeated after temporary errors: a lost answer, a busy server, another push in between."""
+    """Return action(), repeated after temporary errors: a lost answer, a busy server, somebody else's push."""
     for attempt in range(ATTEMPTS):
         try:
             return action()
@@ -210,7 +210,7 @@ def _may_pass(error: BaseException | None) -> bool:
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into a HubError that says what to do."""
+    """Turn errors of the Hub's client into a HubError that says what to do."""
     try:
         yield
     except HubError:
@@ -222,15 +222,15 @@ def explained(repo_id: str) -> Iterator[None]:
 
 
 def explain(error: BaseException | None, repo_id: str) -> str | None:
-    """Return a sentence about an error of the Hub's client and what to do; None for any other error."""
+    """Explain an error of the Hub's client and say what to do; return None for any other error."""
     if isinstance(error, LocalTokenNotFoundError):
         return "There is no token. Run `hf auth login`, or set HF_TOKEN to one with the role 'write'."
     if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated. Ask for access on its page, then log in with `hf auth login`."
+        return f"{repo_id} is gated. Request access on its page, then log in with `hf auth login`."
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such branch, tag or commit: {error.response.headers.get('X-Error-Message', '')}."
     if isinstance(error, RepositoryNotFoundError):
-        return f"There is no {repo_id}, or it is private and the token may not see it. Check the name and the token."
+        return f"{repo_id} does not exist, or it is private and the token cannot see it. Check the name and the token."
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, error.server_message or ""
         if status == 401:
@@ -238,9 +238,9 @@ def explain(error: BaseException | None, repo_id: str) -> str | None:
         if status == 403:
             return f"This token may not write to {repo_id} ({said}). Use one with the role 'write' of an owner."
         if status == 412:
-            return f"Others keep pushing to {repo_id}. Nothing of yours is there; run it again."
+            return f"Others keep pushing to {repo_id}. Your files were not committed; run it again."
         return f"The Hub answered {status} for {repo_id} ({said}). What was sent is kept; run the same command again."
     if isinstance(error, httpx.TransportError):
         return f"The Hub cannot be reached or hung up ({error}). What was sent is kept; run the same command again."
-    # The client wraps: an upload's failure in a RuntimeError, a download's in a ValueError or OSError.
+    # The client wraps errors: those of uploads in a RuntimeError, those of downloads in a ValueError or OSError.
     return None if error is None or error.__cause__ is None else explain(error.__cause__, repo_id)

@@ -1,1 +1,1 @@
-"""Inference beyond one forward call: where pulled steps come from, videos read frame by frame, exported graphs."""
+"""Inference beyond one forward call: sources for `model.pull`, classification of video files, and ONNX export."""

@@ -1,8 +1,11 @@
-"""Skip RNNs for other runtimes: torch.export programs and ONNX graphs whose loop runs over updates, not over steps.
+"""Export Skip RNNs as torch.export programs and ONNX graphs whose loop runs over updates, not over steps.
 
-There are two graphs. `UpdateLoop` takes whole sequences: its loop body runs as often as the row with the most updates
-has updates, and reads the inputs of updates only. `OneUpdate` is for streaming: it computes one update of some rows,
-and how many steps they then skip; the host counts these.
+There are two graphs. `UpdateLoop` takes whole sequences. Its loop runs once for each update of the row that has the
+most updates, and reads only the inputs of updates. `OneUpdate` is for streaming: it computes one update of some rows
+and the number of steps that they then skip. The program that runs the graph counts these steps.
+
+torch.export.export(model, ...) is another way, for PyTorch alone: there the native engine is one operator of the
+program. A process that loads such a program first registers the operator: `import hf_skiprnn.kernels.cpu.operators`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,7 @@ OPSET = 20
 
 
 class Exported(nn.Module):
-    """The base of both graphs: a classifier of sequences or of frames, and its update of some rows."""
+    """The base class of both graphs: it holds a classifier of sequences or frames, and computes updates of its rows."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -32,22 +35,22 @@ class Exported(nn.Module):
                 f"{type(model).__name__}, which has no classifier."
             )
         if base.gate == "random":
-            raise ValueError("gate='random' draws its gates, which a graph cannot repeat; export another gate.")
+            raise ValueError("gate='random' draws random numbers, which the graph cannot repeat; export another gate.")
         if (dtype := model.classifier.weight.dtype) != torch.float32:
             raise ValueError(
-                f"Export takes float32 weights, in which gates are decided; got {dtype}. Use model.float()."
+                f"Export takes float32 weights, because gates are computed in float32; got {dtype}. Use model.float()."
             )
         self.model, self.base = model.eval(), base
         self.cell = CELLS[base.cell]
 
     def update(self, x: Tensor, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return the states of N rows after one update, and after how many steps the gate opens next.
+        """Return the states of N rows after one update, and the number of steps until the next update.
 
         Args:
             x: numbers [N, I] or token ids [N].
             states: h of each layer, bottom first, then c of each layer; each [N, H].
 
-        The second result is [N, 1] int64, from 1; above LARGEST_COUNT if the gate never opens.
+        The second result is [N, 1] int64, at least 1. It exceeds LARGEST_COUNT if the gate never opens again.
         """
         layers = [layer_weights(layer) for layer in self.base.current_layers()]
         h, c = list(states[: len(layers)]), list(states[len(layers) :])
@@ -61,7 +64,7 @@ class Exported(nn.Module):
         return h + c, steps_to_update(increment, torch.zeros_like(increment), limit).unsqueeze(1)
 
     def start(self, rows: int) -> list[Tensor]:
-        """Return the states before the first step, as `update` takes them."""
+        """Return the states before the first step, in the form that `update` takes."""
         state = self.base.initial_state(rows)
         return [*state.h.unbind(), *(() if state.c is None else state.c.unbind())]
 
@@ -71,12 +74,12 @@ class Exported(nn.Module):
 
 
 class UpdateLoop(Exported):
-    """A graph of whole sequences: from inputs and an attention mask to logits, num_updates and update_gates."""
+    """A graph for whole sequences: from inputs and an attention mask to logits, num_updates and update_gates."""
 
     def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, num_updates [B] and update_gates [B, T] of 0 and 1, all float32.
 
-        The logits are [B, num_labels], or [B, T, num_labels] of a frame classifier.
+        The logits are [B, num_labels]; for a frame classifier [B, T, num_labels].
 
         Args:
             inputs: [B, T, input_size] float32, or token ids [B, T] int64.
@@ -85,10 +88,10 @@ class UpdateLoop(Exported):
         batch, steps = inputs.shape[:2]
         real = attention_mask != 0
         lengths = real.sum(1, keepdim=True)
-        # Positions of the real steps, in order, then of the masked ones. All keys differ, so the order is unique.
+        # Sort positions: real steps first, then masked ones, each in order. All keys differ, so the order is unique.
         place = torch.arange(steps, device=inputs.device)
         order = torch.topk(torch.where(real, steps - place, -place), steps, dim=1).indices
-        # One more column, which rows read that have ended; the result is dropped.
+        # Add a column, which rows read after their end; what they compute from it is dropped.
         flat_order = (
             torch.cat((order, order[:, :1]), 1) + torch.arange(batch, device=inputs.device).unsqueeze(1) * steps
         )
@@ -107,7 +110,7 @@ class UpdateLoop(Exported):
             return later, gates.scatter(1, at, one), *kept, *self.keep_logits(kept_logits, kept)
 
         gates = torch.zeros(batch, steps + 1, dtype=torch.uint8, device=inputs.device)  # in the order of `order`
-        start = [part.clone() for part in self.start(batch)]  # while_loop refuses operands that share memory
+        start = [part.clone() for part in self.start(batch)]  # while_loop refuses inputs that share memory
         parts = len(start)
         carried = (torch.zeros_like(lengths), gates, *start, *self.start_logits(start, steps))
         _, gates, *out = while_loop(condition, body, carried)
@@ -119,7 +122,7 @@ class UpdateLoop(Exported):
     # update of every row that has not ended. Step t then takes the logits of round r = its row's updates up to t.
 
     def start_logits(self, start: Sequence[Tensor], steps: int) -> list[Tensor]:
-        """Return the round, [1], and logits of every round, [1 + steps, B, C]; the initial state's are the first."""
+        """Return the round number, [1], and a buffer of all rounds' logits, [1 + steps, B, C]; [] without frames."""
         if not self.model.per_frame:
             return []
         first = self.logits(start).unsqueeze(0)
@@ -127,14 +130,14 @@ class UpdateLoop(Exported):
         return [rounds, torch.cat((first, first.new_zeros(steps, *first.shape[1:])))]
 
     def keep_logits(self, kept: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
-        """Return `kept` after one more round."""
+        """Return `kept` with the logits of one more round."""
         if not self.model.per_frame:
             return []
         rounds, logits = kept[0] + 1, self.logits(states).unsqueeze(0)
         return [rounds, kept[1].scatter(0, rounds.view(1, 1, 1).expand_as(logits), logits)]
 
     def logits_of(self, states: Sequence[Tensor], kept: Sequence[Tensor], opened: Tensor) -> Tensor:
-        """Return logits [B, C] of the last states, or [B, T, C] from those of every round and the gates [B, T]."""
+        """Return logits [B, C] of the last states; for frames, [B, T, C] picked from `kept` by the gates [B, T]."""
         if not self.model.per_frame:
             return self.logits(states)
         updates = opened.long().cumsum(1).unsqueeze(2)
@@ -142,16 +145,16 @@ class UpdateLoop(Exported):
 
 
 class OneUpdate(Exported):
-    """A graph of one update of N rows. The host runs it at steps that are read, and counts the steps to skip."""
+    """A graph of one update of N rows. The caller runs it at steps that are read, and counts the steps to skip."""
 
     def forward(self, x: Tensor, fresh: Tensor, h: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return logits [N, num_labels], steps_to_skip [N] int64, h, and for an LSTM c.
 
         Args:
             x: [N, input_size] float32, or token ids [N] int64.
-            fresh: [N] bool, rows that start; their h and c are ignored.
+            fresh: [N] bool, true for rows at their first step; their h and c are ignored.
             h: [L, N, H] float32.
-            c: likewise; None for a GRU.
+            c: [L, N, H] float32; None for a GRU.
         """
         given = [*h.unbind(), *(() if c is None else c.unbind())]
         start = self.start(x.shape[0])
@@ -164,7 +167,7 @@ class OneUpdate(Exported):
 
 
 def program(graph: Exported) -> torch.export.ExportedProgram:
-    """Return the torch.export program of a graph; batch and time are dynamic."""
+    """Return the torch.export program of a graph; batch size and length are dynamic."""
     config, dynamic = graph.base.config, torch.export.Dim.DYNAMIC
     text = config.vocab_size is not None
     arguments: list[Tensor | None]
@@ -195,10 +198,11 @@ def names(graph: Exported) -> tuple[list[str], list[str]]:
 
 
 def save_onnx(graph: Exported, path: str | Path) -> torch.export.ExportedProgram:
-    """Write a graph as ONNX; return the torch.export program that it was made from. Needs the `export` extra.
+    """Write a graph as ONNX and return its torch.export program. Needs the `export` extra.
 
-    Inputs and outputs of UpdateLoop: input_values or input_ids, attention_mask; logits, num_updates, update_gates.
-    Of OneUpdate: input_values or input_ids, fresh, h, c; logits, steps_to_skip, next_h, next_c.
+    UpdateLoop has the inputs input_values or input_ids, and attention_mask; and the outputs logits, num_updates and
+    update_gates. OneUpdate has the inputs input_values or input_ids, fresh, h and c; and the outputs logits,
+    steps_to_skip, next_h and next_c. A GRU has no c.
     """
     inputs, outputs = names(graph)
     source = program(graph)
@@ -212,17 +216,17 @@ def save_onnx(graph: Exported, path: str | Path) -> torch.export.ExportedProgram
 
 
 def quantize(path: str | Path, to: str | Path) -> None:
-    """Quantize the weights of an ONNX graph to int8, and its activations at run time; the update gate stays float32.
+    """Quantize an ONNX graph to int8: weights now, activations at run time. The update gate stays float32.
 
-    Rounded weights change the states, and with them gates near the threshold: measure the accuracy afterwards. Needs
+    Rounded weights change the states, which can change gates near the threshold. Measure the accuracy afterwards. Needs
     the `export` extra.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     gates = [node.name for node in _nodes(onnx.load(path).graph) if any("update_gate" in name for name in node.input)]
-    gates += [f"{name}_MatMul" for name in gates]  # the quantizer's name for the product of a Gemm
-    options = {"EnableSubgraph": True}  # the loop's body
+    gates += [f"{name}_MatMul" for name in gates]  # the quantizer splits a Gemm, and names its product so
+    options = {"EnableSubgraph": True}  # quantize the body of the loop too
     quantize_dynamic(Path(path), Path(to), weight_type=QuantType.QInt8, nodes_to_exclude=gates, extra_options=options)
 
 
@@ -236,11 +240,11 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 class Agreement(NamedTuple):
-    """How far an ONNX graph and its model agree."""
+    """The differences between the results of an ONNX graph and its model."""
 
     rows: int
     rows_with_other_gates: int
-    logits_difference: float  # largest absolute difference among rows of equal gates
+    logits_difference: float  # largest absolute difference in rows whose gates are equal
     updates: float  # mean per row, of the ONNX graph
 
 
@@ -250,12 +254,12 @@ def session(path: str | Path, threads: int = 1) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3  # otherwise it logs a line for every folded constant
+    options.log_severity_level = 3  # errors only: otherwise it logs a line for every folded constant
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def compare(graph: UpdateLoop, path: str | Path, inputs: Tensor, attention_mask: Tensor) -> Agreement:
-    """Return how far the graph at `path` in onnxruntime agrees with its model; inputs as UpdateLoop.forward takes."""
+    """Run the graph at `path` in onnxruntime and compare it with its model; inputs as for UpdateLoop.forward."""
     name = graph.base.main_input_name
     feed = {name: inputs.numpy(), "attention_mask": attention_mask.numpy()}
     logits, updates, gates = map(torch.from_numpy, session(path).run(None, feed))

@@ -1,7 +1,7 @@
-"""Sources of steps for `model.pull`: arrays and memmaps, iterators, Arrow columns, rows of `datasets`, video files.
+"""Sources of steps for `model.pull`: arrays and memmaps, iterators, Arrow columns, `datasets`, video files.
 
-A source is called with [(row, position), ...] and reads those steps and no others. Call an encoder on what it returns,
-and the encoder runs only on the steps that the model reads:
+A source is called with [(row, position), ...] and reads only those steps. If an encoder is called on its result, the
+encoder runs only on the steps that the model reads:
 
     videos = VideoSource(paths)
     out = model.pull(lambda positions: encode(videos(positions)), videos.lengths)
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-SLACK = 1e-3  # in steps: frame rates in files are rounded
+SLACK = 1e-3  # in steps: tolerance for frame rates, which files store rounded
 
 
 class ArraySource:
-    """Rows that can be indexed: arrays or np.memmap [T, I] (token ids [T]), in a list or as one array [B, T, I].
+    """A source of arrays: rows [T, I] (token ids: [T]) in a list, or one array [B, T, I]; np.memmap too.
 
     Only the wanted steps are read from the disk.
     """
@@ -44,7 +44,7 @@ class ArraySource:
 
 
 class IteratorSource:
-    """Rows of unknown length that yield one step after another, such as generators or sensors.
+    """A source of rows that yield one step after another and have an unknown length, such as generators or sensors.
 
     Steps that the model skips are taken from the iterator and dropped. A position can be read once.
     """
@@ -52,7 +52,7 @@ class IteratorSource:
     def __init__(self, rows: Iterable[Iterable[Any]]) -> None:
         self.rows: list[Iterator[Any]] = [iter(row) for row in rows]
         self.taken = [0] * len(self.rows)  # number of steps taken from each row
-        self._waiting: dict[Position, Any] = {}  # taken but not returned yet, because another row ended
+        self._waiting: dict[Position, Any] = {}  # taken but not yet returned, because another row ended
 
     def __call__(self, positions: list[Position]) -> list[Any]:
         ended = {row: self.taken[row] for row, step in positions if not self._take(row, step)}
@@ -61,12 +61,12 @@ class IteratorSource:
         return [np.asarray(self._waiting.pop(position)) for position in positions]
 
     def _take(self, row: int, step: int) -> bool:
-        """Take the row's steps up to this one, and keep it in `_waiting`; return False where the row has ended."""
+        """Take the row's steps up to `step`, and keep that one in `_waiting`; return False if the row has ended."""
         if (row, step) in self._waiting:
             return True
         if step < self.taken[row]:
             raise ValueError(
-                f"step {step} of row {row} has passed: an iterator only goes forward; the next is {self.taken[row]}."
+                f"step {step} of row {row} has passed: an iterator only goes forward; its next is {self.taken[row]}."
             )
         for x in self.rows[row]:
             self.taken[row] += 1
@@ -77,9 +77,9 @@ class IteratorSource:
 
 
 class ArrowSource:
-    """An Arrow column with a list for each row: numbers or token ids (list<number>), or vectors (list<list<number>>).
+    """A source of an Arrow column whose cells are lists of numbers or token ids, or lists of vectors.
 
-    Only the wanted steps are converted, so a memory-mapped file is read in those places only. With is_text=False a
+    Only the wanted steps are converted, so only their parts of a memory-mapped file are read. With is_text=False a
     number becomes a vector of one element.
     """
 
@@ -99,7 +99,7 @@ class ArrowSource:
 
 
 class DatasetSource:
-    """A column of a `datasets.Dataset`, read as by ArrowSource; also after select, filter or shuffle, and on disk."""
+    """A source of a column of a `datasets.Dataset`, as ArrowSource; works on disk and after select, filter, shuffle."""
 
     def __init__(self, dataset: "Dataset", column: str, is_text: bool = False) -> None:
         if column not in dataset.column_names:
@@ -120,20 +120,20 @@ class DatasetSource:
 
 
 class VideoSource:
-    """Frames of video files, uint8 [height, width, 3] RGB. Needs the `video` extra: PyAV.
+    """A source of the frames of video files, uint8 [height, width, 3] RGB. Needs the `video` extra: PyAV.
 
-    Reading jumps to the last key frame before the wanted frame, and decodes from there. Other frames are not decoded,
-    and only wanted frames are converted to RGB.
+    To read a frame it jumps to the last key frame before it, and decodes from there. No other frames are decoded, and
+    only wanted frames are converted to RGB.
 
     Args:
         paths: video files, one for each row.
         max_frames: largest number of steps of a row.
-        frame_rate: steps per second; a step is the frame that is shown at its time. For files of constant frame rate.
+        frame_rate: steps per second; a step is the frame shown at its time. The files must have a constant frame rate.
             Default: every frame is a step.
 
     Attributes:
         read: number of frames that were returned.
-        decoded: number of frames that were decoded for them.
+        decoded: number of frames that were decoded to get them.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class VideoSource:
     def __call__(self, positions: list[Position]) -> list[npt.NDArray[np.uint8]]:
         frames = [self._frame(self._file(row), step) for row, step in positions]
         missing = [row for (row, _), frame in zip(positions, frames, strict=True) if frame is None]
-        if missing:  # the file is cut off
+        if missing:  # the file is truncated
             files = {row: self._file(row) for row in missing}
             raise EndOfSequence({row: math.ceil(f.at / self._frames_a_step(f) - SLACK) for row, f in files.items()})
         self.read += len(frames)
@@ -199,7 +199,7 @@ class _Video:
         packets = [packet for packet in self.container.demux(self.stream) if packet.size]
         keys = [packet.is_keyframe for packet in packets]
         times = [packet.pts for packet in packets if packet.pts is not None]
-        # The decoder returns frames by their times. A file with frames that have no time is decoded from its start.
+        # The decoder returns frames in order of their times. If they have no times, the file is decoded from its start.
         self.can_jump = len(set(times)) == len(packets)
         self.order = sorted(times) if self.can_jump else list(range(len(packets)))
         self.keys = [0]
@@ -217,7 +217,7 @@ class _Video:
         self.landing = self.order[index] if index else -math.inf  # time of the frame at `index`
 
     def frame(self, index: int) -> npt.NDArray[np.uint8] | None:
-        """Return frame `index` as uint8 [height, width, 3]; None behind the end."""
+        """Return frame `index` as uint8 [height, width, 3]; None after the end."""
         if self._last is not None and self._last[0] == index:
             return self._last[1]
         key = max((key for key in self.keys if key <= index), default=0)

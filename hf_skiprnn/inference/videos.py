@@ -1,4 +1,4 @@
-"""Classify videos from the frames that the model reads, and measure what this saves against encoding every frame."""
+"""Classify video files, encoding only the frames that the model reads, and measure the saving."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ import torch
 from .sources import VideoSource
 
 Encode = Callable[[list[np.ndarray]], Any]  # n frames uint8 [height, width, 3] -> [n, input_size]
-FRAMES_AT_ONCE = 32  # frames of one encoder call where every frame is encoded
+FRAMES_AT_ONCE = 32  # frames per encoder call when every frame is encoded
 
 
 class Saving(NamedTuple):
-    """Sums over the same clips, classified by pulling and by encoding everything."""
+    """Sums over clips that were classified twice: by pulling, and from all frames."""
 
     clips: int
     frames: int
@@ -25,7 +25,7 @@ class Saving(NamedTuple):
     seconds_everything: float
     right_pulled: int  # correctly classified clips
     right_everything: int
-    clips_with_other_gates: int  # an encoder rounds differently in batches of another size
+    clips_with_other_gates: int  # not always 0: an encoder rounds differently in batches of another size
 
 
 def classify_pulled(
@@ -37,14 +37,14 @@ def classify_pulled(
     frame_rate: float | None = None,
     batch_size: int = 8,
 ) -> Saving:
-    """Classify every clip twice, by `model.pull` on its file and by the model on all frames; return the sums.
+    """Classify every clip twice: by `model.pull` on its file, and from all its frames. Return the sums.
 
     Args:
         model: SkipRNNForSequenceClassification.
         paths: video files.
-        labels: the class of each.
+        labels: class of each clip.
         encode: the image model; called once in each round of pulling.
-        frames: the largest number of frames of a clip, from its start.
+        frames: largest number of frames of a clip, from its start.
         frame_rate: steps per second; default: each file's own frames.
         batch_size: number of clips at a time.
     """

@@ -153,7 +153,7 @@ def check_operands(
 
 
 def scan_output(results: Sequence[Tensor], has_c: bool, sequence: bool, learned: bool) -> ScanOutput:
-    """The scan's output from an operator's first seven results.
+    """Return the scan's output from an operator's first seven results.
 
     Without a learned gate nothing was chosen, so updates, gates and steps_since_update have no gradient, as in the
     dense scan.
@@ -169,7 +169,7 @@ def scan_output(results: Sequence[Tensor], has_c: bool, sequence: bool, learned:
 def unpack_saved(
     ctx: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor | None], Tensor | None, list[Tensor]]:
-    """Inputs, weights, gate, state, mask and records, as they were saved for the backward pass, in this order."""
+    """Return inputs, weights, gate, state, mask and records, as they were saved for the backward pass."""
     inputs, *rest = ctx.saved_tensors
     weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
     gate, rest = rest[: ctx.num_gate], rest[ctx.num_gate :]
@@ -177,7 +177,7 @@ def unpack_saved(
 
 
 def cotangents(grads: Sequence[Tensor | None], has_c: bool, sequence: bool) -> list[Tensor | None]:
-    """Those of an operator's first seven results; None for an empty one."""
+    """Return the cotangents of an operator's first seven results; None for an empty result."""
     of_sequence, of_h, of_c, *others = grads[:7]
     return [of_sequence if sequence else None, of_h, of_c if has_c else None, *others]
 
@@ -185,9 +185,9 @@ def cotangents(grads: Sequence[Tensor | None], has_c: bool, sequence: bool) -> l
 def split_gradients(
     gradients: Sequence[Tensor], state: Sequence[Tensor | None], num_gate: int, grad_inputs: bool
 ) -> tuple[Any, ...]:
-    """Gradients of inputs, weights, gate, h, c, increment, steps_since_update from a backward operator's results.
+    """Return the gradients of inputs, weights, gate, h, c, increment, steps_since_update, in this order.
 
-    These are the gradients of inputs, state, gate and weights; where there is no tensor, an empty one.
+    A backward operator returns those of inputs, state, gate and weights; an empty tensor for each that is absent.
     """
     of_state = [None if part is None else grad for part, grad in zip(state, gradients[1:5], strict=True)]
     of_gate, of_weights = gradients[5 : 5 + num_gate], gradients[5 + num_gate :]
@@ -195,7 +195,7 @@ def split_gradients(
 
 
 def no_second_derivative(backend: str) -> RuntimeError:
-    """The error of a backward pass through a backward pass."""
+    """Return the error of a backward pass through a backward pass."""
     return RuntimeError(
         f"The {backend!r} backend has no second derivative (backward was called with create_graph=True). {USE_DENSE}"
     )

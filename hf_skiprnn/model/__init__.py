@@ -1,1 +1,1 @@
-"""What travels with every checkpoint: flat files in plain PyTorch, side by side."""
+"""The code that is copied into every checkpoint: a flat folder of modules in plain PyTorch."""

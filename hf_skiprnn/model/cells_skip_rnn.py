@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LARGEST_COUNT = 2**24  # float32 counts no further: a gate that is closed after so many steps never opens
-NEVER = sys.maxsize  # steps to skip where the gate never opens again
-OPEN = 0.5 - 2.0**-26  # half-way between 0.5 and the float32 below it; rounds to 0.5, whose last bit is even
+LARGEST_COUNT = 2**24  # float32 cannot count further, so a gate that is closed after so many steps never opens
+NEVER = sys.maxsize  # the number of steps to skip if the gate never opens again
+OPEN = 0.5 - 2.0**-26  # half-way between 0.5 and the float32 below; rounds to 0.5, as the tie goes to the even last bit
 
 
 class LayerWeights(NamedTuple):
@@ -42,7 +42,7 @@ class GateWeights(NamedTuple):
 
     weight: Tensor  # [1, H]
     bias: Tensor  # [1]
-    shift: Tensor | None = None  # [B], added to the bias row by row: moves a row's operating point
+    shift: Tensor | None = None  # [B], a number for each row that is added to the bias
 
     def of_rows(self, rows: Tensor) -> "GateWeights":
         """Return the gate of some rows of the batch ([N], integer)."""
@@ -54,11 +54,11 @@ class Step(NamedTuple):
 
     h: Tensor  # [N, H]
     c: Tensor | None  # [N, H]
-    activations: tuple[Tensor, ...]  # each [N, H]: the cell's gates and candidate after their nonlinearities
+    activations: tuple[Tensor, ...]  # each [N, H]: the cell's own gates and candidate, after their nonlinearities
 
 
 class StepGradient(NamedTuple):
-    """Cotangents of one layer's step. The gradients of all its weights are matrix products with them."""
+    """Cotangents of one layer's step. Gradients of the weights are matrix products of these with inputs and states."""
 
     inputs: Tensor  # [N, G*H], cotangent of the input product W_ih x (+ bias)
     recurrent: Tensor  # [N, G*H], cotangent of the recurrent product W_hh h
@@ -67,9 +67,10 @@ class StepGradient(NamedTuple):
 
 
 class Cell(Protocol):
-    """A recurrent cell: the transition S of eq. 1 for one layer, and its backward.
+    """A recurrent cell: the transition S of eq. 1 for one layer, and its backward pass.
 
-    The input product and the recurrent product are separate, since a run of skipped steps shares one recurrent product.
+    The input product and the recurrent product are separate arguments, because all steps between two updates share one
+    recurrent product.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Cell(Protocol):
     has_cell_state: bool
 
     def recurrent_product(self, w: LayerWeights, h: Tensor) -> Tensor:
-        """Compute the part of the step that depends on the state h alone: [N, H] -> [N, .]."""
+        """Compute the part of the step that depends only on the state h: [N, H] -> [N, .]."""
         ...
 
     def step(self, w: LayerWeights, x_product: Tensor, h_product: Tensor, h: Tensor, c: Tensor | None) -> Step:
@@ -120,8 +121,9 @@ def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
 def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:
     """Return the first n in 1 .. remaining for which `gate_opens(k + n, D)`, else remaining + 1: [N] int64.
 
-    The first open step is k = ceil(0.5 / D): N_skip of section 3.1. The quotient is rounded, so the result is corrected
-    by one against the product that defines the gate. A NaN updates at once. remaining: at most LARGEST_COUNT.
+    The gate opens at step ceil(0.5 / D) after the update (N_skip of section 3.1). The quotient is rounded, so it may be
+    wrong by one; it is corrected with the product k * D, which defines the gate. If D is NaN, n is 1. remaining: at
+    most LARGEST_COUNT.
     """
     d, k = increment.float(), steps_since_update.long()
     n = torch.where(d > 0, torch.ceil(0.5 / d), torch.inf) - k
@@ -132,10 +134,10 @@ def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Te
 
 
 def steps_to_skip(increment: float, steps_since_update: float) -> int:
-    """Return how many steps stay closed before the next update, or NEVER: `steps_to_update` - 1 for one row.
+    """Return the number of steps to skip before the next update, or NEVER: `steps_to_update` - 1 for one row.
 
-    For streams, where a tensor operation would cost more than the step. Both arguments are float32 values, so their
-    product is exact in a Python float, and its float32 rounding is at least 0.5 where it is at least OPEN.
+    Streams use it, because tensor operations would take longer than the step itself. Both arguments are float32 values,
+    so their product is exact in a Python float; rounded to float32 it is at least 0.5 exactly if it is at least OPEN.
     """
     if increment * LARGEST_COUNT < OPEN:
         return NEVER

@@ -6,12 +6,13 @@ A scan runs a stack of cells under one shared gate over a sequence. Every backen
 
 inputs        [B, T, I] floating point
 layers        LayerWeights of each layer, bottom first
-gate          GateWeights; None if the gate is not learned: then `forced_gates` are the gates, and None reads every step
+gate          GateWeights; None if the gate is not learned. Then `forced_gates` are the gates; without them every step
+              is read
 state         SkipRNNState to start from
 cell          "lstm" | "gru" | "gru_reset_after"
-mask          [B, T] bool, True at real steps; None: all are real. The result is as if masked steps were cut out
-forced_gates  [B, T] bool, gates to take instead of computed ones. With a learned gate, gradients flow as if the gate
-              had chosen them. Masked steps are never read
+mask          [B, T] bool, True at real steps; None: all are real. The result is as if masked steps were removed
+forced_gates  [B, T] bool, gates to use instead of computed ones. With a learned gate, gradients flow as if the gate had
+              computed them. Masked steps are never read
 sequence      also return the top layer's h at every step, [B, T, H]
 """
 
@@ -28,7 +29,7 @@ Scan = Callable[..., ScanOutput]  # of the signature above
 
 
 class Engine(NamedTuple):
-    """A backend: its scan, and what its callers must know about it."""
+    """A backend: its scan, and properties that callers need."""
 
     name: str  # "dense" | "events" | "cpu" | "triton"
     scan: Scan
@@ -37,7 +38,7 @@ class Engine(NamedTuple):
 
 
 class StraightThrough(torch.autograd.Function):
-    """The binary gate u_t; its derivative by update_prob is taken to be 1 (section 3.1)."""
+    """The binary gate u_t with the straight-through estimator: its derivative by update_prob is 1 (section 3.1)."""
 
     generate_vmap_rule = True
 
@@ -55,7 +56,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class Blend(torch.autograd.Function):
-    """u * new + (1 - u) * old for u of 0 or 1. Where u is 0, even a NaN in `new` does not reach the result."""
+    """Compute u * new + (1 - u) * old for u of 0 or 1. If u is 0, a NaN in `new` does not reach the result."""
 
     generate_vmap_rule = True
 
@@ -88,13 +89,13 @@ def dense_scan(
     forced_gates: Tensor | None = None,
     sequence: bool = False,
 ) -> ScanOutput:
-    """Compute every step, and let the gate take the new state or keep the old one; differentiable any number of times.
+    """Compute every step; the gate selects the new state or the old one. Derivatives of any order exist.
 
     The arguments are described at the top of this file.
     """
     batch, steps, _ = inputs.shape
     real = inputs.new_ones(batch, steps, dtype=torch.bool) if mask is None else mask
-    inputs = inputs.masked_fill(~real.unsqueeze(-1), 0)  # values at masked steps, even NaN, must not reach gradients
+    inputs = inputs.masked_fill(~real.unsqueeze(-1), 0)  # a NaN at a masked step must not reach gradients
     carry = Carry.start(state)
     gates, outputs = [], []
     for t in range(steps):
@@ -113,17 +114,17 @@ DENSE = Engine("dense", dense_scan)
 
 
 class Carry(NamedTuple):
-    """The state inside the loop, with the accumulator of eq. 5 as a variable of its own."""
+    """The state inside the loop; the accumulator of eq. 5 is a separate variable."""
 
-    h: tuple[Tensor, ...]  # a layer [B, H]
-    c: tuple[Tensor, ...]  # likewise; empty for a GRU
+    h: tuple[Tensor, ...]  # [B, H] for each layer
+    c: tuple[Tensor, ...]  # [B, H] for each layer; empty for a GRU
     increment: Tensor  # [B]
     accumulator: Tensor  # [B], q; its value is k * increment
     steps_since_update: Tensor  # [B], k, without gradient
 
     @classmethod
     def start(cls, state: SkipRNNState) -> "Carry":
-        """Start from a state. Its steps_since_update carries the accumulator's gradient, scaled by the increment."""
+        """Start from a state. The accumulator is steps_since_update * increment, so that gradients flow to both."""
         accumulator = state.steps_since_update * state.increment.detach()
         c = () if state.c is None else state.c.unbind()
         return cls(state.h.unbind(), c, state.increment, accumulator, state.steps_since_update.detach())
@@ -147,7 +148,7 @@ def _dense_step(
     gate: GateWeights | None,
     carry: Carry,
 ) -> tuple[Carry, Tensor]:
-    """Compute one step: what is carried on, and u [B]."""
+    """Compute one step; return the new Carry and u [B]."""
     steps_since_update = carry.steps_since_update + 1  # k
     update_prob = carry.accumulator + carry.increment
     opened = real

@@ -1,8 +1,8 @@
-"""The forward pass of the event scan: only updates are computed, each row at its own position.
+"""The forward pass of the event scan: it computes only updates, each row at its own position.
 
-An event is the state after an update; it holds until the row's next update. The first B events are the rows' initial
-states. Round r computes the r-th update of every row that has one, so there are as many rounds as the row with the most
-updates has.
+An event is the state after an update. It holds until the row's next update. The first B events are the initial states
+of the rows. Round r computes the r-th update of every row that has one, so the number of rounds is the largest number
+of updates of a row.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from .outputs_skip_rnn import SkipRNNState
 def update(
     x: Tensor, h: list[Tensor], c: list[Tensor], layers: Sequence[LayerWeights], gate: GateWeights | None, cell: Cell
 ) -> Tensor | None:
-    """Update N rows from inputs [N, I]: replace h and c (a layer [N, H]) in their lists.
+    """Update N rows from inputs [N, I]: replace h and c ([N, H] for each layer) in their lists.
 
     Returns:
-        The increments [N]; None without a learned gate.
+        The new increments [N]; None without a learned gate.
     """
     for index, w in enumerate(layers):
         old_h, old_c = h[index], c[index] if c else None
@@ -34,7 +34,7 @@ def update(
 
 
 class Timeline:
-    """Finds each row's next update. Positions count real steps only, so that masked steps need no care elsewhere."""
+    """Finds each row's next update. Its indices count real steps only, so that other code need not know of masks."""
 
     def __init__(self, batch: int, steps: int, mask: Tensor | None, forced_gates: Tensor | None, device: torch.device):
         self.batch, self.steps, self.mask = batch, steps, mask
@@ -43,7 +43,7 @@ class Timeline:
         if mask is not None:
             self.positions = torch.argsort((~mask).byte(), dim=1, stable=True)
             self.lengths = mask.sum(1)
-        self.planned: Tensor | None = None  # [B, T + 1]: first forced update at or after a real step
+        self.planned: Tensor | None = None  # [B, T + 1]: for each real step, the first forced update from it on
         if forced_gates is not None:
             self.planned = self._plan(
                 forced_gates if self.positions is None else forced_gates.gather(1, self.positions)
@@ -56,13 +56,13 @@ class Timeline:
         return torch.cat((index, never), 1).flip(1).cummin(1).values.flip(1)
 
     def flat_position(self, rows: Tensor, real_index: Tensor) -> Tensor:
-        """Return the index into [B * T] of one real step of each row."""
+        """Return the index into [B * T] of one real step of each row in `rows`."""
         if self.positions is not None:
             real_index = self.positions[rows, real_index]
         return rows * self.steps + real_index
 
     def next_update(self, front: "Front", learned: bool) -> Tensor:
-        """Return the real index of each row's next update; at least the row's length where there is none."""
+        """Return the real index of each row's next update; at least the row's length if there is none."""
         if self.planned is not None:
             return self.planned[front.rows, front.ran]
         if not learned:
@@ -71,15 +71,15 @@ class Timeline:
 
 
 class Events(NamedTuple):
-    """Every event of a forward pass: E = B + N, first B initial states, then N updates, round by round."""
+    """All E = B + N events of a forward pass: first B initial states, then N updates, round by round."""
 
-    h: tuple[Tensor, ...]  # a layer [E, H]
-    c: tuple[Tensor, ...]  # likewise; empty for a GRU
+    h: tuple[Tensor, ...]  # [E, H] for each layer
+    c: tuple[Tensor, ...]  # [E, H] for each layer; empty for a GRU
     increments: Tensor  # [E]
     rows: Tensor  # [E]
     flat: Tensor  # [N], position of the update in [B * T]
-    previous: Tensor  # [N], the event that the update replaced
-    steps_since_update: Tensor  # [N], k of the update
+    previous: Tensor  # [N], the row's event before the update
+    steps_since_update: Tensor  # [N], k at the update
     offsets: tuple[int, ...]  # first event of every round, and E
 
     def holders(self, batch: int, steps: int) -> Tensor:
@@ -130,14 +130,14 @@ class Front:
     rows: Tensor  # [A]
     at: Tensor  # [A], real index of the next update
     length: Tensor  # [A], real steps
-    ran: Tensor  # [A], real steps up to and with the last update
+    ran: Tensor  # [A], number of real steps up to the last update, which is included
     increment: Tensor  # [A]
-    steps_since_update: Tensor  # [A], when `ran` was reached
-    h: list[Tensor]  # a layer [A, H]
+    steps_since_update: Tensor  # [A], k after `ran` steps
+    h: list[Tensor]  # [A, H] for each layer
     c: list[Tensor]
 
     def select(self, index: Tensor) -> "Front":
-        """Return the rows `index`."""
+        """Return the front with only the rows `index`."""
         return Front(
             self.rows[index],
             self.at[index],
@@ -166,7 +166,7 @@ def run_updates(
     time: Timeline,
     recorder: Recorder | None = None,
 ) -> tuple[SkipRNNState, Tensor]:
-    """Compute all updates of all rows; the recorder, if there is one, collects the events.
+    """Compute all updates of all rows. The recorder, if given, collects the events.
 
     Returns:
         The state after the last real step, and the gates [B, T].
@@ -200,7 +200,7 @@ def run_updates(
 
 
 def _settle(done: Front, last: SkipRNNState) -> None:
-    """Write rows without further updates into the last state."""
+    """Write the states of rows that have no further updates into the last state."""
     last.h[:, done.rows] = torch.stack(done.h)
     if last.c is not None:
         last.c[:, done.rows] = torch.stack(done.c)

@@ -1,13 +1,14 @@
-"""The event scan: the same values as the dense scan from the updates alone, with an exact backward pass of its own.
+"""The event scan: it computes only updates, gives the same values as the dense scan, and has its own backward pass.
 
 The backward pass visits the rounds of events in reverse. At an update it runs the cell's own backward. A skipped step
-needs only the cotangent g_u of the straight-through gate (r: cotangent of the gate itself, q: accumulator,
-D: increment; D~ and S(s, x): what an update would have given),
+needs only the cotangent g_u of the straight-through gate. With r the cotangent of the gate itself, q the accumulator, D
+the increment, and D~ and S(s, x) the increment and state that an update would have given,
 
     g_u = r + <g_s, S(s, x) - s> + g_D (D~ - D) - g_q update_prob
     g_q += g_u;  g_D += g_q                                         since update_prob = q + D; its value is k D
 
-S(s, x) is a forward value and depends on no other skipped step, so that all skipped steps of a round are one batch.
+S(s, x) is a forward value that does not depend on other skipped steps. So all skipped steps of a round are computed as
+one batch.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from .dense_scan_skip_rnn import Engine
 from .event_forward_skip_rnn import Events, Recorder, Timeline, run_updates
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
-SKIPPED_BLOCK = 1 << 14  # skipped steps that are computed at once; bounds the memory of the backward pass
+SKIPPED_BLOCK = 1 << 14  # largest number of skipped steps computed at once; limits the memory of the backward pass
 
 
 class Plan(NamedTuple):
@@ -43,16 +44,16 @@ class Plan(NamedTuple):
 
 @dataclass
 class Cotangents:
-    """Cotangents of the state that holds, for A of the B rows."""
+    """Cotangents of the current state, for A of the B rows."""
 
-    h: list[Tensor]  # a layer [A, H]
+    h: list[Tensor]  # [A, H] for each layer
     c: list[Tensor]
     increment: Tensor  # [A]
     accumulator: Tensor  # [A]
 
     def take(self, rows: Tensor) -> "Cotangents":
         """Return the cotangents of `rows`."""
-        if len(rows) == len(self.increment):  # all of them, since rows are always in ascending order
+        if len(rows) == len(self.increment):  # all rows, because they are always in ascending order
             return Cotangents(list(self.h), list(self.c), self.increment, self.accumulator)
         parts = [part[rows] for part in self.h], [part[rows] for part in self.c]
         return Cotangents(*parts, self.increment[rows], self.accumulator[rows])
@@ -68,7 +69,7 @@ class Cotangents:
 
 
 class HeldSteps:
-    """The steps at which each event holds, sorted by round: all of them, and the skipped ones."""
+    """The steps at which each event holds, and the skipped ones among them, sorted by round."""
 
     def __init__(self, events: Events, time: Timeline, gates: Tensor, steps_since_update: Tensor):
         real = torch.ones_like(gates, dtype=torch.bool) if time.mask is None else time.mask
@@ -95,7 +96,7 @@ class HeldSteps:
             real_index[self.skipped]
             - torch.cat((torch.zeros_like(time.lengths), real_index[events.flat]))[self.event[self.skipped]]
         )
-        self.slot = waited - 1  # place within the segment
+        self.slot = waited - 1  # position among the skipped steps of its event
         before = torch.zeros_like(events.increments)
         before[: time.batch] = steps_since_update
         self.steps_since_update = waited + before[self.event[self.skipped]]  # k
@@ -107,7 +108,7 @@ class HeldSteps:
 
 
 class Reverse:
-    """One backward pass: the cotangents that are carried back, and lists of what weight gradients are made from."""
+    """One backward pass. It carries cotangents back in time and collects the factors of the weight gradients."""
 
     def __init__(self, plan: "Plan", tensors: Sequence[Any], events: Events, gates: Tensor, grads: Sequence[Any]):
         self.plan, self.events = plan, events
@@ -128,19 +129,19 @@ class Reverse:
             self._round(index)
 
     def _across_seam(self, events: Events, grad_steps_since_update: Tensor) -> Tensor:
-        """Return the cotangent of the accumulator, which the last state carries as steps_since_update * increment."""
+        """Return the cotangent of the accumulator, which is steps_since_update * increment in the last state."""
         event = torch.arange(len(events.rows), device=grad_steps_since_update.device)
         last = torch.zeros_like(self.plan.time.lengths).scatter_reduce(0, events.rows, event, "amax")
         increment = events.increments[last]
         return (grad_steps_since_update / increment).where((increment != 0) & self.plan.learned, 0)
 
     def _recompute_updates(self) -> None:
-        """Recompute the activations of all updates in one batch: the states before them are known."""
+        """Recompute the activations of all updates in one batch, which is possible because all states are known."""
         events, cell = self.events, self.plan.cell
         below = self.flat_inputs.index_select(0, events.flat)
         self.updates: list[Step] = []
-        self.recurrent: list[Tensor] = []  # a layer [E, .]: the recurrent product of every state that holds
-        self.operands: list[Tensor] = []  # a layer [N, I or H]: what W_ih multiplied
+        self.recurrent: list[Tensor] = []  # [E, .] for each layer: the recurrent product of every event's state
+        self.operands: list[Tensor] = []  # [N, I or H] for each layer: the inputs of W_ih
         for index, w in enumerate(self.layers):
             recurrent = cell.recurrent_product(w, events.h[index])
             h, c = self._before(index, events.previous)
@@ -149,8 +150,8 @@ class Reverse:
             self.recurrent.append(recurrent)
             self.operands.append(below)
             below = events.h[index][self.plan.time.batch :]
-        self.gradients_at: list[list[StepGradient]] = [[] for _ in self.layers]  # a layer, a round, last round first
-        self.grad_z: list[Tensor] = []  # likewise, of the gate's pre-activation W_p top + b_p
+        self.gradients_at: list[list[StepGradient]] = [[] for _ in self.layers]  # by layer and round, last round first
+        self.grad_z: list[Tensor] = []  # by round, last first: cotangents of the gate's pre-activation W_p top + b_p
 
     def _before(self, index: int, event: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.events.h[index][event], self.events.c[index][event] if self.events.c else None
@@ -165,7 +166,7 @@ class Reverse:
         self.carry.put(rows, carry)
 
     def _through_held_steps(self, index: int, first: int, last: int, rows: Tensor, carry: Cotangents) -> None:
-        """Go back through the steps at which the round's events hold, except the updates themselves."""
+        """Go back through the steps at which the round's events hold, without the updates themselves."""
         start, end = self.held.skipped_bounds[index : index + 2]
         skipped = self.held.skipped[start:end]
         suffix, total = self._output_sums(index, first, last, skipped)
@@ -189,7 +190,7 @@ class Reverse:
             carry.h[-1] = carry.h[-1] + total
 
     def _output_sums(self, index: int, first: int, last: int, skipped: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Sum the outputs' cotangents over each event's steps: from every skipped step on [M, H], and all [A, H]."""
+        """Sum the outputs' cotangents over each event's steps: from each skipped step on [M, H], and all [A, H]."""
         if self.grad_sequence is None:
             return None, None
         start, end = self.held.bounds[index : index + 2]
@@ -232,7 +233,7 @@ class Reverse:
         terms: Sequence[Tensor],
         carry: Cotangents,
     ) -> None:
-        """Run the recurrence of g_u over each event's skipped steps, the latest first; short runs are padded."""
+        """Run the recurrence of g_u over each event's skipped steps, latest first; shorter runs are padded."""
         padded = [term.new_zeros(longest, rows).index_put(place, term) for term in terms]
         for constant, slope, update_prob, skipped in zip(*(part.flip(0).unbind() for part in padded), strict=True):
             grad_u = torch.addcmul(constant, carry.increment, slope).addcmul_(carry.accumulator, update_prob, value=-1)
@@ -240,7 +241,7 @@ class Reverse:
             carry.increment = torch.addcmul(carry.increment, carry.accumulator, skipped)
 
     def _through_update(self, first: int, last: int, rows: Tensor, carry: Cotangents) -> None:
-        """Run the backward pass of an update: the cell's, and that of the gate that chose it."""
+        """Run the backward pass of an update: of the cell, and of the gate that selected it."""
         batch, events = self.plan.time.batch, self.events
         now = slice(first - batch, last - batch)
         previous = events.previous[now]
@@ -279,7 +280,7 @@ class Reverse:
         return grad_u
 
     def gradients(self) -> tuple[Tensor | None, ...]:
-        """Return the gradient of every tensor of `Plan.unpack`, in its order."""
+        """Return the gradients of the flat list of tensors, in its order."""
         weights: list[Tensor | None] = []
         for index, w in enumerate(self.layers):
             rounds = self.gradients_at[index][::-1]
@@ -307,7 +308,7 @@ class Reverse:
         return grad_x.view_as(self.inputs), *state, *gate, *weights
 
     def _by_row(self, values: Tensor) -> Tensor:
-        """Return the sums over each row's updates: [N] -> [B]."""
+        """Sum over each row's updates: [N] -> [B]."""
         batch = self.plan.time.batch
         return values.new_zeros(batch).index_add(0, self.events.rows[batch:], values)
 
@@ -327,7 +328,7 @@ class Reverse:
 
 
 def _sum_dtype(grad: Tensor) -> torch.dtype:
-    """The precision of running sums whose differences are taken: float64, which Apple's GPUs do not have."""
+    """The dtype of cumulative sums whose differences are taken: float64, or float32 on Apple's GPUs."""
     return grad.dtype if grad.device.type == "mps" else torch.float64
 
 
@@ -368,7 +369,7 @@ class SkipScan(torch.autograd.Function):
         return None, *Reverse(plan, tensors, events, gates, grads).gradients()
 
 
-# The number of rounds depends on the data, so torch.compile calls it without tracing it.
+# The number of rounds depends on the data, so torch.compile must call this function without tracing it.
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types here
 def event_scan(
     inputs: Tensor,
@@ -381,7 +382,7 @@ def event_scan(
     forced_gates: Tensor | None = None,
     sequence: bool = False,
 ) -> ScanOutput:
-    """Compute the updates only: the same values, gates and first derivatives as `dense_scan`; no second derivative."""
+    """Compute only the updates; values, gates and first derivatives equal `dense_scan`'s. No second derivative."""
     time = Timeline(inputs.shape[0], inputs.shape[1], mask, forced_gates, inputs.device)
     plan = Plan(CELLS[cell], time, len(layers), gate is not None, sequence)
     tensors = (inputs, *state, *(gate or ()), *(part for w in layers for part in w))

@@ -1,6 +1,6 @@
-"""The feature extractor: sounds and series of numbers as samples, log-mel frames or channels, standardised.
+"""The feature extractor: turns sounds and series of numbers into standardised samples, log-mel frames or channels.
 
-This file is saved with a checkpoint, so it imports nothing of this package. It takes arrays, not sound files.
+This file is saved with a checkpoint, so it imports nothing from this package. It takes arrays, not sound files.
 """
 
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ logger = logging.get_logger(__name__)
 
 FEATURES = ("values", "log_mel")
 NUMBERS = (int, float, np.number)
-# Type of PCM samples -> its zero and its largest magnitude. 8-bit PCM is unsigned.
+# dtype of PCM samples -> (value of silence, largest magnitude). 8-bit PCM is unsigned.
 PCM = {
     np.dtype(np.uint8): (128, 128),
     np.dtype(np.int16): (0, 2**15),
     np.dtype(np.int32): (0, 2**31),
 }
-MEL_FLOOR = 1e-6  # least power of a mel band, so that silence has a logarithm
+MEL_FLOOR = 1e-6  # smallest power of a mel band, so that the logarithm of silence is finite
 
 
 class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
@@ -30,15 +30,15 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
 
     Args:
         feature_size: numbers per step: channels of a series (1 for the samples of a sound), or mel bands.
-        sampling_rate: samples per second of a sound; None for a series that is no sound. If set, integer samples (PCM)
-            are scaled to [-1, 1] by the range of their type; without it, integers are taken as they are.
-        features: "values" (the model reads the numbers themselves) or "log_mel" (it reads the logarithm of the power
-            in mel bands, in frames of `frame_length` samples every `hop_length` samples, the first at sample 0; a
-            sound that is shorter than a frame is filled up with zeros).
+        sampling_rate: samples per second of a sound; None for a series that is not a sound. If set, integer samples
+            (PCM) are scaled to [-1, 1] by the range of their type; otherwise integers are not scaled.
+        features: "values": the model reads the numbers themselves. "log_mel": it reads the logarithm of the power in
+            mel bands, in frames of `frame_length` samples every `hop_length` samples. The first frame starts at sample
+            0; a sound shorter than a frame is padded with zeros.
         mean, std: [feature_size] each. If set, every step becomes (x - mean) / std. `fit` measures them.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
     model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012 - transformers' own form
@@ -55,8 +55,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         padding_value: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        # A series has no sampling rate, which transformers' annotation leaves out.
-        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)  # type: ignore[arg-type]
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)  # type: ignore[arg-type]  # None is valid
         self.features, self.frame_length, self.hop_length = features, frame_length, hop_length
         self.mean, self.std = mean, std
         if features not in FEATURES:
@@ -100,21 +99,21 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         """Return the padded batch of one sequence or of a list of several.
 
         Args:
-            raw: a sequence is an array, a tensor or nested lists: [T] for one channel or log_mel, or [T, feature_size].
-                Lists [T][feature_size] are one sequence where feature_size is above 1; for one channel, a list of
-                lists is a batch.
-            sampling_rate: samples per second of `raw`; another rate than the extractor's is refused.
-            padding: this and the four that follow are SequenceFeatureExtractor.pad's.
+            raw: one sequence or a list of sequences. A sequence is an array, a tensor or nested lists: [T] for one
+                channel or log_mel, else [T, feature_size]. A list of lists is one sequence if feature_size is above 1,
+                and a batch if it is 1.
+            sampling_rate: samples per second of `raw`; it must be the extractor's rate.
+            padding: this and the next four arguments are those of SequenceFeatureExtractor.pad.
             max_length: in steps.
             truncation: cut longer sequences to max_length.
             pad_to_multiple_of: in steps.
             return_attention_mask: default: yes.
-            return_tensors: "pt", "np", or None for a list with an array for each sequence: `datasets.map` with
-                batched=True stores it, with padding=False too.
+            return_tensors: "pt", "np", or None for a list with an array for each sequence, which `datasets.map` with
+                batched=True can store, even with padding=False.
 
         Raises:
-            ValueError: a sequence of another shape or type, empty, or with a value that is not finite; the message
-                names it.
+            ValueError: a sequence has another shape or type, is empty, or holds a value that is not finite; the
+                message names it.
         """
         self._check_rate(sampling_rate)
         sequences = [self.extract(x, f"sequence {i}") for i, x in enumerate(self._as_list(raw))]
@@ -132,7 +131,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return batch
 
     def extract(self, raw: Any, name: str = "the sequence") -> np.ndarray:
-        """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]; errors use `name`."""
+        """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]. `name`: for errors."""
         steps = self._steps(raw, name)
         if self.mean is not None:
             steps = (steps - np.asarray(self.mean)) / np.asarray(self.std)
@@ -141,15 +140,15 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
     def fit(self, sequences: Iterable[Any]) -> Self:
         """Measure `mean` and `std` of each channel over all steps of the training sequences; return self.
 
-        A channel that never changes gets std 1.
+        The std of a constant channel is set to 1.
 
         Raises:
-            ValueError: no sequence, or one that `__call__` refuses.
+            ValueError: there is no sequence, or `__call__` would refuse one.
         """
         count, mean, spread = 0, np.zeros(self.feature_size), np.zeros(self.feature_size)
         for index, sequence in enumerate(sequences):
             steps = self._steps(sequence, f"sequence {index}")
-            # Merged sums of squared deviations keep the digits that sums of squares would lose.
+            # Merging sums of squared deviations is exact enough; sums of squares would lose digits.
             delta, total = steps.mean(axis=0) - mean, count + len(steps)
             spread += ((steps - steps.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * (count * len(steps) / total)
             mean, count = mean + delta * (len(steps) / total), total
@@ -161,7 +160,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return self
 
     def _steps(self, raw: Any, name: str) -> np.ndarray:
-        """Return [T, feature_size] float64, checked and not standardised."""
+        """Check a sequence and return [T, feature_size] float64, not standardised."""
         values = _as_array(raw, name, is_sound=self.sampling_rate is not None)
         shape = values.shape
         wanted = "[T]" if self.features == "log_mel" else f"[T, {self.feature_size}]"
@@ -190,7 +189,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
             hop_length=self.hop_length,
             fft_length=optimal_fft_length(self.frame_length),
             power=2.0,
-            center=False,  # a frame needs no sample before the sound, so that a stream gives the same frames
+            center=False,  # frames use no samples before the sound, so that a stream gives the same frames
             mel_filters=self.mel_filters,
             mel_floor=MEL_FLOOR,
             log_mel="log",
@@ -212,7 +211,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
             )
 
     def _as_list(self, raw: Any) -> list[Any]:
-        """Return the sequences of a batch, or the only one."""
+        """Return the sequences of a batch, or a list of the only one."""
         if isinstance(raw, (np.ndarray, torch.Tensor)):
             return list(raw) if raw.ndim == 3 else [raw]
         raw = list(raw)
@@ -220,7 +219,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return [raw] if is_one_sequence(raw, width) else raw
 
     def _pad(self, processed_features: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Pad one sequence [T, feature_size]; the base class expects [T] where feature_size is 1."""
+        """Pad one sequence [T, feature_size]; the base class expects [T] if feature_size is 1."""
         if self.feature_size == 1:
             processed_features["input_values"] = processed_features["input_values"].reshape(-1)
         padded = super()._pad(processed_features, *args, **kwargs)
@@ -229,7 +228,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
 
 
 def is_one_sequence(raw: Any, feature_size: int | None) -> bool:
-    """Return whether lists are one sequence: numbers [T], or lists [T][feature_size] of numbers if it is given."""
+    """Return whether nested lists are one sequence: numbers [T] or, if feature_size is given, [T][feature_size]."""
     if not isinstance(raw, (list, tuple)) or not raw:
         return False
     if all(isinstance(x, NUMBERS) for x in raw):
@@ -240,10 +239,10 @@ def is_one_sequence(raw: Any, feature_size: int | None) -> bool:
 
 
 def _as_array(raw: Any, name: str, is_sound: bool) -> np.ndarray:
-    """Return a sequence as float64; the integer samples of a sound in [-1, 1].
+    """Return a sequence as float64, with the integer samples of a sound scaled to [-1, 1].
 
     Raises:
-        ValueError: no numbers, not equally many at every step, or integers that are no PCM type.
+        ValueError: it does not hold numbers, steps have different lengths, or its integer type is not a PCM type.
     """
     if isinstance(raw, torch.Tensor):
         raw = raw.detach().cpu().numpy()

@@ -1,6 +1,6 @@
-"""The image processor: it scales pixels to [0, 1] and does nothing else, so pixels / 255 give the same result.
+"""The image processor: it only scales pixels to [0, 1], as pixels / 255 does.
 
-This file is saved with a checkpoint, so it imports nothing of this package. It needs no torchvision.
+This file is saved with a checkpoint, so it imports nothing from this package. It does not need torchvision.
 """
 
 from typing import Any, TypedDict
@@ -16,12 +16,12 @@ if is_vision_available():  # that is, Pillow is installed; AutoImageProcessor as
     from PIL import Image
 
 PIL_MODES = {1: "L", 3: "RGB"}
-# Modes with more than 8 bits per channel, which PIL would clip instead of scaling.
+# Modes with more than 8 bits per channel: PIL converts them by clipping, not scaling.
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class SkipRNNImageProcessorKwargs(TypedDict, total=False):
-    """Options of `from_pretrained` that replace saved values."""
+    """Options of the processor that can be passed to `from_pretrained` to replace saved values."""
 
     num_channels: int
     size: dict[str, int] | None
@@ -38,11 +38,10 @@ class SkipRNNImageProcessor(BaseImageProcessor):
         size: {"height": H, "width": W} that every image must have, or None for any size.
 
     Raises:
-        ValueError: another number of channels, or a size of another form.
+        ValueError: num_channels is not 1 or 3, or size has another form.
     """
 
-    # transformers' type has its options (resize, crop, normalize), none of which exists here.
-    valid_kwargs = SkipRNNImageProcessorKwargs  # type: ignore[assignment]
+    valid_kwargs = SkipRNNImageProcessorKwargs  # type: ignore[assignment]  # has none of transformers' options (resize)
 
     def __init__(self, num_channels: int = 1, size: dict[str, int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,14 +63,15 @@ class SkipRNNImageProcessor(BaseImageProcessor):
         """Return the pixel_values of one image or several.
 
         Args:
-            images: PIL images, arrays or tensors [H, W], [H, W, C] or [C, H, W]; one, a list, or a batch of four axes.
+            images: one image, a list, or a batch with four axes. An image is a PIL image, or an array or tensor [H, W],
+                [H, W, C] or [C, H, W].
             return_tensors: "pt", "np", or None for a list of arrays.
-            num_channels: replaces the processor's.
-            input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
-            kwargs: refused.
+            num_channels: used instead of the processor's.
+            input_data_format: "channels_first" or "channels_last", for arrays whose shape is ambiguous.
+            kwargs: other options are refused.
 
         Raises:
-            ValueError: an image of another size, kind or range, or an unknown option.
+            ValueError: an image has another size, kind or range of values; or an option is unknown.
         """
         if kwargs:
             raise ValueError(f"SkipRNNImageProcessor only rescales; it takes no {', '.join(sorted(kwargs))}.")
@@ -115,7 +115,7 @@ def _from_pil(image: "Image.Image", channels: int) -> np.ndarray:
 
 
 def _from_array(image: Any, channels: int, data_format: str | ChannelDimension | None) -> np.ndarray:
-    """Return an array as [C, H, W] in its dtype; uint8 of another number of channels is converted as PIL does."""
+    """Return an array as [C, H, W] in its dtype; uint8 arrays with another number of channels are converted by PIL."""
     array = to_numpy_array(image)
     if array.ndim == 2:
         array, data_format = array[None], ChannelDimension.FIRST
@@ -136,7 +136,7 @@ def _from_array(image: Any, channels: int, data_format: str | ChannelDimension |
 
 
 def _unit_range(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels as float32 in [0, 1]: 8-bit ones divided by 255, floats unchanged."""
+    """Return pixels as float32 in [0, 1]: divide 8-bit pixels by 255; floats stay as they are."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float32) / np.float32(255)
     if not np.issubdtype(pixels.dtype, np.floating):

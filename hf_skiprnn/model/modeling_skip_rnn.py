@@ -230,7 +230,8 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         called since a tool has changed them.
         """
         table = self.embeddings
-        check_tokens(input_ids, cast(int, getattr(table, "num_embeddings", self.config.vocab_size)))
+        vocab_size: Any = getattr(table, "num_embeddings", None) or self.config.vocab_size
+        check_tokens(input_ids, vocab_size)
         if not has_mask:
             warn_of_padding(input_ids, self.config.pad_token_id)
         if not as_vectors and not torch.is_grad_enabled() and not self.training and is_table(table):

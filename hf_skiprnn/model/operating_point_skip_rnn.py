@@ -1,8 +1,8 @@
-"""The operating point of a learned gate: how many steps each row reads, moved by a shift of the gate's bias.
+"""The operating point of a learned gate: a shift of the gate's bias changes how many steps each row reads.
 
-D = sigmoid(W_p s + b_p + shift): below 0 a row reads fewer steps, above 0 more. `gate_shift` names the shift itself.
-`update_rate` names the share of steps to read, and looks the shift up in `config.gate_calibration`: shares that were
-measured on validation rows at some shifts.
+D = sigmoid(W_p s + b_p + shift): with a shift below 0 a row reads fewer steps, above 0 more. `gate_shift` is the shift
+itself. `update_rate` is the share of steps to read; its shift is looked up in `config.gate_calibration`, which holds
+shares that were measured on validation rows at several shifts.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,14 @@ def row_shifts(
     training: bool,
     generator: torch.Generator | None = None,
 ) -> Tensor | None:
-    """Return what is added to the gate's bias row by row: [B] in the dtype and on the device of `like`.
+    """Return the shift of each row, [B] in the dtype and on the device of `like`.
 
-    None where no row differs from `config.gate_shift`. In training, `config.gate_noise` a draws each row's shift from
-    U(-a, a) around its value.
+    Return None if every row has the shift `config.gate_shift`. In training, noise from U(-a, a) is added to each row's
+    shift, where a is `config.gate_noise`.
 
     Raises:
-        ValueError: both arguments, a wrong shape or value, a gate that is not learned, or a rate without calibration.
+        ValueError: both arguments are given, one has a wrong shape or value, the gate is not learned, or a rate is
+            given without calibration.
     """
     noise = config.gate_noise if training else 0.0
     if gate_shift is None and update_rate is None and not noise:
@@ -54,14 +55,14 @@ def row_shifts(
 
 
 def fixed_shifts(model: Any, batch: int, gate_shift: Shift | None, update_rate: Shift | None) -> Tensor | None:
-    """Return `row_shifts` of a model in inference, on its device and in the precision of its states."""
+    """Return `row_shifts` for inference, on the model's device and in the dtype of its states."""
     weight = model.base_model.current_weight()
     like = torch.empty(0, dtype=state_dtype(weight), device=weight.device)
     return row_shifts(model.config, batch, like, gate_shift, update_rate, training=False)
 
 
 def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:
-    """Return [B] finite numbers from one number or one for each row."""
+    """Return [B] numbers from one number, or from one for each row; they must be finite."""
     rows = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     if rows.shape not in ((), (batch,)):
         raise ValueError(f"{name} must be a number, or [B] = ({batch},) numbers; got shape {tuple(rows.shape)}.")
@@ -71,14 +72,14 @@ def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:
 
 
 def shift_of_rate(calibration: Sequence[Sequence[float]] | None, rate: Tensor) -> Tensor:
-    """Return the shifts at which the shares `rate` are read: linear between the measured points of the calibration.
+    """Return the shifts at which the shares `rate` are read, by linear interpolation in the calibration.
 
     Args:
         calibration: (share of steps read, shift) pairs, both increasing; see `SkipRNNConfig.gate_calibration`.
-        rate: [B] shares.
+        rate: [B], shares of steps to read.
 
     Raises:
-        ValueError: there is no calibration, or a rate is outside of what it measured.
+        ValueError: there is no calibration, or a rate is outside the measured range.
     """
     if not calibration:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Pipelines for texts, sounds, images and raw series of numbers; their results can tell how many steps were read.
+"""Pipelines for texts, sounds, images and series of numbers; their results can include the number of steps read.
 
 `pipeline(task, model=folder, trust_remote_code=True)` finds them by the checkpoint's config, with or without this
 package. With the package, `pipeline(task, model=model, ...)` around a model object finds them too.
 """
 
-# transformers' pipelines have signatures that narrow one another, and the mixin below must fit all of them.
+# The methods of transformers' pipelines have different signatures, and the mixin below must work with all of them.
 # mypy: disable-error-code="assignment, misc, override, safe-super"
 
 from typing import Any
@@ -27,9 +27,9 @@ from .feature_extraction_skip_rnn import SkipRNNFeatureExtractor, is_one_sequenc
 
 
 class ResultsWithUpdates(Pipeline):
-    """The base of the four pipelines: a batch is taken apart by rows, and an empty text is answered.
+    """The base class of the four pipelines: it splits the outputs of a batch into rows, and accepts empty texts.
 
-    `return_updates=True`, at construction or in a call, adds to every result `updates`, the number of steps that were
+    With `return_updates=True`, at construction or in a call, every result also holds `updates`, the number of steps
     read, and `steps`, the number of real steps.
     """
 
@@ -37,7 +37,7 @@ class ResultsWithUpdates(Pipeline):
         super().__init__(*args, **kwargs)
         config: Any = self.model.config
         if getattr(config, "custom_pipelines", None):
-            # pipeline() replaces the names in the config by classes, which cannot be saved as JSON.
+            # pipeline() replaced the class names in the config by classes, which cannot be saved as JSON.
             config.custom_pipelines = {
                 task: info | {"pt": [getattr(auto, "__name__", auto) for auto in info["pt"]]}
                 for task, info in config.custom_pipelines.items()
@@ -58,7 +58,7 @@ class ResultsWithUpdates(Pipeline):
         return preprocess, forward, postprocess
 
     def preprocess(self, *args: Any, **params: Any) -> Any:
-        """Return transformers' model inputs; for an empty text, one masked step: a row without real steps."""
+        """Return transformers' model inputs. An empty text becomes one masked step: a row without real steps."""
         inputs: Any = super().preprocess(*args, **params)
         if "input_ids" in inputs and inputs["input_ids"].shape[1] == 0:
             empty = inputs["input_ids"].new_zeros((1, 1), dtype=torch.long)
@@ -66,12 +66,12 @@ class ResultsWithUpdates(Pipeline):
         return inputs
 
     def _forward(self, input_tensors: Any, **params: Any) -> ModelOutput:
-        """Return the outputs that have a row for each input: transformers takes every output apart by rows."""
+        """Return only outputs with one row for each input, because transformers splits every output into rows."""
         out: Any = super()._forward({**input_tensors, **params}, **params)
         return ModelOutput(logits=out.logits, num_updates=out.num_updates, num_steps=real_steps(input_tensors))
 
     def postprocess(self, model_outputs: ModelOutput, return_updates: bool = False, **params: Any) -> Any:
-        """Return transformers' result, with the updates if they are asked for."""
+        """Return transformers' result; with return_updates, add `updates` and `steps`."""
         results: Any = super().postprocess(model_outputs, **params)
         if return_updates:
             used = {"updates": int(model_outputs["num_updates"][0]), "steps": int(model_outputs["num_steps"][0])}
@@ -105,23 +105,23 @@ class SkipRNNImageClassificationPipeline(ResultsWithUpdates, ImageClassification
 
 
 class SequenceClassificationPipeline(Pipeline):
-    """Classifies raw series: arrays [T, input_size], or [T] where input_size is 1.
+    """Classifies series of numbers: arrays [T, input_size], or [T] if input_size is 1.
 
-    A series may also be lists, as in a JSON body: numbers [T], or nested [T][input_size]. The checkpoint's feature
-    extractor prepares it; without one the numbers are read as they are. One series gives a list of {"label", "score"},
-    best first (for a regression: the values, in order). A list of series, which may have different lengths, gives a
-    list of such lists.
+    A series may also be nested lists, as in JSON: [T] or [T][input_size]. The checkpoint's feature extractor prepares
+    it; if there is none, the numbers are not changed. The result for one series is a list of {"label", "score"}, best
+    first; for a regression the scores are the values, in order. The result for a list of series, which may have
+    different lengths, is a list of such lists.
 
-    Call arguments: top_k, the number of labels (default: all); sampling_rate, checked against the extractor's.
+    Call arguments: top_k, the number of labels to return (default: all); sampling_rate, which must be the extractor's.
 
     Raises:
-        ValueError: the model reads tokens; a series of another width, empty, or with values that are not finite.
+        ValueError: the model reads tokens; or a series has another width, is empty, or holds NaN or infinite values.
     """
 
     _load_tokenizer = False
     _load_image_processor = False
     _load_video_processor = False
-    _load_feature_extractor: bool | None = None  # loaded if there is one
+    _load_feature_extractor: bool | None = None  # None: load it if the checkpoint has one
     _load_processor = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -186,20 +186,20 @@ PIPELINES: dict[str, tuple[type[Pipeline], type[Pipeline]]] = {  # task -> trans
 
 
 def register_pipelines() -> None:
-    """Let pipeline(task, model=...) build our pipelines around Skip RNN objects; other models get transformers' own.
+    """Make pipeline(task, model=...) use our pipelines for Skip RNN objects, and transformers' for all other models.
 
-    transformers' pipelines cannot take our outputs apart: the budget loss and the state are not one row for each input.
+    transformers' pipelines cannot split our outputs into rows, because the budget loss and the state have no such rows.
     """
     if "sequence-classification" not in PIPELINE_REGISTRY.get_supported_tasks():
         own = SkipRNNSequenceClassificationPipeline
         PIPELINE_REGISTRY.register_pipeline("sequence-classification", own, AutoModelForSequenceClassification)
     for task, (default, own) in PIPELINES.items():
-        # `register_pipeline` would warn, and would make every model's pipeline save itself as a custom one.
+        # `register_pipeline` would warn, and then pipelines of all models would be saved as custom pipelines.
         PIPELINE_REGISTRY.supported_tasks[task]["impl"] = _by_model(default, own)
 
 
 def _by_model(default: type[Pipeline], own: type[Pipeline]) -> type[Pipeline]:
-    """Return a class that builds `own` around a Skip RNN, and `default` around any other model."""
+    """Return a class that constructs `own` for a Skip RNN, and `default` for any other model."""
 
     class ByModel(default):  # type: ignore[valid-type]  # a class that is only known at run time
         def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:

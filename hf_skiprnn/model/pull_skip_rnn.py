@@ -1,12 +1,12 @@
-"""Pull inference: the model asks for the steps that it reads, and for no others.
+"""Pull inference: the model fetches only the steps that it reads.
 
     def fetch(positions):                        # [(row, position), ...]: the steps that are needed next
         return [encode(videos[row], frame) for row, frame in positions]
 
     out = model.pull(fetch, length=[250, 180])   # the output of model(...) for all steps, without computing all steps
 
-Each round asks for the next step of every row that still reads one, so there are as many rounds as the row with the
-most updates has updates.
+Each round fetches the next step of every row that will read another one, so the number of rounds is the largest number
+of updates of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ Position = tuple[int, int]  # row, step
 Fetch = Callable[[list[Position]], Any]
 
 
-class EndOfSequence(LookupError):  # noqa: N818 - like StopIteration, no failure
-    """Raised by a fetch where rows end before the step that was asked for.
+class EndOfSequence(LookupError):  # noqa: N818 - not an error, like StopIteration
+    """Raised by `fetch` if rows end before the wanted step.
 
-    lengths: row -> its number of steps. All other positions are asked for again, so raise it before any other work.
+    lengths: row -> its number of steps. All other positions are fetched again, so raise it before any other work.
     """
 
     def __init__(self, lengths: dict[int, int]) -> None:
@@ -50,29 +50,29 @@ def pull(
     gate_shift: Shift | None = None,
     update_rate: Shift | None = None,
 ) -> SkipRNNModelOutput | SkipRNNClassifierOutput:
-    """Run sequences of which only the steps that the model reads are fetched. No gradients, no dropout.
+    """Run sequences, and fetch only the steps that the model reads. There are no gradients and no dropout.
 
     Args:
         model: a Skip RNN with or without a head.
         fetch: takes a list of n (row, position) pairs, one for each row, and returns their steps in that order:
-            [n, input_size] floating point (array, tensor or list of such), or n token ids. It raises EndOfSequence
-            where rows end. Its other exceptions are passed on, with a note of what was asked for.
+            [n, input_size] floating point (array, tensor or list of such), or n token ids. It raises EndOfSequence if
+            rows end. Its other exceptions are passed on, with a note of what was fetched.
         length: number of steps of each row [B], or one number for all rows. None: unknown until fetch raises
             EndOfSequence. (A row of unknown length that never reads again ends after its last read.)
-        batch_size: number of rows, where `length` is no list; default 1.
+        batch_size: number of rows, if `length` is not a list; default 1.
         state: SkipRNNState to continue from; default: the initial state.
         generator: draws the gates of gate="random", as in a forward pass over all rows; needs known lengths.
-        check_inputs: refuse a step that is not finite. Otherwise a NaN updates and shows in the logits.
+        check_inputs: refuse steps that are not finite. Otherwise a NaN causes an update and shows in the logits.
         gate_shift: number or [B] numbers, as in the model's forward: each row's operating point.
         update_rate: likewise.
 
     Returns:
-        The model's output for the whole sequences, padded on the right to the longest: equal gates, logits equal up to
-        rounding. update_gates [B, T] are always there.
+        The model's output for the whole sequences, padded on the right to the longest. Gates equal those of a forward
+        pass, and logits are equal up to rounding. The output always holds update_gates [B, T].
 
     Raises:
-        ValueError: lengths, a fetched step or a state of a wrong shape or type, or not finite; a row that ends before a
-            step that was already fetched.
+        ValueError: lengths, a fetched step or the state have a wrong shape or type, or are not finite; or a row ends
+            before a step that was already fetched.
     """
     lengths = _lengths(length, batch_size)
     shift = fixed_shifts(model, len(lengths), gate_shift, update_rate)
@@ -95,7 +95,7 @@ def pull(
 
 
 def _lengths(length: int | Sequence[int] | None, batch_size: int | None) -> list[int | None]:
-    """Return every row's number of steps; None where it is unknown."""
+    """Return the number of steps of every row; None if it is unknown."""
     if length is None or np.ndim(length) == 0:
         one = None if length is None else as_count(length, "length")
         lengths = [one] * (1 if batch_size is None else batch_size)
@@ -111,26 +111,26 @@ def _lengths(length: int | Sequence[int] | None, batch_size: int | None) -> list
 
 
 class _Pull:
-    """The state of a pull: how far each row is, and what was read."""
+    """The state of a pull: the position of each row, and what was read."""
 
     def __init__(self, reader: Reader, fetch: Fetch, lengths: list[int | None], state: SkipRNNState | None) -> None:
         self.reader, self.fetch = reader, fetch
         self.rows = len(lengths)
         self.ends = [NEVER if steps is None else steps for steps in lengths]
         self.state = reader.start(state, self.rows)
-        self.ran = [0] * self.rows  # steps up to and with the last read
+        self.ran = [0] * self.rows  # number of steps up to the last read, which is included
         self.plan = self._planned()
         pairs = zip(self.state.increment.float().tolist(), self.state.steps_since_update.tolist(), strict=True)
         self.at = [self._next(row, *pair) for row, pair in enumerate(pairs)]
         self.reads: list[tuple[Tensor, list[int], Tensor]] = []  # for every round: rows, positions, top layer's h
 
     def _planned(self) -> Tensor | None:
-        """Return the gates [B, T] of gate="random" as a forward pass draws them; None for other gates."""
+        """Draw the gates [B, T] of gate="random" as a forward pass does; return None for other gates."""
         base = self.reader.base
         if base.gate != "random":
             return None
         if NEVER in self.ends:
-            raise ValueError("gate='random' draws the gates of whole rows: give their length.")
+            raise ValueError("gate='random' draws the gates of whole rows in advance: give their length.")
         shape = torch.Size((self.rows, max(self.ends)))
         return plan_gates(base.gate, self.state, None, shape, base.skip_probability, base.stride, self.reader.generator)
 
@@ -149,7 +149,7 @@ class _Pull:
             x = self._ask(wanted)
             if x is not None:
                 self._update(x, wanted, sequence)
-        # A row whose end is still unknown never reads again.
+        # Rows whose length is still unknown never read again.
         lengths = [self.ran[row] if end == NEVER else end for row, end in enumerate(self.ends)]
         return self._outcome(lengths, start if sequence else None)
 
@@ -188,7 +188,7 @@ class _Pull:
             self.at[row] = self._next(row, d, 0)
 
     def _outcome(self, lengths: list[int], start: Tensor | None) -> tuple[ScanOutput, Tensor]:
-        """Return the output and the lengths. start [B, H]: the first h, where every step's h is wanted."""
+        """Return the output and the lengths. start [B, H]: the initial h; None if outputs of steps are not wanted."""
         state, device = self.state, self.state.h.device
         gates = state.increment.new_zeros(self.rows, max(lengths))
         events = torch.zeros(gates.shape, dtype=torch.long, device=device)  # index into `held` at each step

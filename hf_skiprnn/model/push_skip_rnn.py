@@ -1,13 +1,14 @@
-"""Push inference: steps come one by one, and after each update the model says how many it will not read.
+"""Push inference: steps arrive one by one, and after each update the model tells how many steps it will skip.
 
     stream = model.stream()
     while sensor.is_on():
-        stream.push(sensor.read())              # returns False if the model skips the step, at the cost of a comparison
-        sensor.sleep(stream.steps_to_skip)      # so many steps need not be measured
+        stream.push(sensor.read())              # returns False if the model skips the step, which takes a comparison
+        sensor.sleep(stream.steps_to_skip)      # these steps need not be measured
         stream.skip(stream.steps_to_skip)
 
-The number is known at once (N_skip of section 3.1): the increment D is held between updates, so the gate opens at the
-first k with float32(k * D) >= 0.5. `Stream` is one sequence; `StreamBatch` is several that advance together.
+The number of steps is known in advance (N_skip of section 3.1): the increment D does not change between updates, so the
+gate opens at the first k with float32(k * D) >= 0.5. A `Stream` is one sequence, a `StreamBatch` several that advance
+together.
 """
 
 import math
@@ -34,21 +35,21 @@ def stream(
     gate_shift: Shift | None = None,
     update_rate: Shift | None = None,
 ) -> "Stream | StreamBatch":
-    """Return a stream, which takes the steps of one or more sequences as they come. No gradients, no dropout.
+    """Return a stream, which takes the steps of one or more sequences as they arrive, without gradients and dropout.
 
     Args:
-        model: a Skip RNN with or without a head. Its weights are read where they are, so make a new stream after
+        model: a Skip RNN with or without a head. The stream uses the model's own memory, so make a new stream after
             moving the model, training it or shifting its gate.
-        batch_size: None for one sequence (`Stream`: push takes [input_size] and returns a bool); a number for so many
+        batch_size: None for one sequence (`Stream`: push takes [input_size] and returns a bool); a number for several
             that advance together (`StreamBatch`: push takes [batch_size, input_size] and returns [batch_size] bool).
         state: SkipRNNState to continue from, of one row or of batch_size rows; default: the initial state.
         generator: draws the gates of gate="random".
-        check_inputs: refuse a step that is read and not finite. Otherwise a NaN updates and shows in the logits.
+        check_inputs: refuse a read step that is not finite. Otherwise a NaN causes an update and shows in the logits.
         gate_shift: number or [batch_size] numbers, as in the model's forward: each row's operating point.
         update_rate: likewise.
 
     Raises:
-        ValueError: batch_size is negative or no whole number; a state of another shape, or damaged.
+        ValueError: batch_size is negative or not a whole number; or the state has another shape or is damaged.
     """
     rows = 1 if batch_size is None else as_count(batch_size, "batch_size")
     if rows < 0:
@@ -60,7 +61,7 @@ def stream(
 
 
 class _Copies:
-    """Pickles and copies of a stream: rebuilt from its numbers, for neither keeps the memory that tensors share."""
+    """Makes pickles and copies of a stream from its numbers, because they would not share memory with the model."""
 
     _reader: Reader
     _restore: Any
@@ -77,7 +78,7 @@ class _Copies:
 
 
 class Stream(_Copies):
-    """One sequence, a step at a time; made by `model.stream()`. A pickle of it holds the model."""
+    """A sequence that is processed step by step; made by `model.stream()`. A pickle of it contains the model."""
 
     def __init__(self, reader: Reader, state: SkipRNNState | None) -> None:
         self._reader = reader
@@ -85,7 +86,7 @@ class Stream(_Copies):
         self._restore(start, 0, reader.waits(start)[0])
 
     def _restore(self, state: SkipRNNState, step: int, wait: int) -> None:
-        """Continue from a state of one row, which the stream then owns, at its next step `step`."""
+        """Continue from a state of one row at the step `step`. The stream will modify this state."""
         self._state, self._update = state, self._reader.row_update(state)
         config = self._reader.base.config
         self._width, self._is_text = (config.input_size,), config.vocab_size is not None
@@ -94,15 +95,15 @@ class Stream(_Copies):
         self._next = NEVER if wait == NEVER else step + wait  # the next step to read
 
     def push(self, x: Any, step: int | None = None) -> bool:
-        """Take the next step; return whether the model read it.
+        """Process the next step; return whether the model read it.
 
         Args:
-            x: [input_size] floating point, or a token id. Ignored if the step is skipped; it may then be None.
-            step: its index, from 0. Pass it to find lost, repeated or swapped steps.
+            x: [input_size] floating point, or a token id. It is ignored, and may be None, if the step is skipped.
+            step: index of the step, from 0. Pass it to detect lost, repeated or swapped steps.
 
         Raises:
-            ValueError: `step` is not the next one; x is read and of a wrong width or type, or not finite. The stream
-                stays as it was.
+            ValueError: `step` is not the next one; or x is read and has a wrong width or type, or is not finite. The
+                stream is not changed.
         """
         position = self._step
         if step is not None and step != position:
@@ -114,7 +115,7 @@ class Stream(_Copies):
         return False
 
     def skip(self, steps: int) -> None:
-        """Pass over the next `steps` steps, which were not measured.
+        """Skip the next `steps` steps, which were not measured.
 
         Raises:
             ValueError: the model wants to read one of them; `steps` is negative or no whole number.
@@ -126,12 +127,12 @@ class Stream(_Copies):
 
     @property
     def step(self) -> int:
-        """The index of the next step, from 0: the number of steps so far."""
+        """The index of the next step, from 0; it is also the number of steps so far."""
         return self._step
 
     @property
     def steps_to_skip(self) -> int:
-        """The number of next steps that will not be read; `cells_skip_rnn.NEVER` where no step ever will be."""
+        """The number of steps that will be skipped next; `cells_skip_rnn.NEVER` if no step will be read any more."""
         return NEVER if self._next == NEVER else self._next - self._step
 
     @property
@@ -146,14 +147,14 @@ class Stream(_Copies):
         return self._state.map(Tensor.clone)._replace(steps_since_update=since)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the whole stream as tensors that safetensors can save, but not the coming draws of a random gate."""
+        """Return the stream as tensors that safetensors can save. The generator of a random gate is not included."""
         return pack(self.state, torch.tensor([self._step]), torch.tensor([self.steps_to_skip]))
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on exactly where another stream of the same model was saved.
+        """Continue exactly where another stream of the same model was saved.
 
         Raises:
-            ValueError: names, shapes or values that no such stream has. The stream stays as it was.
+            ValueError: names, shapes or values cannot be from such a stream. This stream is not changed.
         """
         state, step, wait = unpack(saved, self._reader)
         if len(step) != 1:
@@ -169,7 +170,7 @@ class Stream(_Copies):
             and x.dtype == self._reader.dtype
             and x.device == self._reader.device
             and not (x.requires_grad or self._is_text)
-            # A finite sum shows that all numbers are finite; where it is not, the reader looks at each.
+            # If the sum is finite, all numbers are finite; otherwise the reader checks each number.
             and (not self._reader.check_inputs or math.isfinite(x.sum().item()))
         )
         self._update(x.unsqueeze(0) if quick else self._reader.inputs(x, 1, f"Step {self._step}"))
@@ -182,7 +183,7 @@ class Stream(_Copies):
 class StreamBatch(_Copies):
     """Several sequences that advance together, each with its own gate; made by `model.stream(batch_size)`.
 
-    New rows join at the end. Where a row leaves, those behind it move up, as in a list.
+    New rows join at the end. If a row leaves, the rows after it move up, as in a list.
     """
 
     def __init__(self, reader: Reader, state: SkipRNNState) -> None:
@@ -191,7 +192,7 @@ class StreamBatch(_Copies):
 
     def _restore(self, state: SkipRNNState, step: Tensor, waits: Tensor) -> None:
         self._state = state
-        # Counters are on the CPU, so that a push that reads nothing does not wait for a GPU.
+        # Counters are on the CPU, so that a push without any read does not wait for a GPU.
         self._step = step
         self._updated = step - state.steps_since_update.long().cpu()  # the step after the last update
         self._next = next_reads(step, waits)
@@ -200,15 +201,15 @@ class StreamBatch(_Copies):
         return len(self._step)
 
     def push(self, x: Any, step: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Take every row's next step; return which rows read theirs: [batch_size] bool, on the CPU.
+        """Process the next step of every row; return which rows read theirs: [batch_size] bool, on the CPU.
 
         Args:
             x: [batch_size, input_size] floating point, or token ids [batch_size]. Only rows whose steps_to_skip is 0
-                are looked at; where there is none, x may be None.
-            step: [batch_size], the index of each row's step, from 0. Pass it to find lost, repeated or swapped steps.
+                are used; if there are none, x may be None.
+            step: [batch_size], index of each row's step, from 0. Pass it to detect lost, repeated or swapped steps.
 
         Raises:
-            ValueError: as Stream.push. The streams stay as they were.
+            ValueError: as in Stream.push. The streams are not changed.
         """
         if step is not None:
             self._check_order(torch.as_tensor(step))
@@ -240,10 +241,10 @@ class StreamBatch(_Copies):
         self._next[due] = next_reads(self._step[due] + 1, waits)
 
     def skip(self, steps: int) -> None:
-        """Pass over the next `steps` steps of every row, which were not measured.
+        """Skip the next `steps` steps of every row, which were not measured.
 
         Raises:
-            ValueError: the model wants to read one of them; `steps` is negative or no whole number.
+            ValueError: the model wants to read one of them; `steps` is negative or not a whole number.
         """
         steps = as_count(steps, "skip's number of steps")
         waits = self.steps_to_skip
@@ -255,7 +256,7 @@ class StreamBatch(_Copies):
         """Add `rows` new sequences, from `state` or the initial one; return their row numbers.
 
         Raises:
-            ValueError: a state of another shape, or damaged.
+            ValueError: the state has another shape or is damaged.
         """
         first, new = len(self), StreamBatch(self._reader, self._reader.start(state, as_count(rows, "rows")))
         for name in ("_step", "_updated", "_next"):
@@ -270,7 +271,7 @@ class StreamBatch(_Copies):
         return range(first, first + rows)
 
     def leave(self, rows: Sequence[int]) -> None:
-        """Remove the sequences in `rows`; those behind them move up. Take their logits or state before.
+        """Remove the sequences in `rows`; those after them move up. Read their logits or state before.
 
         Raises:
             IndexError: there is no such row.
@@ -284,12 +285,12 @@ class StreamBatch(_Copies):
 
     @property
     def step(self) -> Tensor:
-        """The index of each row's next step, [batch_size], from 0 where the row joined."""
+        """The index of each row's next step, [batch_size]; it is 0 when the row joins."""
         return self._step.clone()
 
     @property
     def steps_to_skip(self) -> Tensor:
-        """The number of each row's next steps that will not be read, [batch_size]; NEVER as in `Stream`."""
+        """The number of steps that each row will skip next, [batch_size]; NEVER as in `Stream`."""
         return torch.where(self._next == NEVER, NEVER, self._next - self._step)
 
     @property
@@ -304,25 +305,25 @@ class StreamBatch(_Copies):
         return self._state.map(Tensor.clone)._replace(steps_since_update=since)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all streams as tensors that safetensors can save, but not the coming draws of a random gate."""
+        """Return all streams as tensors that safetensors can save. The generator of a random gate is not included."""
         return pack(self.state, self._step.clone(), self.steps_to_skip)
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on exactly where streams of the same model were saved; their number is the saved one's.
+        """Continue exactly where streams of the same model were saved. The number of streams becomes the saved one.
 
         Raises:
-            ValueError: names, shapes or values that no such streams have. The streams stay as they were.
+            ValueError: names, shapes or values cannot be from such streams. These streams are not changed.
         """
         self._restore(*unpack(saved, self._reader))
 
 
 def next_reads(steps: Tensor, waits: Tensor) -> Tensor:
-    """Return the next step that each row reads, [N] int64, from its step and the number of steps that it skips."""
+    """Return the index of the next step that each row reads, [N] int64; waits: number of steps that it skips first."""
     return torch.where(waits == NEVER, NEVER, steps + waits).long()
 
 
 def out_of_order(step: int, expected: int, wait: int) -> str:
-    """Return the error message for a push of another step than the next one."""
+    """Return the error message for pushing a step that is not the next one."""
     if step < expected:
         return f"step {step} came again or late; the next one is {expected}. Push every step once, in order."
     lost = step - expected
@@ -331,7 +332,7 @@ def out_of_order(step: int, expected: int, wait: int) -> str:
 
 
 def must_read(steps: int, wait: int, step: int) -> str:
-    """Return the error message for a skip over a step that the model reads."""
+    """Return the error message for skipping a step that the model reads."""
     if steps < 0:
         return f"skip takes a number of steps, 0 or more; got {steps}."
     return f"skip({steps}) would pass over step {step + wait}, which the model reads. Skip at most {wait} and push it."

@@ -1,4 +1,4 @@
-"""The parts that pull and push inference share: checks of steps and states, updates of rows, the next step to read."""
+"""Code that pull and push inference share: check steps and states, update rows, and find the next step to read."""
 
 import operator
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Reader:
     def __init__(
         self, model: Any, generator: torch.Generator | None, check_inputs: bool, shift: Tensor | None = None
     ) -> None:
-        """`shift`: [B], each row's shift of the gate; None: the model's own for all rows."""
+        """`shift`: [B], each row's gate shift; None: `config.gate_shift` for all rows."""
         self.model, self.base = model, model.base_model
         self.head = None if self.base is model else model.classifier
         self.generator, self.check_inputs = generator, check_inputs
@@ -36,14 +36,14 @@ class Reader:
         self.gate = None if gate is None else detached(gate)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the model alone: copies of the detached weights would no longer be the model's memory."""
+        """Pickle only the model: copies of the detached weights would not share the model's memory."""
         return Reader, (self.model, self.generator, self.check_inputs, self.shift)
 
     def start(self, state: SkipRNNState | None, batch: int) -> SkipRNNState:
         """Return a copy of `state`, or the initial state of `batch` rows, without its graph.
 
         Raises:
-            ValueError: the state has another shape, or values that no state of a model has; see `check_values`.
+            ValueError: the state has another shape, or impossible values; see `check_values`.
         """
         if state is None:
             return self.base.initial_state(batch).detach().map(Tensor.clone)
@@ -52,9 +52,9 @@ class Reader:
         return state
 
     def steps_to_skip(self, increment: float, steps_since_update: float) -> int:
-        """Return how many steps one row skips before its next update, for every kind of gate; may be NEVER.
+        """Return the number of steps that one row skips before its next update, or NEVER, for every kind of gate.
 
-        With gate="random" each call draws anew.
+        With gate="random" each call draws new random numbers.
         """
         if self.gate is not None:
             return steps_to_skip(increment, steps_since_update)
@@ -76,8 +76,8 @@ class Reader:
         """Return one step of some rows, [rows, input_size] in the weights' precision, from numbers or token ids.
 
         Raises:
-            ValueError: another shape or type, an unknown token, or, with check_inputs, a value that is not finite in
-                the weights' precision. `where` names the input in the message.
+            ValueError: x has another shape or type, a token is unknown, or, with check_inputs, a value is not finite in
+                the weights' dtype. `where` names the input in the message.
         """
         x = as_tensor(x, self.device, where)
         if self.base.config.vocab_size is not None:
@@ -120,9 +120,9 @@ class Reader:
     def row_update(self, state: SkipRNNState) -> Callable[[Tensor], None]:
         """Return the function that updates a state of one row in place from x [1, input_size].
 
-        A stream's speed is the time of this function. In microseconds for 1 input and 110 units, one core:
-        `update` takes 37 (LSTM) and 48 (GRU), torch.lstm_cell 23. The same cells in memory that is allocated once take
-        16 and 14, so an LSTM and the paper's GRU run so on a CPU.
+        This function decides the speed of a stream. With 1 input and 110 units on one core, `update` takes 37 (LSTM)
+        and 48 (GRU) microseconds, and torch.lstm_cell takes 23. The same cells with preallocated memory take 16 and
+        14, so the LSTM and the paper's GRU are run like this on a CPU.
         """
         weight, make = self.layers[0].weight_hh, IN_PLACE.get(self.cell.name)
         if make is None or weight.device.type != "cpu" or weight.dtype != self.state_dtype:
@@ -147,19 +147,19 @@ class Reader:
         return step_layers
 
     def logits(self, h: Tensor) -> Tensor:
-        """Return logits [N, num_labels] for the top layer's h [N, H]; without the dropout before the classifier.
+        """Return logits [N, num_labels] for the top layer's h [N, H], without dropout.
 
         Raises:
             AttributeError: the model has no classifier.
         """
         if self.head is None:
-            raise AttributeError("SkipRNNModel has no classifier, so no logits. Read the state's h.")
+            raise AttributeError("SkipRNNModel has no classifier, so there are no logits. Use the state's h.")
         with torch.no_grad():
             return self.head(h.to(self.dtype))
 
 
 def lstm_in_place(w: LayerWeights, h: Tensor, c: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return `LSTMCell.step` of one row: the function takes x [1, I], replaces h and c [1, H], and returns h."""
+    """Return `LSTMCell.step` for one row: a function that takes x [1, I], overwrites h and c [1, H], and returns h."""
     w_x, w_h, bias = w.weight_ih.t(), w.weight_hh.t(), _bias(w)
     activations, tanh_g, tanh_c = torch.empty_like(bias), torch.empty_like(h), torch.empty_like(h)
     i, f, g, o = activations.chunk(4, dim=1)
@@ -167,7 +167,7 @@ def lstm_in_place(w: LayerWeights, h: Tensor, c: Tensor) -> Callable[[Tensor], T
     def step(x: Tensor) -> Tensor:
         torch.addmm(bias, x, w_x, out=activations).addmm_(h, w_h)
         torch.tanh(g, out=tanh_g)
-        activations.sigmoid_()  # one call for all four costs less than three calls
+        activations.sigmoid_()  # one call for all four is faster than three calls
         c.mul_(f).addcmul_(i, tanh_g)
         torch.tanh(c, out=tanh_c)
         return torch.mul(o, tanh_c, out=h)
@@ -176,7 +176,7 @@ def lstm_in_place(w: LayerWeights, h: Tensor, c: Tensor) -> Callable[[Tensor], T
 
 
 def gru_in_place(w: LayerWeights, h: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return `GRUCell.step` of one row: the function takes x [1, I], replaces h [1, H], and returns it."""
+    """Return `GRUCell.step` for one row: a function that takes x [1, I], overwrites h [1, H], and returns it."""
     units = h.shape[1]
     w_x, w_rz, w_n, bias = w.weight_ih.t(), w.weight_hh[: 2 * units].t(), w.weight_hh[2 * units :].t(), _bias(w)
     activations, rh = torch.empty_like(bias), torch.empty_like(h)
@@ -197,13 +197,13 @@ IN_PLACE: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {"lstm": lstm_i
 
 
 def _bias(w: LayerWeights) -> Tensor:
-    """Return the bias as a row [1, G*H]; zeros where there is none."""
+    """Return the bias as a row [1, G*H]; zeros if there is none."""
     rows = w.weight_hh.shape[0]
     return w.weight_hh.new_zeros(1, rows) if w.bias is None else w.bias.view(1, rows)
 
 
 def check_values(state: SkipRNNState, nan_passes: bool) -> None:
-    """Raise ValueError if a state holds values that no model returns: a stream would never read again, or be wrong."""
+    """Raise ValueError if a state holds values that no model returns: a stream would be wrong."""
     h, c, increment, steps = state
     whole = steps.isfinite() & (steps >= 0) & (steps == steps.floor())
     for name, part, right, wanted in (
@@ -217,16 +217,16 @@ def check_values(state: SkipRNNState, nan_passes: bool) -> None:
         wrong = ~(right | part.isnan()) if nan_passes and part is not steps else ~right
         if bool(wrong.any()):
             raise ValueError(
-                f"state.{name} must be {wanted}; got {part[wrong][0].item()}. The state is damaged, or became NaN from "
-                "such an input: take an earlier one, or start anew."
+                f"state.{name} must be {wanted}; got {part[wrong][0].item()}. The state is damaged, or an input made "
+                "it NaN: use an earlier state, or start again."
             )
 
 
 def as_count(value: Any, name: str) -> int:
-    """Return a whole number of any library as an int.
+    """Return a whole number, of any library's type, as an int.
 
     Raises:
-        ValueError: it is no whole number; nothing is rounded.
+        ValueError: it is not a whole number; nothing is rounded.
     """
     try:
         return operator.index(value)
@@ -240,10 +240,10 @@ def detached(weights: Weights) -> Weights:
 
 
 def as_tensor(x: Any, device: torch.device, where: str) -> Tensor:
-    """Return a tensor, array, number, or list of such as a tensor without a graph.
+    """Convert a tensor, array, number, or list of these to a tensor without a graph.
 
     Raises:
-        ValueError: it is nothing of these; `where` names it in the message.
+        ValueError: it is none of these; `where` names it in the message.
     """
     if isinstance(x, Tensor):
         return x.detach().to(device)

@@ -1,4 +1,4 @@
-"""A stream as named tensors, which safetensors can save, and the checks of such tensors when they are loaded."""
+"""Convert streams to named tensors, which safetensors can save, and check such tensors when they are loaded."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ def pack(state: SkipRNNState, step: Tensor, wait: Tensor) -> dict[str, Tensor]:
     """Return a stream's tensors by name.
 
     Args:
-        state: of N rows.
+        state: state of N rows.
         step: [N] int64, the index of each row's next step.
         wait: [N] int64, the number of steps that each row then skips.
     """
@@ -23,10 +23,10 @@ def pack(state: SkipRNNState, step: Tensor, wait: Tensor) -> dict[str, Tensor]:
 
 
 def unpack(saved: Mapping[str, Tensor], reader: Reader) -> tuple[SkipRNNState, Tensor, Tensor]:
-    """Return what `pack` was given.
+    """Return the arguments of `pack`.
 
     Raises:
-        ValueError: names, shapes, types or values that no stream of this model has.
+        ValueError: names, shapes, types or values cannot be from a stream of this model.
     """
     wanted = {"h", "increment", "steps_since_update", "step", "steps_to_skip"}
     wanted |= {"c"} if reader.cell.has_cell_state else set()
@@ -50,7 +50,7 @@ def unpack(saved: Mapping[str, Tensor], reader: Reader) -> tuple[SkipRNNState, T
 
 def _check_waits(reader: Reader, state: SkipRNNState, step: Tensor, wait: Tensor) -> None:
     """Raise ValueError if the saved steps to skip do not follow from the saved state, or a counter would overflow."""
-    if reader.base.gate == "random":  # drawn: any number is possible, but a fresh row reads its first step
+    if reader.base.gate == "random":  # any number is possible, but a fresh row reads its first step
         limits = torch.where(state.increment == 1, 0, LARGEST_COUNT).tolist()
         wrong = [row for row, limit in enumerate(limits) if wait[row] > limit]
     else:

@@ -1,4 +1,4 @@
-"""The tasks: data sets with what is to be predicted, by name in TASKS."""
+"""The tasks: data sets and what to predict from them. TASKS maps names to tasks."""
 
 from .adding import Adding
 from .base import Batch, GeneratedTask, ImageTask, Splits, Task

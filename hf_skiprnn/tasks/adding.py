@@ -1,12 +1,12 @@
 """Adding: the sum of the two marked values (Hochreiter and Schmidhuber 1997; Campos et al. 2018, Table 1).
 
-Source: drawn here by seed; no data set, no licence. Length 50; each step holds a value ~ U(-0.5, 0.5) and a marker,
-which is 1 at one step of the first 10 % and at one step of the last half, else 0. The model predicts the sum of the two
-marked values after the last step. The task counts as solved when the mean squared error is at least 100 times below the
-output's variance of 1/6.
+Source: random numbers from a seed, so no data set and no licence. A sequence has 50 steps. Each step holds a value from
+U(-0.5, 0.5) and a marker. The marker is 1 at one step of the first 10 % and at one step of the second half, else 0.
+After the last step the model predicts the sum of the two marked values. The task counts as solved if the mean squared
+error is at most a hundredth of the output's variance, which is 1/6.
 
-The loss is the mean squared error, as in the paper. The authors' code takes half of it, so the same lambda weighs twice
-as much there.
+The loss is the mean squared error, as in the paper. The authors' code uses half of it, so there the same lambda has
+twice the weight.
 
     {"input_values": [[0.14, 0.0], [-0.23, 0.0], [-0.46, 1.0], [-0.48, 0.0], ...], "labels": -0.88}
 """
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-OUTPUT_VARIANCE = 1 / 6  # of the sum of two values, each of variance 1/12
+OUTPUT_VARIANCE = 1 / 6  # variance of the sum of two values, each with variance 1/12
 
 
 @dataclass
 class Adding(GeneratedTask):
-    """The sum of two marked values among `length`."""
+    """The task to add the two marked values in a sequence of `length` values."""
 
     name = "adding"
     length: int = field(default=50, metadata={"help": "Steps of a sequence; at least 10."})
 
     def __post_init__(self) -> None:
         if self.length < 10:
-            raise ValueError(f"length must be at least 10, for the first 10 % to hold a step; got {self.length}.")
+            raise ValueError(f"length must be at least 10, so that the first 10 % hold a step; got {self.length}.")
 
     def draw(self, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
         values = rng.uniform(-0.5, 0.5, (rows, self.length)).astype(np.float32)

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 Batch = dict[str, Tensor]
 
 NUM_STREAMS = 64  # endless streams of training rows; each process or worker reads its own
-BLOCK_ROWS = 256  # rows drawn at once; an even number, so that rows that alternate between two labels stay paired
+BLOCK_ROWS = 256  # rows drawn at once; even, because the labels of generated rows may alternate in pairs
 TRAIN, VALIDATION, TEST = range(3)
 
 
@@ -37,13 +37,13 @@ class Splits(NamedTuple):
 
 @dataclass
 class Task(ABC):
-    """A data set and what is to be predicted. The fields of a subclass are its options on the command line."""
+    """A data set and what to predict from it. The fields of a subclass become options of the command line."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def load(self, seed: int) -> Splits:
-        """Return the rows. `seed` decides what is drawn for training; validation and test do not depend on it."""
+        """Return the rows. `seed` decides the random training rows; validation and test rows do not depend on it."""
 
     @abstractmethod
     def collate(self, rows: list[Row]) -> Batch:
@@ -51,18 +51,18 @@ class Task(ABC):
 
     @abstractmethod
     def model_defaults(self) -> dict[str, Any]:
-        """Return the fields of SkipRNNConfig that the task decides: input_size, num_labels, problem_type and names."""
+        """Return the fields of SkipRNNConfig that the task decides: input_size, num_labels, problem_type, labels."""
 
     @abstractmethod
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Compute the metrics of logits and labels, as Trainer's compute_metrics."""
+        """Compute the metrics from logits and labels; passed to Trainer as compute_metrics."""
 
     @abstractmethod
     def figure(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> "Figure":
         """Draw which steps of a batch were read; gates [B, T] bool, logits [B, C]."""
 
     def processor(self) -> Any:
-        """Return what turns raw inputs into the model's and is saved with it; None if that takes nothing."""
+        """Return the processor, which turns raw inputs into model inputs and is saved with the model; None without."""
         return None
 
     @property
@@ -71,17 +71,17 @@ class Task(ABC):
         return False
 
     def initialise(self, model: PreTrainedModel) -> None:  # noqa: B027 - optional: most tasks do nothing here
-        """Initialise a new model with what is known of the data, such as word vectors."""
+        """Initialise parameters of a new model from the data, for example with word vectors."""
 
     def use_processor(self, checkpoint: str) -> None:  # noqa: B027 - optional: most processors are not fitted
-        """Take the processor of a checkpoint (a folder or Hub id) instead of one made from the training split."""
+        """Use the processor of a checkpoint (a folder or Hub id) instead of fitting one to the training split."""
 
     def loss(self) -> Callable[..., Tensor] | None:
-        """Return Trainer's compute_loss_func; None to train with the model's own loss."""
+        """Return a loss function for Trainer's compute_loss_func; None to use the model's own loss."""
         return None
 
     def page(self, batch: Batch, gates: np.ndarray, logits: np.ndarray) -> str | None:
-        """Return the figure as an HTML page; None for tasks that are better seen as a picture."""
+        """Return the figure as an HTML page; None for tasks that only have a picture."""
         return None
 
 
@@ -95,7 +95,7 @@ def label_names(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 class DecodedImages(TorchDataset[Row]):
-    """The rows of a data set of small images, decoded once: a PNG would be decoded again in every epoch."""
+    """The rows of a data set of small images, decoded once; a `datasets.Dataset` would decode them in every epoch."""
 
     def __init__(self, data: Dataset) -> None:
         self.rows: list[Row] = list(data)
@@ -112,10 +112,10 @@ class DecodedImages(TorchDataset[Row]):
 
 
 class ShiftedImages(TorchDataset[Row]):
-    """Every image at every shift by up to `shift` pixels in both directions; what moves in is black.
+    """Every image, shifted by every whole number of pixels up to `shift` in both directions; the new pixels are black.
 
-    There are (2 * shift + 1)^2 times as many rows. They are a fixed set and not drawn while training, so that a resumed
-    run sees the same rows as an uninterrupted one.
+    This gives (2 * shift + 1)^2 times as many rows. They are a fixed set, not drawn at random during training, so that
+    a resumed run reads the same rows as an uninterrupted one.
     """
 
     def __init__(self, data: DecodedImages, shift: int) -> None:
@@ -142,12 +142,12 @@ class ShiftedImages(TorchDataset[Row]):
 
 @dataclass
 class ImageTask(Task):
-    """Images read pixel by pixel in row order: columns `image` (PIL) and `label` (class)."""
+    """The base class of tasks that read images pixel by pixel, row by row. Columns: `image` (PIL), `label` (class)."""
 
     size: ClassVar[tuple[int, int]]  # height, width
     labels: ClassVar[tuple[str, ...]]
     shift: int = field(
-        default=0, metadata={"help": "Train on every shift of an image by up to so many pixels: more rows an epoch."}
+        default=0, metadata={"help": "Also train on every image shifted by up to so many pixels in both directions."}
     )
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ class ImageTask(Task):
         return self.size
 
     def training_rows(self, data: Dataset) -> DecodedImages | ShiftedImages:
-        """Return the training split, decoded, with the shifts that `shift` asks for."""
+        """Return the training split, decoded; with `shift` above 0, together with the shifted images."""
         decoded = DecodedImages(data)
         return ShiftedImages(decoded, self.shift) if self.shift else decoded
 
@@ -191,7 +191,7 @@ class ImageTask(Task):
 
 @dataclass
 class GeneratedTask(Task):
-    """Rows drawn by seed: endless for training, fixed for validation and test."""
+    """The base class of tasks whose rows are random numbers from a seed: endless for training, fixed otherwise."""
 
     eval_rows: int = field(default=10_000, metadata={"help": "Rows of the validation set, and of the test set."})
 
@@ -200,7 +200,7 @@ class GeneratedTask(Task):
         """Draw `input_values` [rows, T, I] float32 and `labels` [rows]."""
 
     def load(self, seed: int) -> Splits:
-        """Return endless training rows, in NUM_STREAMS independent streams, and fixed validation and test rows."""
+        """Return endless training rows in NUM_STREAMS independent streams, and fixed validation and test rows."""
         train = IterableDataset.from_generator(
             endless_rows, gen_kwargs={"task": self, "seed": seed, "streams": list(range(NUM_STREAMS))}
         )
@@ -220,7 +220,7 @@ class GeneratedTask(Task):
 
 
 def endless_rows(task: GeneratedTask, seed: int, streams: list[int]) -> Iterator[Row]:
-    """Yield the rows of the first of `streams` without end. The same seed and stream give the same rows."""
+    """Yield rows of the first of `streams`, without end. The same seed and stream give the same rows."""
     block = 0
     while True:
         columns = task.draw(np.random.default_rng([TRAIN, seed, streams[0], block]), BLOCK_ROWS)

@@ -1,19 +1,21 @@
-"""Charades: which of 157 actions happen at every frame (Sigurdsson et al. 2016; Campos et al. 2018, Table 3).
+"""Charades: which of 157 actions happen in each frame (Sigurdsson et al. 2016; Campos et al. 2018, Table 3).
 
-Source: Allen Institute for AI. Its licence forbids commercial use and passing the data on, so none of it comes with
-this package; columns, file names and numbers of frames follow its README. `dataset_name` is a folder with
-Charades_v1_train.csv and Charades_v1_test.csv; `feature_folder` holds the organisers' fc7 features, one text file of
-4096 numbers per frame: `<id>/<id>-<frame, 6 digits>.txt`, every fourth frame of 24 per second (1, 5, 9, ...). A frame
-has every action whose interval contains its time. 10 % of the training videos are held out for validation, by seed.
-Features are parsed once and kept.
+Source: Allen Institute for AI. The licence forbids commercial use and redistribution, so this package contains none of
+the data; column names, file names and frame numbers follow the data set's README. `dataset_name` is a folder with
+Charades_v1_train.csv and Charades_v1_test.csv. `feature_folder` holds the organisers' fc7 features: one text file of
+4096 numbers per frame, `<id>/<id>-<frame, 6 digits>.txt`, for every fourth frame of 24 per second (1, 5, 9, ...). A
+frame has every action whose interval contains its time. 10 % of the training videos are held out for validation, by
+seed. Features are parsed once and cached.
 
-The loss is the binary cross-entropy summed over the classes, because the lambdas of Table 3 fit no smaller loss: a mean
-over 157 classes changes less, from all frames read to none, than lambda = 1e-3 costs for the table's 42 updates.
+The loss is the binary cross-entropy summed over the classes. A mean over the 157 classes would be too small for the
+lambdas of Table 3: reading all frames instead of none lowers it by less than the 42 updates of that table cost with
+lambda = 1e-3.
 
-Metric (the organisers' localisation task): take N equally spaced frames of each video (floor(k T / N), k < N, of its T
-frames). The scores of a class at these frames of all videos give an average precision; mAP is the mean over the classes
-that occur there. N is 25 in the organisers' script (Charades_v1_localize.m) and 100 in the paper. That script asks for
-the actions at k / N of the video's length; here they are those of the frame read there, at most 1/6 s earlier.
+Metric: mAP of the organisers' localisation task. Take N equally spaced frames of each video: floor(k T / N), k < N, of
+its T frames. For each class, compute the average precision of the scores at these frames of all videos. mAP is the mean
+over the classes that occur there. N is 25 in the organisers' script (Charades_v1_localize.m) and 100 in the paper. The
+script uses the actions at k / N of the video's length; here they are the actions of the frame before, at most 1/6 s
+earlier.
 
     {"id": "46GP8", "steps": [[0.0, 1.3, ...], ...], "actions": [[0, 0, 1, ...], ...]}
 """
@@ -46,13 +48,13 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 CLASSES = 157
-VIDEO_RATE = 24.0  # frames per second of the numbers in the features' names
-POINTS = (25, 100)  # equally spaced frames of the localisation metric
+VIDEO_RATE = 24.0  # frames per second, to which the frame numbers in the names of feature files refer
+POINTS = (25, 100)  # numbers N of equally spaced frames in the localisation metric
 ACTION = re.compile(r"c(\d{3}) (\d+(?:\.\d+)?) (\d+(?:\.\d+)?)")
 
 
 class Video(NamedTuple):
-    """A row of the csv: the video's id, and class, start and end in seconds of each action."""
+    """A row of the CSV file: the video's id, and the class, start and end (in seconds) of each action."""
 
     name: str
     actions: tuple[tuple[int, float, float], ...]
@@ -60,7 +62,7 @@ class Video(NamedTuple):
 
 @dataclass
 class Charades(Task):
-    """The actions at every frame."""
+    """The task to name the actions in every frame."""
 
     name = "charades"
     labels = tuple(f"c{i:03}" for i in range(CLASSES))
@@ -73,7 +75,7 @@ class Charades(Task):
     validation_share: float = field(default=0.1, metadata={"help": "Share of the training videos held out."})
     split_seed: int = field(default=0, metadata={"help": "Decides which videos are held out."})
     cache_folder: str | None = field(
-        default=None, metadata={"help": "Where features are kept; default: datasets' cache."}
+        default=None, metadata={"help": "Folder of the cached features; default: datasets' cache."}
     )
 
     @property
@@ -81,7 +83,7 @@ class Charades(Task):
         return True
 
     def load(self, seed: int) -> Splits:
-        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
+        """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
         return self._splits
 
     @cached_property
@@ -91,7 +93,7 @@ class Charades(Task):
         return Splits(held_out["train"], held_out["test"], test)
 
     def _rows(self, which: str) -> Dataset:
-        """Return the rows of the listed videos that have features."""
+        """Return the rows of those listed videos that have features."""
         path = Path(self.dataset_name, f"Charades_v1_{which}.csv")
         if not self.dataset_name or not path.is_file():
             raise ValueError(f"There is no {path}. --dataset_name must be the folder of the annotations.")
@@ -139,8 +141,8 @@ class Charades(Task):
     def initialise(self, model: PreTrainedModel) -> None:
         """Set the classifier's bias to the log-odds of each class in the training frames.
 
-        With a bias of 0 every class starts at probability 1/2. While the model learns that all are rare, its states
-        saturate; then reading changes nothing, and the update gate closes.
+        With a bias of 0 every class would start at probability 1/2. While the model learned that all classes are rare,
+        its states would saturate. Reading would then change nothing, and the update gate would close.
         """
         actions = self.load(0).train.select_columns("actions")
         frames = sum(len(row["actions"]) for row in actions)
@@ -170,13 +172,13 @@ class Charades(Task):
         return channels_read(inputs, read, self._names(logits > 0, mask), self._names(batch["labels"] == 1, mask))
 
     def _names(self, active: Any, mask: np.ndarray) -> list[str]:
-        """Return the names of the classes that are active [B, T, 157] at any real frame of each row."""
+        """Return the names of the classes that occur in a real frame of each row; active: [B, T, 157] bool."""
         found = (np.asarray(active) & mask[:, :, None]).any(axis=1)
         return [", ".join(self.labels[c] for c in np.flatnonzero(row)) or "none" for row in found]
 
 
 def read_annotations(path: Path) -> list[Video]:
-    """Read the organisers' csv of videos; errors name the row."""
+    """Read the organisers' CSV file of videos; errors name the row."""
     videos = []
     with path.open(newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file)):
@@ -210,7 +212,7 @@ def read_features(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def actions_at(times: np.ndarray, actions: tuple[tuple[int, float, float], ...]) -> np.ndarray:
-    """Return [T, 157] of 0 and 1: the actions whose intervals, both ends included, contain each time."""
+    """Return [T, 157] of 0 and 1: which actions happen at each time; both ends of an interval belong to it."""
     active = np.zeros((len(times), CLASSES), np.int8)
     for action, start, end in actions:
         active[(times >= start) & (times <= end), action] = 1
@@ -220,19 +222,19 @@ def actions_at(times: np.ndarray, actions: tuple[tuple[int, float, float], ...])
 def localisation_map(scores: np.ndarray, labels: np.ndarray, points: int) -> float:
     """Compute the mean over classes of the average precision at `points` equally spaced frames of every video.
 
-    A video shorter than `points` gives some of its frames more than once. Classes that do not occur at these frames are
+    Some frames of a video shorter than `points` count more than once. Classes that occur at none of these frames are
     left out.
 
     Args:
         scores: [N, T, C].
         labels: [N, T, C] of 0 and 1, and -100 after a video's end.
-        points: frames of each video.
+        points: number of frames taken from each video.
 
     Returns:
         NaN if no class occurs.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the shapes differ from these.
     """
     from sklearn.metrics import average_precision_score
 

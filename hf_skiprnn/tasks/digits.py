@@ -1,9 +1,9 @@
-"""Digits: a handwritten digit on 8 x 8 pixels, read pixel by pixel. Real data that needs no network.
+"""Digits: the class of a handwritten digit of 8 x 8 pixels, read pixel by pixel. Real data that needs no network.
 
 Source: scikit-learn's `load_digits`, the test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and
-Kaynak 1998; licence CC BY 4.0): 1797 images by 13 people, 17 gray levels 0..16. They become 8-bit images, round(level
-* 255 / 16), as other image files have. 64 steps of one value in [0, 1]. Split by seed, in the proportions of the
-classes: 1077 for training, 360 for validation, 360 for test.
+Kaynak 1998; licence CC BY 4.0): 1797 images by 13 people with 17 gray levels 0..16. They are converted to 8-bit images:
+round(level * 255 / 16). A sequence has 64 steps of one value in [0, 1]. The split is stratified, by seed: 1077 images
+for training, 360 for validation, 360 for test.
 
     {"image": <PIL image 8x8, mode L>, "label": 5}
 """
@@ -16,12 +16,12 @@ from PIL import Image as PILImage
 
 from .base import ImageTask, Splits
 
-HELD_OUT_ROWS = 360  # rows of validation, and of test
+HELD_OUT_ROWS = 360  # rows of the validation split, and of the test split
 
 
 @dataclass
 class Digits(ImageTask):
-    """Which digit is on 8 x 8 pixels."""
+    """The task to classify digits of 8 x 8 pixels."""
 
     name = "digits"
     size = (8, 8)
@@ -29,7 +29,7 @@ class Digits(ImageTask):
     split_seed: int = field(default=0, metadata={"help": "Decides which images are for validation and for test."})
 
     def load(self, seed: int) -> Splits:
-        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
+        """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
         from sklearn.datasets import load_digits  # an extra: only this task needs scikit-learn
 
         bundle = load_digits()

@@ -1,9 +1,10 @@
-"""Find the digit: a handwritten digit somewhere on a black canvas, read pixel by pixel. Beyond the paper; offline.
+"""Find the digit: the class of a handwritten digit on a black canvas, read pixel by pixel. Not in the paper; offline.
 
 Source: the images of the task `digits` (scikit-learn's `load_digits`; Alpaydin and Kaynak 1998; licence CC BY 4.0), 8 x
-8 pixels each, with the same 1077 images for training, 360 for validation and 360 for test. Each is pasted at `places`
-random places of a black canvas of 16 x 16 pixels, or up to 28 x 28: 256 steps of one value in [0, 1], most of them
-black. The places of validation and test are always the same; those of training are drawn by the run's seed.
+8 pixels each, with the same 1077 images for training, 360 for validation and 360 for test. Each image is pasted at
+`places` random places of a black canvas of 16 x 16 (or up to 28 x 28) pixels. This gives 256 steps of one value in
+[0, 1], most of them black. The places of validation and test images are fixed; the run's seed decides those of training
+images.
 
     {"image": <PIL image 16x16, mode L>, "label": 5}
 """
@@ -18,13 +19,13 @@ from PIL import Image as PILImage
 from .base import TEST, TRAIN, VALIDATION, ImageTask, Row, Splits
 from .digits import Digits
 
-LARGEST = 28  # pixels of a canvas's side, as MNIST's
-EVALUATED_PLACES = 4  # of each validation and test image
+LARGEST = 28  # largest side of a canvas in pixels, as in MNIST
+EVALUATED_PLACES = 4  # number of places for each validation and test image
 
 
 @dataclass
 class FindDigit(ImageTask):
-    """Which digit is somewhere on a black canvas."""
+    """The task to classify a digit that stands somewhere on a black canvas."""
 
     name = "find_digit"
     labels = Digits.labels

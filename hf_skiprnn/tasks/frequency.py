@@ -1,12 +1,12 @@
 """Frequency discrimination: is a sine's period between 5 and 6 ms (Neil et al. 2016; Campos et al. 2018, Table 4).
 
-Source: drawn here by seed; no data set, no licence. 100 ms of a sine of amplitude 1, sampled every 1 ms (100 steps) or
-0.5 ms (200 steps), with a phase uniform over the whole period. Label 0: period ~ U(5, 6) ms. Label 1: uniform on
-(1, 5) u (6, 100) ms. Rows alternate between the labels, so that every batch of even size is stratified. The task counts
-as solved at an accuracy above 99 %.
+Source: random numbers from a seed, so no data set and no licence. A sequence is 100 ms of a sine of amplitude 1,
+sampled every 1 ms (100 steps) or 0.5 ms (200 steps). The phase is uniform over the whole period. Label 0: the period is
+from U(5, 6) ms. Label 1: the period is uniform on (1, 5) and (6, 100) ms. Rows alternate between the labels, so that a
+batch of even size holds equally many of both. The task counts as solved at an accuracy above 99 %.
 
-Where the authors' code differs, this follows the paper: the code draws distractors from (0, 5) u (6, 100) ms, and a
-phase in milliseconds that it adds as if it were radians.
+The authors' code differs from the paper in two points, and this task follows the paper: the code draws the periods of
+label 1 from (0, 5) and (6, 100) ms, and it draws a phase in milliseconds but adds it as if it were radians.
 
     {"input_values": [[-0.87], [0.06], [0.92], [0.75], ...], "labels": 0}
 """
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 DURATION = 100.0  # ms
 TARGET = (5.0, 6.0)  # ms
-DISTRACTORS = (1.0, 100.0)  # ms, without the target
+DISTRACTORS = (1.0, 100.0)  # ms, the range of other periods; the target interval is left out
 
 
 @dataclass
 class Frequency(GeneratedTask):
-    """A sine whose period is in (5, 6) ms, or not."""
+    """The task to tell whether the period of a sine is in (5, 6) ms."""
 
     name = "frequency"
     labels = ("period in (5, 6) ms", "another period")
     sampling_period: float = field(
-        default=1.0, metadata={"help": "Milliseconds between two steps: the paper has 1 and 0.5."}
+        default=1.0, metadata={"help": "Milliseconds between two steps: 1 or 0.5 in the paper."}
     )
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Frequency(GeneratedTask):
 
 
 def _distractor_periods(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """Draw from (1, 5) u (6, 100): on an interval without the target's width, then shift what lies beyond 5."""
+    """Draw from (1, 5) and (6, 100) ms: draw from (1, 99), then add 1 to everything above 5."""
     width = TARGET[1] - TARGET[0]
     periods = rng.uniform(DISTRACTORS[0], DISTRACTORS[1] - width, rows)
     return np.where(periods >= TARGET[0], periods + width, periods)

@@ -1,13 +1,14 @@
-"""Spoken digits: which digit is said in half a second of sound. Beyond the paper.
+"""Spoken digits: the digit said in half a second of sound. Not in the paper.
 
-Source: Free Spoken Digit Dataset (Jackson et al.; licence CC BY-SA 4.0): 6 speakers, 50 takes of each digit, 8 kHz;
-takes 0-4 of every speaker and digit are the test split (300), so its speakers are known from training. With
-`held_out_speaker` the test split is all recordings of this speaker (500), and the other splits are of the other
-speakers. From the Hub (the id that the mteb benchmark's task FSDD names), or a local folder in the same layout. 300
+Source: Free Spoken Digit Dataset (Jackson et al.; licence CC BY-SA 4.0): 6 speakers, 50 takes of each digit, 8 kHz.
+Takes 0-4 of every speaker and digit are the test split (300 recordings), so its speakers also occur in training. With
+`held_out_speaker` the test split is all 500 recordings of this speaker, and the other splits hold only other speakers.
+The data come from the Hub (the id that the mteb benchmark's task FSDD names), or a local folder in the same layout. 300
 training recordings are held out for validation, by seed and stratified.
 
 Steps are log-mel frames (25 ms every 10 ms, 32 bands: about 40 steps) or the samples themselves (about 3400 steps of
-one value). Both are standardised per channel over the training split; the checkpoint's feature extractor does the same.
+one value). Each channel is standardised by its mean and standard deviation over the training split; the checkpoint's
+feature extractor stores these.
 
     {"audio": {"bytes": b"RIFF...", "path": None}, "label": 7, "speaker": "theo"}
 """
@@ -39,7 +40,7 @@ STEPS = "steps"  # column of the extracted steps, not yet standardised
 
 @dataclass
 class SpokenTask(Task):
-    """A class for each sound of FSDD's recordings; what `fsdd` and `keyword` share."""
+    """The base class of the tasks `fsdd` and `keyword`: one class for each sound, from FSDD's recordings."""
 
     labels: ClassVar[tuple[str, ...]]
     dataset_name: str = field(
@@ -55,7 +56,7 @@ class SpokenTask(Task):
         """Return rows of `steps` [T, 32 or 1], not yet standardised, and `label`."""
 
     def load(self, seed: int) -> Splits:
-        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
+        """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
         return self._splits
 
     @cached_property
@@ -79,18 +80,18 @@ class SpokenTask(Task):
 
     @cached_property
     def extractor(self) -> SkipRNNFeatureExtractor:
-        """Turns sounds into steps, without standardisation: that needs the training steps first."""
+        """The feature extractor from sounds to steps; it does not standardise, which needs all training steps."""
         channels = MEL_BANDS if self.features == "log_mel" else 1
         return SkipRNNFeatureExtractor(channels, SAMPLING_RATE, self.features)
 
     @cached_property
     def _standardised(self) -> SkipRNNFeatureExtractor:
-        """Standardises extracted steps and pads them to a batch."""
+        """The feature extractor that standardises extracted steps and pads them to a batch."""
         train = self._splits.train
         return SkipRNNFeatureExtractor(self.extractor.feature_size).fit(row[STEPS] for row in train)
 
     def processor(self) -> SkipRNNFeatureExtractor:
-        """Return the feature extractor that does both: from sounds to a batch."""
+        """Return the feature extractor that turns sounds into a batch: it extracts, standardises and pads."""
         steps, known = self.extractor, self._standardised
         return SkipRNNFeatureExtractor(steps.feature_size, SAMPLING_RATE, self.features, mean=known.mean, std=known.std)
 
@@ -125,7 +126,7 @@ class SpokenTask(Task):
 
 @dataclass
 class FSDD(SpokenTask):
-    """Which digit is spoken."""
+    """The task to classify spoken digits."""
 
     name = "fsdd"
     labels = tuple("0123456789")
@@ -144,7 +145,7 @@ class FSDD(SpokenTask):
         return Splits(self._extract(train["train"]), self._extract(train["test"]), self._extract(data["test"]))
 
     def _extract(self, data: Dataset) -> Dataset:
-        """Extract the steps of all sounds, once; they are kept in the cache of `datasets`."""
+        """Extract the steps of all sounds once; `datasets` caches them."""
         kind = Array2D((None, self.extractor.feature_size), "float32")
         features = Features({"label": data.features["label"], STEPS: kind})
         data = data.map(
@@ -159,9 +160,9 @@ class FSDD(SpokenTask):
 
 
 def hold_out(data: DatasetDict, speaker: str, name: str) -> DatasetDict:
-    """Return all recordings of `speaker` as `test`, and the training recordings of the others as `train`.
+    """Split by speaker: `test` holds all recordings of `speaker`, `train` the training recordings of the others.
 
-    `name` is for errors.
+    name: name of the data set, for errors.
 
     Raises:
         ValueError: there is no such speaker, or no column of speakers.
@@ -179,7 +180,7 @@ def hold_out(data: DatasetDict, speaker: str, name: str) -> DatasetDict:
 
 
 def extract_steps(row: Row, index: int, extractor: SkipRNNFeatureExtractor) -> Row:
-    """Return the steps of a row's sound; `index` is for errors."""
+    """Return the steps of a row's sound. `index`: number of the row, for errors."""
     name = f"row {index}, column 'audio'"
     samples, _ = read_sound(row["audio"], name, SAMPLING_RATE)
     return {STEPS: extractor.extract(samples, name)}

@@ -2,12 +2,12 @@
 
 Source: 25000 reviews for training, 25000 for test; `stanfordnlp/imdb` on the Hub (no licence stated), or a local folder
 in the same layout. As in the paper, 15 % of the training reviews are held out for validation (here by seed and
-stratified), words are embedded in 300 numbers, and a review is cropped to its first 200 or 400 words. Vectors come from
-a word2vec file where one is given and knows the word, else from U(-0.25, 0.25).
+stratified), words are embedded in 300 numbers, and a review is cropped to its first 200 or 400 words. A word's initial
+vector comes from a word2vec file, if one is given and holds the word, else from U(-0.25, 0.25).
 
-The tokenizer (lower-case words and punctuation marks, the most frequent of the training split) is saved with every
-checkpoint. The model does not read padding, and it is not counted. In the paper it is read and counted: `scripts/
-evaluate.py --count_padding` counts updates in that way too, to compare with Table 5.
+The tokenizer knows the most frequent lower-case words and punctuation marks of the training split, and is saved with
+every checkpoint. Padding is neither read nor counted. In the paper it is both: `hf-skiprnn evaluate --count_padding`
+counts updates in that way too, to compare with Table 5.
 
     {"text": "Zero Day leads you to think, even re-think why two boys/young men would do ...", "label": 1}
 """
@@ -35,7 +35,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class IMDB(Task):
-    """Whether a film review is positive."""
+    """The task to tell whether a film review is positive."""
 
     name = "imdb"
     labels = ("neg", "pos")
@@ -59,7 +59,7 @@ class IMDB(Task):
             )
 
     def load(self, seed: int) -> Splits:
-        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
+        """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
         return self._splits
 
     @cached_property
@@ -92,7 +92,7 @@ class IMDB(Task):
         return self._tokenizer
 
     def use_processor(self, checkpoint: str) -> None:
-        """Take the checkpoint's tokenizer; `length` stays this task's."""
+        """Use the checkpoint's tokenizer, but crop texts to this task's `length`."""
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=self.length)
 
     def initialise(self, model: PreTrainedModel) -> None:

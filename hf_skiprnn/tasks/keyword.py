@@ -1,10 +1,10 @@
-"""Keyword: is one of ten digits said in three seconds of room noise, and which? The always-on microphone.
+"""Keyword: is one of ten digits said in three seconds of room noise, and which? The case of an always-on microphone.
 
 Source: the recordings of the task `fsdd` (Free Spoken Digit Dataset; Jackson et al.; licence CC BY-SA 4.0). Each is put
-at a random place of 3 s of noise, 5 to 25 dB louder than the noise; one row in eleven is noise alone, class "none". The
-noise is the recordings' own pauses (their quietest 40 ms, overlapped and added) mixed with coloured noise (a spectrum
-of 1 / f^b with b from 0 to 2). The number of a row seeds what is drawn for it, so rows are always the same. Speakers
-are held out: one for the test split, one for validation; the others are for training.
+at a random place of 3 s of noise, 5 to 25 dB louder than the noise. One row in eleven is only noise, class "none". The
+noise mixes pauses from the recordings (their quietest 40 ms, overlapped and added) with coloured noise (a spectrum of
+1 / f^b with b from 0 to 2). A row's number is the seed of its random choices, so the rows are always the same. One
+speaker is held out for the test split and one for validation; the others are for training.
 
 Steps are log-mel frames (25 ms every 10 ms, 32 bands): 298 steps, about 40 of them speech.
 
@@ -26,24 +26,26 @@ from .fsdd import SAMPLING_RATE, STEPS, SpokenTask
 SECONDS = 3.0
 NONE = 10  # the class of rows without a digit
 PAUSE = 320  # samples of a pause, 40 ms
-LOUDNESS = 0.05  # root mean square of speech, before the gain
-GAIN = (-6.0, 6.0)  # dB, of speech
-SPEECH_TO_NOISE = (5.0, 25.0)  # dB
-COLOUR = (0.0, 2.0)  # exponent of 1 / f
+LOUDNESS = 0.05  # root mean square of the speech before the random gain
+GAIN = (-6.0, 6.0)  # dB, range of the random gain of the speech
+SPEECH_TO_NOISE = (5.0, 25.0)  # dB, range of the signal-to-noise ratio
+COLOUR = (0.0, 2.0)  # range of the exponent b in the noise spectrum 1 / f^b
 
 
 @dataclass
 class Keyword(SpokenTask):
-    """Which digit is said somewhere in three seconds of noise, if any."""
+    """The task to tell whether and which digit is said in three seconds of noise."""
 
     name = "keyword"
     labels = (*"0123456789", "none")
     test_speaker: str = field(default="theo", metadata={"help": "Speaker of all test rows."})
     validation_speaker: str = field(default="george", metadata={"help": "Speaker of all validation rows."})
     copies: int = field(
-        default=2, metadata={"help": "Training rows of each recording, at other places and in other noise."}
+        default=2, metadata={"help": "Training rows made of each recording, each with its own place and noise."}
     )
-    cache_folder: str | None = field(default=None, metadata={"help": "Where steps are kept; default: datasets' cache."})
+    cache_folder: str | None = field(
+        default=None, metadata={"help": "Folder of the cached steps; default: datasets' cache."}
+    )
 
     def __post_init__(self) -> None:
         if self.copies < 1:
@@ -68,7 +70,7 @@ class Keyword(SpokenTask):
         )
 
     def _rows(self, recordings: Dataset, split: int, copies: int) -> Dataset:
-        """Put every recording into noise `copies` times, and add rows of noise alone."""
+        """Put every recording into noise `copies` times, and add rows that are only noise."""
         sounds = [
             read_sound(audio, f"recording {i}, column 'audio'", SAMPLING_RATE)[0]
             for i, audio in enumerate(recordings["audio"][:])
@@ -92,12 +94,12 @@ class Keyword(SpokenTask):
 
 
 def in_noise(sound: np.ndarray | None, bank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return 3 s of noise, with `sound` at a random place of it; None: noise alone.
+    """Return 3 s of noise with `sound` at a random place; with None, only the noise.
 
     Args:
-        sound: [samples] of a recording; what exceeds 3 s is cut off.
-        bank: [recordings, 320], the pauses that the noise is made from.
-        rng: draws the place, the gains and the noise.
+        sound: [samples] of a recording; it is cropped to 3 s.
+        bank: [recordings, 320], the pauses from which the noise is made.
+        rng: generator of the random place, gains and noise.
 
     Returns:
         [24000] samples float32.
@@ -115,7 +117,7 @@ def in_noise(sound: np.ndarray | None, bank: np.ndarray, rng: np.random.Generato
 
 
 def quietest(sound: np.ndarray) -> np.ndarray:
-    """Return the quietest 40 ms of a recording, [320], with mean square 1; digital silence is not taken for a pause."""
+    """Return the quietest 40 ms of a recording, [320], scaled to mean square 1; digital silence does not count."""
     sound = np.pad(sound.astype(np.float64), (0, max(PAUSE - len(sound), 0)))
     windows = np.lib.stride_tricks.sliding_window_view(sound, PAUSE)[:: PAUSE // 2]
     energies = (windows**2).mean(axis=1)

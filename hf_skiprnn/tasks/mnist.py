@@ -1,8 +1,8 @@
-"""Sequential MNIST: a handwritten digit, read pixel by pixel (Campos et al. 2018, Table 2).
+"""Sequential MNIST: the class of a handwritten digit, read pixel by pixel (Campos et al. 2018, Table 2).
 
 Source: LeCun, Cortes and Burges, 28 x 28 grayscale images, 60000 for training and 10000 for test; `ylecun/mnist` on the
-Hub (licence: MIT, says its page), or a local folder in the same layout. 784 steps of one value in [0, 1]. As in the
-paper, 5000 training images are held out for validation, here by seed.
+Hub (licence according to its page: MIT), or a local folder in the same layout. A sequence has 784 steps of one value in
+[0, 1]. As in the paper, 5000 training images are held out for validation, here by seed.
 
     {"image": <PIL image 28x28, mode L>, "label": 5}
 """
@@ -16,7 +16,7 @@ from .base import ImageTask, Splits
 
 @dataclass
 class MNIST(ImageTask):
-    """Which digit is on 28 x 28 pixels."""
+    """The task to classify digits of 28 x 28 pixels."""
 
     name = "mnist"
     size = (28, 28)
@@ -28,7 +28,7 @@ class MNIST(ImageTask):
     split_seed: int = field(default=0, metadata={"help": "Decides which training images are held out."})
 
     def load(self, seed: int) -> Splits:
-        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
+        """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
         data = load_dataset(self.dataset_name)
         if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
             raise ValueError(f"{self.dataset_name} must have splits train and test, as ylecun/mnist has; got {data}.")

@@ -1,10 +1,10 @@
-"""UCF-101: which of 101 actions a clip shows (Soomro et al. 2012; Campos et al. 2018, appendix, Table 6).
+"""UCF-101: which of 101 actions does a clip show? (Soomro et al. 2012; Campos et al. 2018, appendix, Table 6).
 
-Source: UCF CRCV, 13320 clips (no licence stated; from YouTube, for research). A folder in the original layout:
-`UCF-101/<Class>/v_<Class>_g<group>_c<clip>.avi`, `ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt`. Listed clips
-without a file are left out, with a warning. The first 10 s are decoded at 25 frames per second. The pooled output of an
-image model for a frame is a step: 250 steps of 2048 numbers with microsoft/resnet-50. They are computed once and kept.
-Whole groups of the training list (clips of one scene) are held out for validation, by seed.
+Source: UCF CRCV, 13320 clips (no licence stated; from YouTube, for research). `dataset_name` is a folder in its own
+layout: `UCF-101/<Class>/v_<Class>_g<group>_c<clip>.avi`, `ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt`.
+Listed clips without a file are left out, with a warning. The first 10 s are decoded at 25 frames per second. A step is
+the pooled output of an image model for a frame: 250 steps of 2048 numbers with microsoft/resnet-50. They are computed
+once and cached. Whole groups of the training list (clips of one scene) are held out for validation, by seed.
 
     {"clip": "Archery/v_Archery_g01_c01.avi", "steps": [[0.41, 0.02, ...], ...], "label": 2}
 """
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 CLASSES = 101
-WIDTHS = {"microsoft/resnet-50": 2048, "random": 256}  # known without the model
+WIDTHS = {"microsoft/resnet-50": 2048, "random": 256}  # widths that are known without loading the model
 
 
 @dataclass
 class UCF101(Task):
-    """The action of a clip, from the features of its frames."""
+    """The task to classify the action in a clip from the features of its frames."""
 
     name = "ucf101"
     dataset_name: str = field(default="", metadata={"help": "Folder with UCF-101/ and ucfTrainTestlist/."})
     feature_model: str = field(
         default="microsoft/resnet-50",
-        metadata={"help": 'Image model, Hub id or local folder; "random": random weights, just to see everything run.'},
+        metadata={"help": 'Image model, Hub id or local folder; "random": random weights, for a dry run.'},
     )
     list_number: int = field(default=1, metadata={"help": "Which of the three official splits."})
     frame_rate: float = field(default=25.0, metadata={"help": "Frames per second."})
@@ -53,7 +53,7 @@ class UCF101(Task):
     validation_share: float = field(default=0.1, metadata={"help": "Share of the training groups held out."})
     split_seed: int = field(default=0, metadata={"help": "Decides which groups are held out."})
     cache_folder: str | None = field(
-        default=None, metadata={"help": "Where features are kept; default: datasets' cache."}
+        default=None, metadata={"help": "Folder of the cached features; default: datasets' cache."}
     )
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class UCF101(Task):
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
     def load(self, seed: int) -> Splits:
-        """Return the splits; `seed` changes nothing: the order of the rows is the trainer's."""
+        """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
         return self._splits
 
     @cached_property
@@ -103,13 +103,13 @@ class UCF101(Task):
         return found
 
     def files(self, which: str) -> list[Path]:
-        """Return the files of the clips of a list, "train" or "test"."""
+        """Return the video files of the list "train" or "test"."""
         return [Path(self.dataset_name, "UCF-101", clip) for clip in self._clips(which)]
 
     def _held_out_groups(self, clips: list[str]) -> set[str]:
         groups = sorted({_group(clip) for clip in clips})
         if len(groups) < 2:
-            raise ValueError(f"Validation needs a second group of training clips; there is only {groups}.")
+            raise ValueError(f"Validation needs at least two groups of training clips; there is only {groups}.")
         order = np.random.default_rng(self.split_seed).permutation(len(groups))
         return {groups[i] for i in order[: max(round(self.validation_share * len(groups)), 1)]}
 
@@ -162,7 +162,7 @@ class UCF101(Task):
 
 
 def _group(clip: str) -> str:
-    """Return the group of a clip, its scene: "g08" of v_Archery_g08_c02.avi."""
+    """Return the group (scene) of a clip: "g08" for v_Archery_g08_c02.avi."""
     found = re.search(r"_(g\d+)_c\d+\.\w+$", clip)
     if found is None:
         raise ValueError(f"A clip is named v_<Class>_g<group>_c<clip>.avi; got {clip}.")

@@ -19,7 +19,7 @@ MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: training needs accelerate, which `provenance` must not (`make gpu`)."""
+    """Import a name at its first use: most modules need accelerate, but `provenance` must work without (`make gpu`)."""
     if name in MODULES:
         return getattr(import_module(f".{MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Calibration: which shift of the gate makes a trained model read which share of the steps."""
+"""Calibration: measure which share of the steps a trained model reads at which shift of its gate."""
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from hf_skiprnn.model.operating_point_skip_rnn import shift_of_rate
 
-WIDEST = 8.0  # shifts are looked for from -WIDEST to WIDEST
-COARSE = 17  # shifts that are measured first
-GAP = 0.05  # between two measured shares, or a fifth of the larger one: where it is wider, the middle is measured too
-ROUNDS = 6  # of halving such gaps: shares jump where the gate goes from every second step to every step
+WIDEST = 8.0  # shifts from -WIDEST to WIDEST are measured
+COARSE = 17  # number of equally spaced shifts that are measured first
+GAP = 0.05  # if two neighbouring shares differ by more (or by a fifth of the larger), the shift between is measured too
+ROUNDS = 6  # rounds of halving; a limit, because shares jump where the gate goes from every second step to every step
 
 
 def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any = None) -> list[list[float]]:
@@ -22,11 +22,11 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any
 
     Args:
         model: a Skip RNN with a learned gate, with or without a classifier.
-        batches: validation rows as the model takes them (labels are not looked at). They are run at about 30 shifts.
-        accelerator: of several processes: their shares are averaged; every process needs the same number of rows.
+        batches: validation rows as model inputs (labels are ignored). The model runs on them at about 30 shifts.
+        accelerator: with several processes, averages their shares; every process needs the same number of rows.
 
     Returns:
-        Pairs [mean over rows of N / L, shift], both increasing; the model's config holds them too.
+        Pairs [mean over rows of N / L, shift], both increasing; they are also stored in the model's config.
 
     Raises:
         ValueError: there are no rows, or the model's gate is not learned.
@@ -59,9 +59,10 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any
 
 
 def set_update_rate(model: Any, rate: float) -> float:
-    """Move a calibrated model to the shift at which it reads `rate`, or the nearest measured share; return that share.
+    """Set the gate shift of a calibrated model so that it reads the share `rate`; return the share that it reads.
 
-    Unlike `update_rate=` of a call, this is saved with the checkpoint, in `config.gate_shift`.
+    A rate outside the measured shares is replaced by the nearest one. Unlike the argument `update_rate=` of a call, the
+    shift is saved with the checkpoint, in `config.gate_shift`.
     """
     pairs = model.config.gate_calibration
     reachable = min(max(rate, pairs[0][0]), pairs[-1][0])
@@ -71,7 +72,7 @@ def set_update_rate(model: Any, rate: float) -> float:
 
 @torch.no_grad()
 def share_read(model: Any, batches: Iterable[Mapping[str, Any]], shift: float) -> float:
-    """Return the share of steps that a model reads at a shift of its gate: the mean over rows of N / L."""
+    """Measure the share of steps that a model reads at a gate shift: the mean over rows of N / L."""
     shares = []
     for batch in batches:
         inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}

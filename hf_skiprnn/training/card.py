@@ -1,4 +1,4 @@
-"""The card that the trainer writes at every push: what the model is, how to use it, and its last held-out numbers."""
+"""Render the model card that the trainer writes at every push: the model, how to use it, and its last evaluation."""
 
 import html
 import re
@@ -16,12 +16,12 @@ NOT_TOLD = ("runtime", "samples_per_second", "steps_per_second", "loss", "budget
 
 
 def may_write(path: Path) -> bool:
-    """Return whether README.md is absent, or an earlier card of the trainer."""
+    """Return whether the trainer may write README.md: it is absent or contains MARK."""
     return not path.is_file() or MARK in path.read_text(encoding="utf-8")
 
 
 def license_of(path: Path) -> str | None:
-    """Return the licence in the metadata of a card; None where there is no card or no licence."""
+    """Return the licence in the metadata of a card; None if there is no card or no licence."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     found = re.match(r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", text, re.DOTALL | re.MULTILINE)
     return found[1] if found else None
@@ -40,10 +40,10 @@ def training_card(
     Args:
         location: Hub id, or the folder's name.
         config: fields of the model's config, `architectures` included.
-        processor: fields of its processor; empty where there is none.
-        state: of the training; its last evaluation is told.
+        processor: fields of its processor; empty if there is none.
+        state: the training's state, which holds the last evaluation.
         license_id: licence that the user chose, as the Hub names it.
-        language: of a model of texts, where the user said so.
+        language: language of the texts, if the user named it.
     """
     kind, cell = input_kind(config, processor), config["cell_type"]
     metadata = ModelCardData(
@@ -64,7 +64,7 @@ def training_card(
 
 
 def labels_line(config: Mapping[str, Any]) -> str:
-    """Return the names of the classes, escaped; "" where there are none but made-up ones (LABEL_0)."""
+    """Return a line with the names of the classes, escaped; "" if there are only the defaults (LABEL_0)."""
     names = [str(name) for name in config.get("id2label", {}).values()]
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         return ""
@@ -73,7 +73,7 @@ def labels_line(config: Mapping[str, Any]) -> str:
 
 
 def evaluation_table(state: TrainerState) -> str:
-    """Return the last evaluation of this training as a table; "" where there was none."""
+    """Return the last evaluation of this training as a table; "" if there was none."""
     evaluations = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
     if not evaluations:
         return ""

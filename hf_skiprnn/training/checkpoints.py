@@ -1,4 +1,4 @@
-"""Checkpoint folders of a training run: which are complete, which may be deleted, and errors of a full disk.
+"""Checkpoint folders of a training run: find the complete ones, delete old ones, and explain errors of a full disk.
 
 A checkpoint is complete when it holds the file COMPLETE. That file is written last, after everything else has reached
 the disk, so neither a kill nor a power failure leaves half a checkpoint that looks complete.
@@ -20,12 +20,12 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-COMPLETE = "complete"  # an empty file, written last: a checkpoint without it was cut off
+COMPLETE = "complete"  # an empty file, written last: without it a checkpoint is incomplete
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the message says why, what is left on the disk, and what to do."""
+    """Raised if a checkpoint could not be written; the message says why, what is left on the disk, and what to do."""
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
@@ -40,25 +40,23 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """Return the complete checkpoint of the highest step, or None; warn of later ones that are incomplete."""
+    """Return the complete checkpoint of the highest step, or None; warn about later, incomplete ones."""
     for folder in reversed(checkpoints_in(output_dir)):
         if (folder / COMPLETE).is_file():
             return str(folder)
-        logger.warning(
-            "Ignoring %s: it holds no file named %r, so it was cut off while being written.", folder, COMPLETE
-        )
+        logger.warning("Ignoring %s: it holds no file named %r, so its writing was interrupted.", folder, COMPLETE)
     return None
 
 
 def resumable_checkpoint(output_dir: str, asked: str | bool | None) -> Path | None:
-    """Return the checkpoint that training is to resume from, or None for a new training.
+    """Return the checkpoint from which training resumes; None for a new training.
 
     Args:
-        output_dir: where the run's checkpoints are.
+        output_dir: folder of the run's checkpoints.
         asked: Trainer's resume_from_checkpoint; True: the last complete one in output_dir.
 
     Raises:
-        ValueError: there is no complete checkpoint, or the one asked for is incomplete.
+        ValueError: there is no complete checkpoint, or the named one is incomplete.
     """
     if not asked:
         return None
@@ -68,14 +66,14 @@ def resumable_checkpoint(output_dir: str, asked: str | bool | None) -> Path | No
         return Path(last)
     if not Path(asked, COMPLETE).is_file():
         raise ValueError(
-            f"{asked} holds no file named {COMPLETE!r}: it was cut off while being written, or another trainer wrote "
+            f"{asked} holds no file named {COMPLETE!r}: its writing was interrupted, or another trainer wrote "
             "it. Resume from an earlier one, or add that file if you know that the checkpoint is complete."
         )
     return Path(asked)
 
 
 def steps_of(folder: Path) -> int | None:
-    """Return the optimizer steps that a checkpoint's trainer_state.json counts; None without that file.
+    """Return the number of optimizer steps in a checkpoint's trainer_state.json; None if there is no such file.
 
     Raises:
         ValueError: the file is damaged; the message names it.
@@ -95,7 +93,7 @@ def steps_of(folder: Path) -> int | None:
 
 
 def mark_complete(folder: Path) -> None:
-    """Write COMPLETE into a checkpoint folder, once all its other files have reached the disk."""
+    """Flush all files of a checkpoint folder to the disk, then write COMPLETE into it."""
     for path in folder.rglob("*"):
         if path.is_file():
             _to_disk(path)
@@ -105,14 +103,14 @@ def mark_complete(folder: Path) -> None:
 
 
 def mark_incomplete(folder: Path) -> None:
-    """Prepare to write a checkpoint into `folder`: remove COMPLETE, or the folder itself if it is a link."""
-    if folder.is_symlink():  # else the files behind it would be overwritten
+    """Prepare to write a checkpoint into `folder`: remove COMPLETE; if the folder is a link, remove the link."""
+    if folder.is_symlink():  # otherwise the files in the linked folder would be overwritten
         folder.unlink()
     (folder / COMPLETE).unlink(missing_ok=True)
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Delete a checkpoint folder; of a link only the link, nothing behind it."""
+    """Delete a checkpoint folder; if it is a link, delete only the link."""
     if folder.is_symlink():
         folder.unlink()
         return
@@ -134,9 +132,9 @@ def delete_older(current: Path, limit: int, best: str | None) -> None:
     """Delete the oldest complete checkpoints until `limit` are left.
 
     Args:
-        current: the checkpoint just written; it stays.
-        limit: complete checkpoints to keep; incomplete ones are not counted and not deleted.
-        best: the best checkpoint; it stays too.
+        current: the newest checkpoint; it is kept.
+        limit: number of complete checkpoints to keep; incomplete ones are neither counted nor deleted.
+        best: the best checkpoint; it is kept too.
     """
     keep = {current.name, Path(best).name} if best else {current.name}
     complete = complete_checkpoints(current.parent)
@@ -147,11 +145,11 @@ def delete_older(current: Path, limit: int, best: str | None) -> None:
 
 @contextmanager
 def disk_errors_explained(folder: Path, delete: bool) -> Iterator[None]:
-    """Raise CheckpointError in place of the errors that writing to a full or broken disk, or over a quota, gives.
+    """Replace errors of a full or broken disk, or of an exceeded quota, by a CheckpointError.
 
     Args:
-        folder: what is written to.
-        delete: the folder is a checkpoint: delete what is there of it, which also frees space.
+        folder: folder that is written to.
+        delete: delete the folder after an error, which frees space; for a folder that holds a checkpoint.
     """
     try:
         yield

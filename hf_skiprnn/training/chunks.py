@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: a long sequence in chunks, with the state carried over.
+"""Truncated backpropagation through time: cut a long sequence into chunks, and carry the state from one to the next.
 
     state = None
     for chunk in chunks(batch, steps=500):
@@ -8,7 +8,7 @@
     optimizer.step()
 
 The state holds the increment and the steps since the last update, so gates, updates and outputs are exactly those of
-the whole sequence. `detach` truncates: gradients stay within a chunk, and memory is needed for one chunk only.
+the whole sequence. `detach` stops gradients at the start of a chunk, so memory is needed for one chunk only.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,14 +21,14 @@ TIME_AXIS = {"input_values": 1, "input_ids": 1, "attention_mask": 1, "forced_gat
 def chunks(batch: Mapping[str, Tensor], steps: int) -> Iterator[dict[str, Tensor]]:
     """Cut a batch of model inputs into chunks along time.
 
-    Pad sequences of different length on the left: then every row ends in the last chunk. The budgets of the chunks add
-    up to that of the whole with budget_loss="cost"; with "l1" and "l2" each chunk is held to the target.
+    Pad sequences of different length on the left, so that every row ends in the last chunk. With budget_loss="cost" the
+    budgets of the chunks add up to that of the whole sequence; with "l1" and "l2" the target applies to each chunk.
 
     Args:
         batch: input_values [B, T, I] or input_ids [B, T]; attention_mask and forced_gates [B, T]; labels. Labels of
-            steps ([B, T] or [B, T, C], for SkipRNNForFrameClassification) are cut too; labels of sequences come with
-            the last chunk alone.
-        steps: steps of a chunk; the last one may have fewer.
+            steps ([B, T] or [B, T, C], for SkipRNNForFrameClassification) are cut too. Labels of sequences are only in
+            the last chunk.
+        steps: number of steps of a chunk; the last one may have fewer.
 
     Yields:
         Model inputs of one chunk.

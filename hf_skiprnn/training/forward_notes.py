@@ -1,7 +1,7 @@
-"""What the Skip RNN in a model read during a forward pass, wherever in the model it stands.
+"""Record the updates and budget loss of every Skip RNN inside a model during a forward pass, with forward hooks.
 
-A loss of one's own (an overridden `compute_loss`, a `compute_loss_func`) sees only the logits, and a model of one's own
-may contain a Skip RNN and return none of its numbers. Forward hooks see them all the same.
+A user's own loss (an overridden `compute_loss` or a `compute_loss_func`) sees only the logits, and a user's own model
+that contains a Skip RNN may not return its updates. Forward hooks work in both cases.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from hf_skiprnn.evaluation.metrics import real_lengths
 
 
 class ForwardNotes(NamedTuple):
-    """The numbers of the Skip RNN's forward passes; usually there is one."""
+    """Budget losses, updates and lengths, one entry for each forward pass of a Skip RNN; usually there is one."""
 
     budget_losses: list[Tensor]  # scalars
     updates: list[Tensor]  # [B] each
@@ -24,7 +24,7 @@ class ForwardNotes(NamedTuple):
 
     @property
     def budget_loss(self) -> Tensor:
-        """The sum over forward passes; under DataParallel, where each device runs a part of the batch, their mean."""
+        """The sum over forward passes; under DataParallel, where each pass has a part of the batch, the mean."""
         devices = {part.device for part in self.budget_losses}
         first = self.budget_losses[0]
         return torch.stack([part.mean().to(first.device) for part in self.budget_losses]).sum() / len(devices)
@@ -37,20 +37,20 @@ class ForwardNotes(NamedTuple):
 
 
 def skip_rnns(model: nn.Module) -> list[Any]:
-    """Return the SkipRNNModels in a model. By name: code that came with a checkpoint has a class of its own."""
+    """Return the SkipRNNModels in a model, found by class name: remote code of a checkpoint defines its own class."""
     return [module for module in model.modules() if "SkipRNNModel" in {base.__name__ for base in type(module).__mro__}]
 
 
 @contextmanager
 def noted_forwards(model: nn.Module) -> Iterator[ForwardNotes]:
-    """Fill the notes that it gives while the model runs."""
+    """Context manager: yield notes that forward hooks fill while the model runs."""
     notes = ForwardNotes([], [], [])
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if isinstance(out, Mapping):
             notes.budget_losses.append(out["budget_loss"])
             notes.updates.append(out["num_updates"])
-            names = inspect.signature(module.forward).parameters  # more than there are positional arguments
+            names = inspect.signature(module.forward).parameters  # may be more than the positional arguments
             notes.lengths.append(real_lengths(dict(zip(names, args, strict=False)) | kwargs))
 
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in skip_rnns(model)]
@@ -62,7 +62,7 @@ def noted_forwards(model: nn.Module) -> Iterator[ForwardNotes]:
 
 
 def depends_on(loss: Tensor, part: Tensor) -> bool | None:
-    """Whether `part` is in the autograd graph of `loss`; None if one of them has no graph."""
+    """Return whether `part` is in the autograd graph of `loss`; None if one of them has no graph."""
     if loss.grad_fn is None or part.grad_fn is None:
         return None
     seen, waiting = {loss.grad_fn}, [loss.grad_fn]

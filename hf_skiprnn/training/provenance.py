@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of this checkout, and the processor of this machine."""
+"""Provenance of a result: the commit of this checkout, and the processor of this machine."""
 
 import platform
 import subprocess
@@ -10,14 +10,14 @@ UNKNOWN = "unknown"
 
 
 def commit() -> str:
-    """Return the commit that this package runs at: 12 digits of its hash.
+    """Return the commit of this package: the first 12 digits of its hash.
 
-    It ends with "-dirty" where a tracked file other than results (model_cards/) differs from that commit: nobody can
-    then repeat the result from the history. It is "unknown" where the package is not in a checkout of its own, as when
-    it is installed, or where there is no git.
+    It ends with "-dirty" if a tracked file outside model_cards/ differs from that commit, because the result then
+    cannot be repeated from the history. It is "unknown" if the package is not in its own checkout, for example because
+    it is installed, or if git is missing.
     """
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # a folder around it may be somebody else's checkout
+    if not (root / ".git").exists():  # a parent folder may be a checkout of something else
         return UNKNOWN
     try:
         found = _git(root, "rev-parse", "--short=12", "HEAD")
@@ -33,7 +33,7 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def cpu_name() -> str:
-    """Return the processor's name and its vector instructions, as PyTorch uses them."""
+    """Return the processor's name and the vector instruction set that PyTorch uses."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"

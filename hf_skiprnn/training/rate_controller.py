@@ -1,8 +1,9 @@
-"""Train a gate to read a wanted share of the steps: `SkipRNNTrainer(..., callbacks=[RateController(0.2)])`.
+"""Train a gate to read a target share of the steps: `SkipRNNTrainer(..., callbacks=[RateController(0.2)])`.
 
-The budget is lambda * N / L (`budget_loss="rate"`). Lambda is the dual variable of "the mean share is the target": it
-rises while more is read, and falls while less is read. A negative lambda rewards reading, which opens a closed gate
-again. Everything is a function of shares, so the same constants serve sequences of any length.
+The budget is lambda * N / L (`budget_loss="rate"`). Lambda is the dual variable (Lagrange multiplier) of the constraint
+"the mean share is the target": it rises while the model reads more, and falls while it reads less. A negative lambda
+rewards reading, which opens a closed gate again. All quantities are shares, so the same constants serve sequences of
+any length.
 """
 
 import math
@@ -17,38 +18,40 @@ from .callbacks import saved_attributes
 
 logger = logging.get_logger(__name__)
 
-NOISE = 1.0  # each row's gate is shifted by U(-1, 1): about a share between a third and three times the target
-SMALL = 0.1  # factor of W_p at the start: the gate begins as a stride and learns where to depart from it
-PROPORTIONAL = 1.0  # of lambda to the error, in units of the first task loss
-SLOWEST, FASTEST, COURSE = 0.03, 0.3, 24.0  # lambda's change a step for an error of 1: COURSE / steps, within these
-LIMIT = 5.0  # of the integral, so that it does not wind up while the gate is slow; in trials it stayed below 3
-TOLERANCE = 0.1  # of the target: the share that is read at the end may differ by so much
-CLOSED, OPEN = 0.25, 0.95  # shares: below CLOSED times the target, and above OPEN, something is wrong
-PATIENCE = 100  # optimizer steps with such a share, then a warning
+NOISE = 1.0  # gate_noise: rows read from about a third of the target share to three times the target share
+SMALL = 0.1  # factor by which W_p is scaled at the start, so that the gate begins as a fixed stride
+PROPORTIONAL = 1.0  # proportional gain, in units of the first task loss
+# Integral gain for each optimizer step: COURSE / number of steps, clamped to [SLOWEST, FASTEST].
+SLOWEST, FASTEST, COURSE = 0.03, 0.3, 24.0
+LIMIT = 5.0  # limit of the integral (anti-windup); in trials it stayed below 3
+TOLERANCE = 0.1  # largest relative difference between the final share and the target
+CLOSED, OPEN = 0.25, 0.95  # a share below CLOSED * target or above OPEN is far off
+PATIENCE = 100  # optimizer steps with a share far off after which a warning is logged
 
 
 class RateController(TrainerCallback, ExportableState):
-    """Hold the mean share of steps that a learned gate reads at `target`, from the start of training to its end.
+    """Keep the mean share of steps that a learned gate reads at `target` during the whole training.
 
-    At the start of a new model, the gate reads about every (1 / target)-th step: W_p is small, and
-    b_p = logit(target) - log 2, which puts the threshold in the middle between two strides. Then, at every optimizer
-    step, with the share of the step's rows,
+    The gate of a new model starts by reading about every (1 / target)-th step: W_p is small, and
+    b_p = logit(target) - log 2, which puts the threshold half-way between two strides. Then, at every optimizer step,
+    with the share of steps read in its rows,
 
         error = clamp((share - target) / (2 target (1 - target)), -1, 1)
         level += rate * error
         lambda = first task loss * (level + error) / (4 target (1 - target))
 
-    `config.gate_noise` is set to 1 where it is 0, so that the trained gate bears other operating points. After
-    training, `hf_skiprnn.training.calibrate` finds the shift at which exactly the target is read. `outcome` holds the
-    target, the last evaluation's share, lambda, and whether the share is within 10 % of the target.
+    If `config.gate_noise` is 0 it is set to 1, so that the trained gate also works at other shifts. After training,
+    `hf_skiprnn.training.calibrate` finds the shift at which exactly the target is read. `outcome` holds the target, the
+    share in the last evaluation, lambda, and whether that share is within 10 % of the target.
 
-    SkipRNNTrainer tells the share of every step. In another Trainer nothing does, and training raises at its end.
+    SkipRNNTrainer passes the share of every step to `observe`. Other trainers do not, so with them an error is raised
+    at the end of training.
 
     Args:
         target: wanted share of the real steps, above 0 and below 1.
 
     Raises:
-        ValueError: target is out of its range; at the start of training, the gate is not learned.
+        ValueError: target is out of its range; or, at the start of training, if the gate is not learned.
     """
 
     def __init__(self, target: float) -> None:
@@ -57,10 +60,10 @@ class RateController(TrainerCallback, ExportableState):
                 f"target must be a share of the steps, above 0 and below 1; got {target}. gate='always' reads all."
             )
         self.target = target
-        self.level = 0.0  # lambda's integral, in units of `scale`
+        self.level = 0.0  # the integral of the error, in units of `scale`
         self.scale: float | None = None  # the first task loss
         self.weight = 0.0  # lambda
-        self.astray = 0  # steps in a row with a share far off
+        self.astray = 0  # number of steps in a row with a share far off
         self.share: float | None = None
         self.outcome: dict[str, Any] | None = None
 
@@ -70,7 +73,7 @@ class RateController(TrainerCallback, ExportableState):
         return {"args": {"target": self.target}, "attributes": attributes}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
-        """Set the budget, the noise and, in a new model, the gate's first bias; or go on where a checkpoint was."""
+        """Set the budget, the noise and, in a new model, the gate's initial bias; or restore a checkpoint's state."""
         config, base = model.config, model.base_model
         if config.gate != "learned":
             raise ValueError(f"A target update rate needs gate='learned'; got gate={config.gate!r}.")
@@ -88,9 +91,9 @@ class RateController(TrainerCallback, ExportableState):
         """Set lambda for the next step.
 
         Args:
-            config: the model's; its budget_weight is lambda.
-            share: mean over the rows of an optimizer step, of all processes, of N / L.
-            task_loss: of the same rows.
+            config: the model's config; its budget_weight is lambda.
+            share: mean of N / L over the rows of an optimizer step in all processes.
+            task_loss: task loss of the same rows.
             step: number of the optimizer step, for the warning.
         """
         self.share = share
@@ -105,8 +108,8 @@ class RateController(TrainerCallback, ExportableState):
         self.astray = self.astray + 1 if is_astray else 0
         if self.astray == PATIENCE:
             logger.warning(
-                "The gate has read %.1f %% of the steps for %d optimizer steps (now at %d); %.1f %% are wanted. "
-                "Lambda is moved until it reads %s. Nothing needs to be done unless training ends so.",
+                "The gate has read %.1f %% of the steps for %d optimizer steps (now at %d); the target is %.1f %%. "
+                "Lambda changes until it reads %s. You need not do anything unless training ends like this.",
                 *(100 * share, PATIENCE, step, 100 * self.target),
                 "less" if share > self.target else "more",
             )
@@ -114,21 +117,21 @@ class RateController(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
-        """Note the evaluated share, which is over all rows."""
+        """Store the share over all evaluated rows."""
         self.share = (metrics or {}).get("eval_update_rate", self.share)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Note the outcome.
+        """Set `outcome`.
 
         Raises:
-            RuntimeError: no share was ever told, so lambda was never moved.
+            RuntimeError: `observe` was never called, so lambda never changed.
         """
         if self.scale is None and state.global_step:
-            raise RuntimeError("RateController needs SkipRNNTrainer, which tells it the share of every step.")
+            raise RuntimeError("RateController needs SkipRNNTrainer, which passes it the share of every step.")
         self.judge(self.share, model.config)
 
     def judge(self, share: float | None, config: Any) -> None:
-        """Set `outcome` by the share that is read now; call it again after a calibration."""
+        """Set `outcome` from the share that is read now; call it again after a calibration."""
         reached = share is not None and abs(share - self.target) <= TOLERANCE * self.target
         self.outcome = {
             "target_update_rate": self.target,
@@ -145,16 +148,16 @@ class RateController(TrainerCallback, ExportableState):
         share = self.outcome["update_rate"]
         reason = "Train longer: lambda was still moving."
         if abs(self.level) >= LIMIT:
-            reason = "Lambda is at its limit: on this data the gate does not learn to read so much or so little."
+            reason = "Lambda is at its limit: the gate does not learn the target share on this data."
         elif share is not None and share > self.target:
             reason = "Sequences may be too short: a sequence's first step is always read. " + reason
         shown = "unknown" if share is None else f"{share:.1%}"
-        return f"The wanted share of steps, {self.target:.1%}, was not reached: it is {shown}. {reason}"
+        return f"The target share of steps, {self.target:.1%}, was not reached: the share is {shown}. {reason}"
 
 
 @torch.no_grad()
 def start_as_stride(gate: Any, target: float, first_bias: float) -> None:
-    """Make a gate that was not trained yet read about every (1 / target)-th step; leave a trained gate as it is."""
+    """Initialise an untrained gate to read about every (1 / target)-th step; do not change a trained gate."""
     if not torch.equal(gate.bias, torch.full_like(gate.bias, first_bias)):
         return
     gate.weight.mul_(SMALL)

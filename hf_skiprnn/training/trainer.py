@@ -1,4 +1,4 @@
-"""SkipRNNTrainer: transformers' Trainer with the budget, logs of updates, and checkpoints that survive a kill."""
+"""SkipRNNTrainer: transformers' Trainer with the budget loss, logs of updates, and checkpoints that survive a kill."""
 
 import functools
 import math
@@ -38,29 +38,30 @@ from .window import BatchCounts, EvaluatedRows, TrainingWindow, exact
 
 logger = logging.get_logger(__name__)
 
-WINDOW_FILE = "training_window.json"  # in a checkpoint: the sums since the last log
+WINDOW_FILE = "training_window.json"  # file in a checkpoint that holds the sums since the last log
 
 
 class SkipRNNTrainer(Trainer):
-    """Trainer for Skip RNN classifiers; arguments as transformers.Trainer's.
+    """Trainer for Skip RNN classifiers; the arguments are those of transformers.Trainer.
 
     - Logs `task_loss`, `budget_loss`, `updates` (mean per row) and `update_rate` (share of the real steps) beside
-      `loss`. In training they are means over the steps since the last log; in evaluation, over every row once, with
-      the standard deviation and the 20th, 50th and 80th percentile of updates.
-    - Adds the budget wherever the loss does not hold it: with `label_smoothing_factor`, with `compute_loss_func`, in a
-      subclass that overrides `compute_loss`, and for a model of your own that contains a SkipRNNModel.
-    - Stops at a loss that is not finite. An update whose gradient is not finite is left out; an exploded gradient keeps
-      its direction through clipping.
-    - Marks a checkpoint as complete when all of it is written, and resumes only from complete ones.
+      `loss`. In training they are means over the steps since the last log. In evaluation they are means over all rows,
+      and the standard deviation and the 20th, 50th and 80th percentile of updates are logged too.
+    - Adds the budget loss if the loss does not contain it: with `label_smoothing_factor`, with `compute_loss_func`, in
+      a subclass that overrides `compute_loss`, and for your own model that contains a SkipRNNModel.
+    - Stops at a loss that is not finite. Skips an update whose gradient is not finite. Scales an exploded gradient down
+      before it is clipped, so that it keeps its direction.
+    - Marks a checkpoint as complete after all its files are written, and resumes only from complete ones.
     - Raises at the end of training if a push to the Hub failed in the background.
-    - Refuses `hub_token` in its arguments, which every checkpoint would store: log in, or set HF_TOKEN.
+    - Refuses `hub_token` in its arguments, because every checkpoint would store it: log in, or set HF_TOKEN.
 
     Raises:
-        ValueError: hub_token is set; a checkpoint to resume from is incomplete, damaged or absent; several processes
-            are to evaluate on a stream with dispatch_batches=False.
-        FloatingPointError: the training loss is NaN or infinite, or ten gradients in a row were.
-        CheckpointError: a checkpoint could not be written, as on a full disk; the last complete one is still there.
-        RuntimeError: a push in the background failed; the model is trained and in output_dir.
+        ValueError: hub_token is set; the checkpoint to resume from is incomplete, damaged or absent; or several
+            processes evaluate on a stream with dispatch_batches=False.
+        FloatingPointError: the training loss, or the gradient in ten steps in a row, was NaN or infinite.
+        CheckpointError: a checkpoint could not be written, for example because the disk is full. The last complete one
+            is kept.
+        RuntimeError: a push in the background failed; the trained model is in output_dir.
     """
 
     def __init__(self, model: Any = None, args: TrainingArguments | None = None, *rest: Any, **kwargs: Any) -> None:
@@ -71,14 +72,14 @@ class SkipRNNTrainer(Trainer):
             )
         super().__init__(model, args, *rest, **kwargs)
         self.args.logging_nan_inf_filter = False  # training_step stops instead
-        # Wrapped, not overridden: a subclass that overrides compute_loss would lose what an override here does.
+        # compute_loss is wrapped, not overridden: a subclass that overrides it would replace an override here.
         wrapped = functools.partial(self._with_budget, self.compute_loss)
         self.compute_loss = wrapped  # type: ignore[method-assign] # so also for callers within Trainer
-        self._loss_holds_budget: bool | None = None  # known from the first training batch on
+        self._loss_holds_budget: bool | None = None  # found out in the first training batch
         self._is_warned: set[str] = set()
         self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step
-        self._reads: list[Tensor] = []  # [sum of N / L, rows, sum of task losses] of each of its micro-batches
-        self._flos_updates = torch.zeros(())  # since the last store_flos
+        self._reads: list[Tensor] = []  # [sum of N / L, rows, sum of task losses] of each micro-batch of this step
+        self._flos_updates = torch.zeros(())  # number of updates since the last store_flos
         self._guard = GradientGuard()
         self._window = TrainingWindow()
         self._evaluated = EvaluatedRows()
@@ -97,7 +98,7 @@ class SkipRNNTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Call `compute_loss`, Trainer's or a subclass's, add the budget if it is missing, and note both for the logs.
+        """Call `compute_loss` of Trainer or a subclass, add the budget loss if it is missing, and store both for logs.
 
         Nothing here waits for the device.
         """
@@ -110,8 +111,8 @@ class SkipRNNTrainer(Trainer):
         return (loss, out) if return_outputs else loss
 
     def _add_budget(self, loss: Tensor, out: Any, notes: ForwardNotes, training: bool, items: Any) -> Tensor:
-        """Return the loss with the budget in it, and note task loss, budget, updates and lengths."""
-        own = out if isinstance(out, Mapping) and "task_loss" in out else {}  # one of this package's classifiers
+        """Return the loss including the budget loss; store both, the updates and the lengths for the logs."""
+        own = out if isinstance(out, Mapping) and "task_loss" in out else {}  # the output of our classifiers
         is_own = bool(own) and loss is own.get("loss")
         if training and self._loss_holds_budget is None:
             found = depends_on(loss, notes.budget_losses[0])
@@ -120,7 +121,7 @@ class SkipRNNTrainer(Trainer):
         if is_held is None or is_own:
             is_held = own.get("loss") is not None
         parts = self.current_gradient_accumulation_steps if training else 1
-        divisor = parts if training and self._is_divided(items) else 1  # then the budget is divided too
+        divisor = parts if training and self._is_divided(items) else 1  # divide the budget loss like the task loss
         budget = notes.budget_loss
         task = own["task_loss"].mean() if is_own else loss.mean() * divisor - (budget if is_held else 0.0)
         counts = BatchCounts(task.detach(), budget.detach(), *notes.rows())
@@ -134,17 +135,17 @@ class SkipRNNTrainer(Trainer):
         return loss if is_held else loss + budget / divisor
 
     def _is_divided(self, num_items_in_batch: Any) -> bool:
-        """Whether compute_loss divides by the accumulation steps itself; Trainer.training_step decides it so."""
-        stated = getattr(self, "loss_is_scaled_for_ga", None)  # absent from older versions of transformers
+        """Whether compute_loss itself divides by the accumulation steps, by the rule of Trainer.training_step."""
+        stated = getattr(self, "loss_is_scaled_for_ga", None)  # older versions of transformers do not have it
         if stated is not None:
             return stated
         by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return by_model or self.compute_loss_func is not None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As Trainer's; then check loss and gradients, before the optimizer uses them.
+        """Run Trainer's training step, then check loss and gradients before the optimizer uses them.
 
-        The device is waited for once an optimizer step, in one transfer.
+        This waits for the device once in each optimizer step, with a single transfer.
         """
         labels = inputs.get("labels")
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -165,7 +166,7 @@ class SkipRNNTrainer(Trainer):
         self._reads.clear()
         largest = largest_element(model.parameters(), sums.device).to(sums)
         values = torch.cat([sums, largest.view(1)])
-        if self.args.world_size > 1:  # all processes stop together; of sharded weights, each sees its shards only
+        if self.args.world_size > 1:  # all processes must stop together; with sharded weights each sees only its shards
             gathered = self.accelerator.gather(values.view(1, -1))
             values = torch.cat([gathered[:, :-1].sum(dim=0), gathered[:, -1:].amax(dim=0)])
         loss, broken, shares, rows, task, largest_value = values.tolist()
@@ -174,19 +175,19 @@ class SkipRNNTrainer(Trainer):
             reason = "Lower the learning rate, or pass check_inputs=True to the model to see whether the data hold NaN."
             if broken:
                 reason = f"{broken:.0f} labels of this step are NaN: fill them, or leave such rows out."
-            raise FloatingPointError(f"The loss is {loss} at step {step}. Nothing was updated by it. {reason}")
-        if self.accelerator.scaler is None:  # with one, accelerate leaves out updates that are not finite
+            raise FloatingPointError(f"The loss is {loss} at step {step}. No weights were changed by it. {reason}")
+        if self.accelerator.scaler is None:  # a gradient scaler already skips updates that are not finite
             self._guard.apply(model.parameters(), step, largest_value)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RateController) and rows:
                 callback.observe(self._config, shares / rows, task / rows, step)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return 0 for a Skip RNN: `store_flos` counts the updates, without a wait at every batch."""
+        """Return 0 for a Skip RNN; `store_flos` counts its updates, without waiting for the device at every batch."""
         return 0 if self._config is not None else super().floating_point_ops(inputs)
 
     def store_flos(self) -> None:
-        """As Trainer's; operations are two per multiply-accumulate, and three times that with the backward pass."""
+        """Add the operations of the updates: two per multiply-accumulate, times three with the backward pass."""
         if self._config is not None:
             updates = float(self._flos_updates)
             self._flos_updates = torch.zeros(())
@@ -195,13 +196,13 @@ class SkipRNNTrainer(Trainer):
 
     @property
     def _config(self) -> Any:
-        """The Skip RNN's config, also where a model of the user's own contains it; None without a Skip RNN."""
+        """The config of the Skip RNN, which may be a part of the user's model; None without a Skip RNN."""
         found = skip_rnns(self.accelerator.unwrap_model(self.model))
         return found[0].config if found else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to the training logs."""
-        if "loss" in logs:  # ours holds all steps since the last log, also if training was resumed between them
+        if "loss" in logs:  # our loss covers all steps since the last log, even if training was resumed in between
             means = self._window.means(self.accelerator)
             if empty := means.pop("empty_rows", 0):
                 self._warn_once(
@@ -220,16 +221,16 @@ class SkipRNNTrainer(Trainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As Trainer's. The default objective sums the metrics of `compute_metrics`, without those added here.
+        """Run Trainer's search. The default objective sums the metrics of `compute_metrics`, without those added here.
 
-        Without `compute_metrics` it is the evaluation loss, which holds the budget.
+        Without `compute_metrics` the objective is the evaluation loss, which includes the budget loss.
         """
         return super().hyperparameter_search(hp_space, compute_objective or default_objective, *args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """As Trainer's; notes the losses and updates of every row once."""
+        """Run Trainer's prediction step, and store the losses and updates of every row once."""
         self._evaluated.last = None
         result = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
         if (last := self._evaluated.last) is None:  # no labels
@@ -237,30 +238,30 @@ class SkipRNNTrainer(Trainer):
         task, budget, updates, lengths = last
         kept = self._rows_of_their_own(len(lengths))
         if self._some_process_repeats_rows(len(lengths)):
-            # Every process takes part, as a forward of sharded weights needs all. One without own rows counts none.
+            # Every process takes part: a forward pass of sharded weights needs all. Some have no own rows, and count 0.
             task, budget, *_ = self._counts_of_first_rows(inputs, max(kept, 1))
         gathered = self.accelerator.gather_for_metrics((updates, lengths))
         self._evaluated.add(task, budget, kept, *gathered)
         return result
 
     def _rows_of_their_own(self, rows: int) -> int:
-        """Count the rows of a batch that are no repetitions: the last batches of several processes are filled up."""
+        """Count the rows of a batch without the repeated rows that fill up the last batches of several processes."""
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return rows
         return min(max(state.remainder - rows * self.accelerator.process_index, 0), rows)
 
     def _some_process_repeats_rows(self, rows: int) -> bool:
-        """Whether a process has a batch of own and repeated rows; the same answer on all processes."""
+        """Whether the batch of any process mixes own and repeated rows; all processes get the same answer."""
         state = self.accelerator.gradient_state
         return state.end_of_dataloader and state.remainder > 0 and state.remainder % rows > 0
 
     def _counts_of_first_rows(self, inputs: dict[str, Any], rows: int) -> BatchCounts:
-        """Run the batch's first rows alone, and return what was counted."""
+        """Run only the first rows of a batch, and return their losses and updates."""
         first = self._prepare_inputs({name: value[:rows] for name, value in inputs.items()})
         items = (first["labels"] != -100).sum()
         if self.args.average_tokens_across_devices:
-            items = items * self.accelerator.num_processes  # Trainer multiplies the loss by it
+            items = items * self.accelerator.num_processes  # Trainer multiplies the loss by this number
         with torch.no_grad(), self.compute_loss_context_manager():
             model: Any = self.model
             self.compute_loss(model, first, num_items_in_batch=items if self.compute_loss_func else None)
@@ -275,11 +276,11 @@ class SkipRNNTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As Trainer's, with the losses and updates of all rows among the metrics."""
+        """Run Trainer's evaluation, and add the losses and updates of all rows to the metrics."""
         if self.args.world_size > 1 and isinstance(dataloader, DataLoaderShard) and not has_length(dataloader):
             raise ValueError(
-                "A stream that every process reads a part of (dispatch_batches=False) does not say which rows at its "
-                "end are repetitions. Evaluate on a dataset of known length, or do not set dispatch_batches."
+                "With dispatch_batches=False, a stream does not tell which rows at its end are repetitions. Evaluate "
+                "on a dataset of known length, or do not set dispatch_batches."
             )
         if has_length(dataloader) and len(dataloader) == 0:
             raise ValueError(f"There are no rows to evaluate on ({description}): the data set is empty.")
@@ -291,16 +292,16 @@ class SkipRNNTrainer(Trainer):
         return output
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; `resume_from_checkpoint` (True: the last complete one in output_dir) must be complete."""
+        """Train; `resume_from_checkpoint` (True: the last complete one in output_dir) must be complete."""
         folder = resumable_checkpoint(str(self.args.output_dir), resume_from_checkpoint)
         self._window, self._unchecked, resumed_at = TrainingWindow(), [], None
         if folder is not None:
             if self.is_world_process_zero():
                 self._window.load(folder / WINDOW_FILE)
-            resumed_at = steps_of(folder)  # read now: training may delete this checkpoint
+            resumed_at = steps_of(folder)  # read before training, which may delete this checkpoint
         outcome = super().train(None if folder is None else str(folder), *args, **kwargs)
         if self.state.global_step == resumed_at:  # nothing was left to train
-            self._load_rng_state(str(folder))  # Trainer does so at the first step; evaluations may draw numbers
+            self._load_rng_state(str(folder))  # Trainer does it at the first step; evaluations may use random numbers
         self._raise_failed_pushes()
         return outcome
 
@@ -308,24 +309,24 @@ class SkipRNNTrainer(Trainer):
         if self.is_world_process_zero():
             self.create_model_card()
         if self.args.hub_always_push:
-            self._finish_current_push()  # it still reads the files that this push writes anew
+            self._finish_current_push()  # it still reads the files that this push overwrites
         super()._push_from_checkpoint(checkpoint_folder)
         jobs = getattr(self.push_in_progress, "jobs", []) if self.is_world_process_zero() else []
         self._pushes += [job for job in jobs if job not in self._pushes]
 
     def _raise_failed_pushes(self) -> None:
-        """Raise for pushes that failed in the background. Trainer does not look, and the user would not know."""
+        """Raise an error if pushes failed in the background; Trainer does not check them."""
         errors = [error for job in self._pushes if (error := job.exception()) is not None]
         count, self._pushes = len(self._pushes), []
         if errors:
             raise RuntimeError(
                 f"Training is done and the model is in {self.args.output_dir}, but {len(errors)} of {count} pushes to "
                 f"{self.hub_model_id} failed, the last with: {errors[-1]}. Call trainer.push_to_hub() again, or "
-                "publish the folder with scripts/publish.py."
+                "publish the folder with `hf-skiprnn publish`."
             ) from errors[-1]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed from the last checkpoint of a finished run, Trainer would train one step more.
+        # If training resumed from the last checkpoint of a finished run, Trainer would train one more step.
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -335,13 +336,13 @@ class SkipRNNTrainer(Trainer):
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
             mark_incomplete(folder)
-        # Older checkpoints stay until this one is complete.
+        # Older checkpoints are kept until this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with disk_errors_explained(folder, delete=True):
                 super()._save_checkpoint(model, trial)
                 self._window.save(folder / WINDOW_FILE, self.accelerator, self.args.should_save)
-                self.accelerator.wait_for_everyone()  # every process writes a file of its own
+                self.accelerator.wait_for_everyone()  # every process writes its own file
                 if self.args.should_save:
                     mark_complete(folder)
         finally:
@@ -350,12 +351,12 @@ class SkipRNNTrainer(Trainer):
             delete_older(folder, limit, self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's.
+        """Save the model as Trainer does.
 
         Raises:
-            CheckpointError: the model could not be written, as on a full disk.
+            CheckpointError: the model could not be written, for example because the disk is full.
         """
-        if _internal_call:  # by _save_checkpoint, or before a push
+        if _internal_call:  # called by _save_checkpoint or before a push
             return super().save_model(output_dir, _internal_call)
         with disk_errors_explained(Path(output_dir or str(self.args.output_dir)), delete=False):
             return super().save_model(output_dir, _internal_call)
@@ -363,13 +364,13 @@ class SkipRNNTrainer(Trainer):
     def create_model_card(
         self,
         language: str | None = None,
-        license: str | None = None,  # noqa: A002 - Trainer's name for it
+        license: str | None = None,  # noqa: A002 - the name in Trainer
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Write README.md: what the model is, how to use it, and the last evaluation; anew at every push.
+        """Write README.md at every push: what the model is, how to use it, and the last evaluation.
 
-        A README.md of the user's own stays. license: as the Hub names it; without it that of the last card, if any.
+        The user's own README.md is not overwritten. license: as the Hub names it; default: that of the previous card.
         """
         path, config = Path(str(self.args.output_dir), "README.md"), self._config
         if config is None:
@@ -383,6 +384,6 @@ class SkipRNNTrainer(Trainer):
 
 
 def default_objective(metrics: dict[str, float]) -> float:
-    """Return transformers' default objective of the metrics that the user's `compute_metrics` gave."""
+    """Return transformers' default objective, computed only from the metrics of the user's `compute_metrics`."""
     ours = ("eval_task_loss", "eval_budget_loss", "eval_update", "eval_model_preparation_time")
     return default_compute_objective({k: value for k, value in metrics.items() if not k.startswith(ours)})

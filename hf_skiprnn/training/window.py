@@ -1,6 +1,6 @@
-"""Sums of losses and updates: over the training steps since the last log, and over the rows of an evaluation.
+"""Sum losses and updates over the training steps since the last log, and over the rows of an evaluation.
 
-Sums stay on the device as tensors. Nothing waits for the device until a log, a checkpoint or the end of an evaluation.
+The sums are tensors on the device. Only a log, a checkpoint and the end of an evaluation wait for the device.
 """
 
 import json
@@ -17,12 +17,12 @@ from hf_skiprnn.evaluation.metrics import update_statistics
 
 
 class BatchCounts(NamedTuple):
-    """What is counted in one micro-batch: two scalar losses, and two tensors [B]."""
+    """The losses (scalars), updates and lengths of one micro-batch."""
 
     task_loss: Tensor
     budget_loss: Tensor
-    updates: Tensor  # of each row
-    lengths: Tensor  # real steps of each row
+    updates: Tensor  # [B], updates of each row
+    lengths: Tensor  # [B], real steps of each row
 
     def reads(self) -> Tensor:
         """Return [sum over rows of N / L, rows, sum over rows of the task loss]."""
@@ -32,7 +32,7 @@ class BatchCounts(NamedTuple):
 
 
 def exact(device: torch.device) -> torch.dtype:
-    """Return the widest float of a device: float64, and float32 on Apple's GPUs."""
+    """Return the most precise float type of a device: float64, but float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -41,11 +41,11 @@ class TrainingWindow:
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # [5]: task loss, budget loss, updates, real steps, empty rows
-        self.weight = 0.0  # optimizer steps
+        self.weight = 0.0  # number of optimizer steps
         self.rows = 0.0
 
     def add(self, counts: BatchCounts, weight: float) -> None:
-        """Add a micro-batch; `weight` is its share of an optimizer step, 1 / accumulation steps."""
+        """Add a micro-batch; `weight` is its share of an optimizer step: 1 / accumulation steps."""
         task, budget, updates, lengths = counts
         parts = (task * weight, budget * weight, updates.sum(), lengths.sum(), (lengths == 0).sum())
         sums = torch.stack([part.to(updates.device, exact(updates.device)) for part in parts])
@@ -60,7 +60,7 @@ class TrainingWindow:
         return accelerator.reduce(torch.cat([self.sums, known]), "sum").tolist()
 
     def means(self, accelerator: Any) -> dict[str, float]:
-        """Return the means over all processes, and `empty_rows`, a count; nothing if no micro-batch was added."""
+        """Return the means over all processes and the number `empty_rows`; {} if no micro-batch was added."""
         if self.sums is None:
             return {}
         task, budget, updates, steps, empty, weight, rows = self._reduced(accelerator)
@@ -74,13 +74,13 @@ class TrainingWindow:
         }
 
     def save(self, path: Path, accelerator: Any, should_save: bool) -> None:
-        """Write the sums of all processes beside a checkpoint, so that a resumed run logs what the whole run logs."""
+        """Write the sums of all processes into a checkpoint, so that a resumed run logs the same numbers."""
         sums = None if self.sums is None else self._reduced(accelerator)
         if should_save:
             write_whole(path, json.dumps({"sums": sums}))
 
     def load(self, path: Path) -> None:
-        """Go on with the sums in a file of `save`, if there is one. One process alone loads them: they are of all.
+        """Load the sums that `save` wrote, if the file exists. Only one process loads them, as they are sums over all.
 
         Raises:
             ValueError: the file is damaged; the message names it.
@@ -92,7 +92,7 @@ class TrainingWindow:
             if sums is None:
                 return
             numbers = [float(number) for number in sums]
-            if len(numbers) == 6:  # of a release that counted no empty rows, and had the weight in the third place
+            if len(numbers) == 6:  # an older release wrote no empty rows, and the weight in the third place
                 task, budget, weight, updates, steps, rows = numbers
                 numbers = [task, budget, updates, steps, 0.0, weight, rows]
             if len(numbers) != 7 or not all(map(math.isfinite, numbers)) or min(numbers[2:]) < 0:
@@ -100,30 +100,30 @@ class TrainingWindow:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Resume from an earlier checkpoint, or delete "
-                "this file: then the next training log counts only what follows."
+                "this file: then the next training log covers only the steps after it."
             ) from error
         *sums, self.weight, self.rows = numbers
         self.sums = torch.tensor(sums, dtype=torch.float64)
 
 
 class EvaluatedRows:
-    """The losses and updates of an evaluation; every row counts once."""
+    """Sums of the losses and updates of an evaluation; every row counts once."""
 
     def __init__(self) -> None:
-        self.last: BatchCounts | None = None  # of the batch that was evaluated last
-        self.losses: list[Tensor] = []  # [3] each: task loss and budget loss times rows, rows; of this process
-        self.updates: list[Tensor] = []  # [B] each, of all processes
+        self.last: BatchCounts | None = None  # the batch that was evaluated last
+        self.losses: list[Tensor] = []  # [3] for each batch of this process: task loss * rows, budget loss * rows, rows
+        self.updates: list[Tensor] = []  # [B] for each batch, rows of all processes
         self.lengths: list[Tensor] = []
 
     def add(self, task: Tensor, budget: Tensor, rows: int, updates: Tensor, lengths: Tensor) -> None:
         """Add a batch.
 
         Args:
-            task: mean task loss of this process's `rows` rows; ignored without rows.
-            budget: their mean budget loss.
-            rows: rows of this process that are no repetitions.
-            updates: [B], of all processes.
-            lengths: [B], of all processes.
+            task: mean task loss of this process's `rows` rows; ignored if rows is 0.
+            budget: mean budget loss of these rows.
+            rows: number of this process's rows, without repetitions.
+            updates: [B], updates of the rows of all processes.
+            lengths: [B], real steps of the rows of all processes.
         """
         if rows:
             losses = torch.stack([task, budget, task.new_ones(())]).to(exact(task.device))
@@ -132,7 +132,7 @@ class EvaluatedRows:
         self.lengths.append(lengths)
 
     def metrics(self, accelerator: Any, device: torch.device) -> dict[str, float]:
-        """Return the means over all processes; nothing if no batch had labels."""
+        """Return the means over all processes; {} if no batch had labels."""
         if not self.updates:
             return {}
         none = torch.zeros(3, dtype=exact(device), device=device)

@@ -1,19 +1,19 @@
-"""Time Skip RNN on the CPU against nn.LSTM, nn.GRU, ONNX Runtime and a masked loop, in one process, in turn.
+"""Time Skip RNN on the CPU against nn.LSTM, nn.GRU, ONNX Runtime and a masked loop, alternating in one process.
 
     python scripts/benchmark.py                        # every part, with the widest instruction set of this machine
-    python scripts/benchmark.py --isa avx2             # ours and the peers held to AVX2
+    python scripts/benchmark.py --isa avx2             # our engine and the peers use at most AVX2
     python scripts/benchmark.py --parts targets --cells lstm --modes inference     # a part, in a few minutes
     python scripts/benchmark.py --shapes 64,784,1,110 --rates 1.0 0.5 --peers native ours native_bf16
     python scripts/benchmark.py --checkpoints model_cards/skip-*                   # trained models at their own rates
     python scripts/benchmark.py --report               # the table of the targets from the CSV file; measures nothing
 
-Each measurement is a row of model_cards/speed/cpu.csv: the median and the 20th and 80th percentile in milliseconds, how
-many times faster than the native layer, and the share of the core's measured multiply-add peak that the operations
-needed reach. A run replaces the rows that it measures and keeps the others, so the whole can be measured in parts.
-Then targets.py prints pass or MISS for every target. Nothing is measured while the fast scans disagree with the dense
-scan (the tests run once for each state of the sources) or while the machine is busy. Update rates are constant, spread
-log-normally over rows (a batch takes as long as its slowest row), or those of a trained checkpoint; the column `spread`
-then holds the checkpoint's name.
+Each measurement is a row of model_cards/speed/cpu.csv. It holds the median and the 20th and 80th percentile in
+milliseconds, the speed-up over the native layer, and the share of the core's measured multiply-add peak. A run replaces
+the rows that it measures and keeps the others, so the benchmark can be run in parts. At the end, targets.py prints pass
+or MISS for every target. Nothing is measured if the fast scans disagree with the dense scan (these tests run once for
+each state of the sources) or if the machine is busy. The column `spread` tells where the update rates come from: they
+are constant, or differ between rows with a log-normal distribution (a batch takes as long as its slowest row), or, with
+the name of a checkpoint, they are those of that trained model.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from .timing import check_equality, interleaved, times_faster, wait_until_idle
 from .workload import Shape, Workload, of_checkpoint
 
 TESTS = ("tests/scans/test_scans.py", "tests/scans/test_cpu_kernel.py")
-KEY = (*WORKLOAD, "threads", "name", "instruction_set")  # the columns that tell what a row measures
+KEY = (*WORKLOAD, "threads", "name", "instruction_set")  # the columns that identify a measurement
 NARROW = [Shape(batch, 784, 1, 110) for batch in (1, 16, 64, 256)]
 WIDE = [
     Shape(32, 400, 300, 128, input_gradients=True),
@@ -44,14 +44,14 @@ RATES = (1.0, 0.5, 0.25, 0.1)
 
 
 class Part(NamedTuple):
-    """A part of the benchmark: these shapes, each with these rates, peers and numbers of threads."""
+    """A part of the benchmark: every combination of its shapes, rates, peers and numbers of threads."""
 
     shapes: list[Shape]
     rates: Sequence[float] = RATES
     peers: Sequence[str] = ("native", "ours")
     threads: Sequence[int] = (1,)
     spread: str = "constant"
-    seconds: float = 1.0  # of repetitions for each workload
+    seconds: float = 1.0  # time of repetitions for each workload
 
 
 PARTS = {
@@ -67,11 +67,11 @@ PARTS = {
 
 
 def operations(workload: Workload) -> float:
-    """Return the number of floating-point operations that a run needs: two for each multiply-add.
+    """Return the number of floating-point operations that a run needs; a multiply-add counts as two.
 
-    A training step's update needs three products: forward, the gradient of the weights, and the gradient of the inputs;
-    in the lowest layer the last one only where the inputs' gradient is asked for. A step that training skips needs one:
-    the gradient of its gate takes the product of its input (that of the state is shared by all steps since an update).
+    In a training step an update needs three matrix products: forward, the gradient of the weights, and the gradient of
+    the inputs (in the lowest layer only if it is wanted). A skipped step needs one: the gradient of its gate takes the
+    product with its input. The product with the state is shared by all steps since the last update.
     """
     shape, gates = workload.shape, 4 if workload.cell == "lstm" else 3
     update = skipped = 0.0
@@ -88,12 +88,12 @@ def operations(workload: Workload) -> float:
 
 
 def measure(workload: Workload, peers: Sequence[str], seconds: float) -> dict[str, list[float]]:
-    """Return the milliseconds of ours and of the peers that can run this workload."""
+    """Return the milliseconds of our layer and of the peers that can run this workload."""
     return interleaved({name: run for name in peers if (run := PEERS[name](workload)) is not None}, seconds)
 
 
 def rows_of(workload: Workload, times: dict[str, list[float]], peak: float) -> list[dict[str, object]]:
-    """Return the CSV rows of one workload, without their cpu_provenance."""
+    """Return the CSV rows of one workload, without the columns of `cpu_provenance`."""
     names = ("threads", "level", "cell", "mode", "rate", "spread")
     about = workload.shape.columns() | {name: getattr(workload, name) for name in names}
     rows: list[dict[str, object]] = []
@@ -141,7 +141,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str], float]]:
-    """Return what is to be measured, in order: a workload, its peers, and the seconds for it."""
+    """Yield what to measure, in order: a workload, its peers, and its time in seconds."""
     if options.checkpoints:
         return [
             (of_checkpoint(folder, mode), options.peers or ("native", "ours"), options.seconds or 3.0)
@@ -164,7 +164,7 @@ def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, write after every workload, and judge."""
+    """Measure, print and write each workload, then print the table of the targets."""
     options = parse(arguments)
     if options.report:
         report(read(options.output))

@@ -5,11 +5,12 @@
     python scripts/benchmark.py gpu --shapes 256,784,1,110 --rates 0.5 --precisions bfloat16
     python scripts/benchmark.py gpu --report         # pass or MISS, from the CSV, without measuring
 
-Times are between device events; one CSV row a measurement under model_cards/speed/, written at once, with the peak of
-allocated memory. A run renews the rows that it measures and leaves the others. Peers: gpu_peers.py. What
-fails is a row with its error; after an error that leaves the device unusable, or a measurement that does not end, the
-exit status is 3, and the same command with --resume goes on behind it. A time says nothing of a wrong result: with
---equality FILE (written by tests/triton/triton_suite.py, as `make gpu` does) every row tells whether its checks held.
+Times are measured with CUDA events. Each measurement is written at once, as a row of a CSV file under
+model_cards/speed/, with the peak of allocated memory. A run replaces the rows that it measures and keeps the others.
+The peers are in gpu_peers.py. A failed measurement is a row with its error. If an error makes the device unusable, or a
+measurement does not end, the exit status is 3, and the same command with --resume continues after it. A time is only
+valid for a correct result: with --equality FILE (which tests/triton/triton_suite.py writes in `make gpu`) every row
+tells whether its checks passed.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from scripts.benchmarks.workload import Run, Shape, Workload
 
 MAIN = Shape(256, 784, 1, 110)
 WIDE = Shape(64, 250, 2048, 512)
-# Most wanted first: when the budget ends, what stands last is left out.
+# The most important measurements come first: when the time budget ends, the last ones are left out.
 SHAPES = [
     MAIN,
     Shape(256, 784, 1, 128),
@@ -59,13 +60,13 @@ PRECISIONS = {
     "float32": torch.float32,
     "float16": torch.float16,
 }
-LONGEST_LOOP = 1000  # steps: beyond, a loop in Python takes minutes
+LONGEST_LOOP = 1000  # steps: a longer loop in Python takes minutes
 LOOPS = ("events", "events_graphed", "masked_loop", "masked_loop_graphed", "masked_loop_compiled")
-BROKEN = 3  # exit status
+BROKEN = 3  # exit status if the device is unusable or a measurement does not end
 
 
 class Part(NamedTuple):
-    """A part of the whole."""
+    """A part of the benchmark."""
 
     shapes: list[Shape]
     rates: tuple[float, ...] = (0.5, 0.25, 1.0, 0.1)
@@ -91,7 +92,7 @@ PARTS = {
 
 
 class Wanted(NamedTuple):
-    """One workload, and what is timed of it."""
+    """A workload and the peers to time on it."""
 
     shape: Shape
     cell: str
@@ -104,7 +105,7 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Row:
-    """One measurement."""
+    """A row of the CSV file: one measurement."""
 
     date: str
     device: str
@@ -126,13 +127,13 @@ class Row:
     rate: float
     spread: str
     name: str
-    p20_ms: float | str = ""  # empty, as the following, where there is an error
+    p20_ms: float | str = ""  # this and the next fields are empty if there is an error
     p50_ms: float | str = ""
     p80_ms: float | str = ""
     native_over_this: float | str = ""
     peak_mib: float | str = ""
-    slowest_row_updates: int | str = ""  # one after the other, of each layer
-    equality: str = ""  # "passed", or which checks of this engine did not
+    slowest_row_updates: int | str = ""  # number of sequential updates in each layer
+    equality: str = ""  # "passed", or the checks of this engine that failed
     error: str = ""
 
 
@@ -143,18 +144,18 @@ KEY = (
 
 
 def key(row: dict[str, str]) -> tuple[str, ...]:
-    """Return what a row measures, where."""
+    """Return the values that identify a measurement and its machine."""
     return tuple(row[name] for name in KEY)
 
 
 def use_precision(name: str) -> None:
-    """torch's own switches, for matrix products and for cuDNN."""
+    """Set torch's switches for the precision of float32 matrix products and of cuDNN."""
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     torch.backends.cudnn.allow_tf32 = name == "tf32"
 
 
 def timed(run: Run, seconds: float) -> tuple[list[float], float]:
-    """Milliseconds of each call, at least 5, and the peak of memory in MiB above what stood before."""
+    """Return the milliseconds of at least 5 calls, and the peak of memory in MiB above what was allocated before."""
     for _ in range(3):
         run()
     torch.cuda.synchronize()
@@ -171,7 +172,7 @@ def timed(run: Run, seconds: float) -> tuple[list[float], float]:
 
 
 def between_events(run: Run) -> float:
-    """Return the milliseconds of a run on the device; waits for it."""
+    """Run once, wait for the device, and return the milliseconds that it took there."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
     run()
@@ -181,7 +182,7 @@ def between_events(run: Run) -> float:
 
 
 def gpu_provenance() -> dict[str, str]:
-    """What every row says of where it comes from."""
+    """Return the columns that say where, when and with what a row was measured."""
     import triton
 
     facts = provenance() | {"device": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
@@ -189,7 +190,7 @@ def gpu_provenance() -> dict[str, str]:
 
 
 def equality(results: dict[str, str] | None, wanted: Wanted) -> str:
-    """Whether the suite's checks that touch this engine held: "passed", or which did not; see `touches`."""
+    """Return "passed" if all checks of the suite that concern this workload passed, else their names; see `touches`."""
     if results is None:
         return "not asked"
     failed = [name for name, outcome in results.items() if outcome != "ok" and touches(name, wanted)]
@@ -197,7 +198,7 @@ def equality(results: dict[str, str] | None, wanted: Wanted) -> str:
 
 
 def touches(check: str, wanted: Wanted) -> bool:
-    """Whether a check of that name says something of this workload: unless it names another cell or precision."""
+    """Whether a check concerns this workload: its name contains no other cell and no other precision."""
     from hf_skiprnn.kernels.triton import tiling as triton_tiling
 
     if check == "shared units" and not triton_tiling.SHARES:
@@ -211,7 +212,7 @@ def touches(check: str, wanted: Wanted) -> bool:
 def measure(
     workload: Workload, peers: Sequence[str], seconds: float, limit: float, native_ms: float | None
 ) -> Iterator[dict[str, object]]:
-    """CSV fields of one workload's measurements; an error is one, too. native_ms: the native layer's, if known."""
+    """Yield the CSV fields of each measurement of a workload, or of its error. native_ms: time of the native layer."""
     slowest = workload.updates() // workload.shape.batch
     if workload.gates is not None:
         slowest = int(workload.gates.sum(1).max())
@@ -224,10 +225,10 @@ def measure(
                 if run is None:
                     continue
                 times, peak = timed(run, seconds)
-        except Exception as error:  # noqa: BLE001 - one peer's failure is a row, not the end
+        except Exception as error:  # noqa: BLE001 - a peer's failure becomes a row, and the others are still timed
             lines = str(error).splitlines() or [""]
             yield {"name": name, "error": f"{type(error).__name__}: {lines[0][:200]}"}
-            torch.cuda.synchronize()  # raises where the device is lost
+            torch.cuda.synchronize()  # raises an error if the device is unusable
             continue
         p50 = median(times)
         if name == "native":
@@ -244,7 +245,7 @@ def measure(
 
 
 class Deadline:
-    """Leaves the process with status 3 where its block does not end: a kernel that hangs cannot be interrupted."""
+    """Context manager that exits the process with status 3 at a time limit: a hanging kernel cannot be interrupted."""
 
     on_end: Callable[[str, str], None] = staticmethod(lambda name, error: None)
 
@@ -253,7 +254,7 @@ class Deadline:
         self.timer.daemon = True
 
     def end(self, name: str, error: str) -> None:
-        """Write it down, and leave."""
+        """Write the error into the CSV file, and exit the process."""
         self.on_end(name, error)
         os._exit(BROKEN)
 
@@ -265,7 +266,7 @@ class Deadline:
 
 
 def show(row: Row) -> None:
-    """One line of the log."""
+    """Print one line of the log."""
     shape = f"({row.batch}, {row.steps}, {row.inputs}, {row.units})"
     what = f"{row.cell:5}{row.mode:10}{shape:22}{row.precision:9}{row.rate:5.0%} {row.spread:10}{row.name:21}"
     said = row.error or f"{row.p50_ms:10.3f} ms {row.native_over_this:>7}x {row.peak_mib:9.1f} MiB"
@@ -273,9 +274,11 @@ def show(row: Row) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="of the whole")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="parts to measure; default: all"
+    )
     parser.add_argument("--shapes", nargs="+", help="B,T,I,H[,layers] instead of the parts")
     parser.add_argument("--cells", nargs="+", choices=["lstm", "gru"], help="default: the part's")
     parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
@@ -283,20 +286,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), help="default: the part's")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: the part's")
     parser.add_argument("--seconds", type=float, default=0.2, help="time for each line of the table")
-    parser.add_argument("--budget", type=float, default=240.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--budget", type=float, default=240.0, help="seconds after which no new measurement starts")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds that one measurement may take at most")
     parser.add_argument("--equality", type=Path, help="outcomes of tests/triton/triton_suite.py")
-    parser.add_argument("--resume", action="store_true", help="leave out what this commit has rows of, errors too")
-    parser.add_argument("--report", action="store_true", help="the table of what is asked for alone")
+    parser.add_argument("--resume", action="store_true", help="skip what this commit already has rows for, errors too")
+    parser.add_argument("--report", action="store_true", help="only print the table of the targets")
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards" / "speed" / "gpu.csv")
     return parser.parse_args(arguments)
 
 
 def plan(options: argparse.Namespace) -> list[Wanted]:
-    """Most wanted first: part by part; in it LSTM before GRU, bf16 and TF32 before the others, then by shape."""
+    """Return what to measure, in order: by part, LSTM before GRU, bf16 and TF32 before the others, then by shape."""
     parts = [PARTS[name] for name in options.parts]
     if options.shapes:
-        parts = [Part([Shape(*(int(size) for size in text.split(",")[:5])) for text in options.shapes])]  # type: ignore[arg-type]
+        parts = [Part([Shape.parse(text) for text in options.shapes])]
     wanted: list[Wanted] = []
     for part in parts:
         shapes = part.shapes
@@ -318,13 +321,13 @@ def plan(options: argparse.Namespace) -> list[Wanted]:
 
 
 def fields_of(wanted: Wanted) -> dict[str, object]:
-    """The CSV fields that say what was wanted."""
+    """Return the CSV fields that describe a workload."""
     shape = {name: value for name, value in wanted.shape._asdict().items() if name != "input_gradients"}
     return shape | {name: getattr(wanted, name) for name in ("cell", "mode", "precision", "rate", "spread")}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print, write, judge."""
+    """Measure, print and write, then print the table of the targets."""
     options = parse(arguments)
     known = read(options.output)
     if options.report:

@@ -1,4 +1,4 @@
-"""What gpu.py times: ours, cuDNN, and Skip RNNs in plain PyTorch, in CUDA graphs or not."""
+"""The runs that gpu.py times: our engine, cuDNN, and Skip RNNs in plain PyTorch, with and without CUDA graphs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.benchmarks.workload import Run, Workload
 
 
 def graphed(run: Run | None) -> Run | None:
-    """The same in a CUDA graph, without the time that Python takes to launch it."""
+    """Return the run as a CUDA graph, which leaves out the time that Python takes to launch kernels."""
     if run is None:
         return None
     stream = torch.cuda.Stream()
@@ -37,15 +37,15 @@ def ours_on_gpu(workload: Workload) -> Run:
 
 
 def events(workload: Workload) -> Run:
-    """Ours in plain PyTorch."""
+    """Return a run of our layer in plain PyTorch: the event scan."""
     return ours(workload, backend="events")
 
 
 def event_rounds(workload: Workload) -> Run | None:
-    """The event scan with a number of rounds that is known: the learned gate has one interval, no row ends early.
+    """Return a run of the event scan with a number of rounds known in advance: all rows have the same interval.
 
-    A round reads one input of each row, updates all rows and asks the gate for the next. In training its backward pass
-    goes through the updates alone, without the gate's gradient at skipped steps: less work than is needed.
+    A round reads one input of each row, updates all rows and computes the next update from the gate. In training the
+    backward pass leaves out the gate's gradient at skipped steps, so it does less work than the exact one.
     """
     shape = workload.shape
     if workload.gates is not None or shape.sequence:

@@ -1,4 +1,4 @@
-"""What the numbers of gpu.py are asked to be, and the table that says pass or MISS."""
+"""The targets of the GPU benchmark, and the table that says which are met: pass or MISS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scripts.benchmarks.rows import Rows
 
 
 class Target(NamedTuple):
-    """cuDNN's LSTM over ours, in inference and in training, at least this at this rate of updates."""
+    """The smallest ratio of cuDNN's time to ours at an update rate, for inference and training."""
 
     batch: int
     steps: int
@@ -24,12 +24,12 @@ TARGETS = [
     *(Target(*shape, rate, least) for shape in NARROW for rate, least in ((0.5, 1.5), (0.25, 3.0), (1.0, 1.0))),
     *(Target(64, 250, 2048, 512, rate, least) for rate, least in ((0.5, 1.5), (0.25, 3.0))),
 ]
-MEMORY_RATE, MEMORY = 0.25, 1 / 3  # of cuDNN's peak in training, at most
+MEMORY_RATE, MEMORY = 0.25, 1 / 3  # at this update rate, training takes at most this share of cuDNN's memory
 FIXED = {"cell": "lstm", "layers": "1", "sequence": "False", "spread": "constant"}
 
 
 def find(rows: Rows, name: str, target: Target, mode: str, precision: str) -> dict[str, str] | None:
-    """The newest row that was measured without an error; None where there is none."""
+    """Return the newest row of a measurement without an error; None if there is none."""
     where = {name: str(value) for name, value in target._asdict().items() if name != "at_least"}
     where |= FIXED | {"name": name, "mode": mode, "precision": precision}
     found = [row for row in rows if not row["error"] and all(row[key] == value for key, value in where.items())]
@@ -37,21 +37,21 @@ def find(rows: Rows, name: str, target: Target, mode: str, precision: str) -> di
 
 
 def verdict(holds: bool, row: dict[str, str]) -> str:
-    """Pass only where the engine was found equal to the definition."""
+    """Return pass or MISS; results of an engine that failed its equality checks are not judged."""
     if row["equality"] != "passed":
         return f"not judged, equality: {row['equality']}"
     return "pass" if holds else "MISS"
 
 
 def operations(row: dict[str, str]) -> float:
-    """Floating-point operations of the updates: 2 a multiply-add, thrice in training with a gradient of no input."""
+    """Return the floating-point operations of the updates: two per multiply-add, times three in training."""
     units, inputs, updates = int(row["units"]), int(row["inputs"]), int(row["slowest_row_updates"])
     factor = (units + inputs) if row["mode"] == "inference" else (3 * units + 2 * inputs)
     return 2.0 * 4 * units * factor * updates * int(row["batch"])
 
 
 def lines(rows: Rows) -> Iterator[str]:
-    """One a target, mode and precision; what was not measured is said."""
+    """Yield one line for each target, mode and precision; it says so if there is no measurement."""
     for target in TARGETS:
         for precision in ("bfloat16", "tf32"):
             for mode in ("inference", "training"):
@@ -76,5 +76,5 @@ def lines(rows: Rows) -> Iterator[str]:
 
 
 def report(rows: Rows) -> None:
-    """Print what was asked for beside what was measured."""
+    """Print the targets beside the measurements."""
     print("\n" + "\n".join(("cuDNN's LSTM over ours, same precision (target)", *lines(rows))))

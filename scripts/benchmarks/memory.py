@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py memory
 
-Each measurement is a process of its own: the highest resident memory during the step, less what it held before. It
-takes a small step first, so that libraries and threads are loaded. Each is a row of model_cards/speed/memory.csv.
+Each measurement runs in its own process: it is the peak of resident memory during the step, minus the memory before it.
+A small step runs first, so that libraries and threads are loaded. The rows go to model_cards/speed/memory.csv.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from .workload import Shape, Workload
 
 SHAPE = Shape(256, 784, 1, 110)
 RATES = (1.0, 0.5, 0.25, 0.1)
-LARGEST = 0.2  # target: the largest share of the native layer's memory
+LARGEST = 0.2  # target: largest ratio of our memory to the native layer's
 KEY = ("cell", "mode", "batch", "steps", "inputs", "units", "rate", "name", "instruction_set")
 
 
@@ -32,26 +32,26 @@ def resident(name: str) -> float:
 
 
 def measure(cell: str, name: str, rate: float) -> float:
-    """Return the MiB that a training step takes in this process."""
+    """Run a training step in this process, and return the MiB that it takes."""
     torch.set_num_threads(1)
     for shape in (Shape(2, 16, 1, 110), SHAPE):
         run = PEERS[name](Workload(shape, cell, "training", rate))
-        assert run is not None  # both can train
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        assert run is not None  # all of these peers can train
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         before = resident("VmRSS")
         run()
     return resident("VmHWM") - before
 
 
 def measure_elsewhere(cell: str, name: str, rate: float) -> float:
-    """Return what `measure` gives in a process of its own."""
+    """Call `measure` in a new process, and return its result."""
     command = [sys.executable, "-m", "scripts.benchmarks.memory", "--one", cell, name, str(rate)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs=3, metavar=("CELL", "NAME", "RATE"), help="measure in this process; print MiB")
     parser.add_argument("--output", type=Path, default=SPEED / "memory.csv")

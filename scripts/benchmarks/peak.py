@@ -1,6 +1,6 @@
-"""The peak of one core in float32 multiply-adds, measured: the bound that the benchmarks compare with.
+"""Measure the peak of one core in float32 multiply-adds: the bound that the benchmarks compare with.
 
-A matrix product of PyTorch does not serve: MKL reaches only 88 % of the peak on a core with AVX-512.
+A matrix product of PyTorch cannot be used for this: MKL reaches only 88 % of the peak on a core with AVX-512.
 """
 
 import ctypes

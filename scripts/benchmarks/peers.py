@@ -1,4 +1,4 @@
-"""What the benchmarks time: our scan, the native layer, ONNX Runtime's, and a masked loop that computes every step."""
+"""The runs that the benchmarks time: our scan, nn.LSTM or nn.GRU, ONNX Runtime, and a loop that masks every step."""
 
 import io
 import os
@@ -11,14 +11,14 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from .workload import NATIVE, Run, Workload, bias_of_interval
 
-# Whether PyTorch's libraries are held to a narrower instruction set than the machine's (scripts/benchmark.py --isa).
+# Whether PyTorch's libraries are limited to a narrower instruction set than the machine's (scripts/benchmark.py --isa).
 RESTRICTED = "ONEDNN_MAX_CPU_ISA" in os.environ
 
 
 def skip_layer(workload: Workload) -> Any:
     """Return our layer with the native one's weights and a gate that updates every `workload.interval` steps."""
     layer = NATIVE[workload.cell][1].from_native(workload.native)
-    layer.update_gate.float()  # in float32 whatever the precision, as in every model
+    layer.update_gate.float()  # the gate is float32 in every precision, as in the models
     with torch.no_grad():
         layer.update_gate.weight.zero_()
         layer.update_gate.bias.fill_(bias_of_interval(workload.interval))
@@ -26,7 +26,7 @@ def skip_layer(workload: Workload) -> Any:
 
 
 def ours(workload: Workload, backend: str = "auto") -> Run:
-    """Return a run of our layer with a learned gate: to the last state or, in sequence mode, to every step's output."""
+    """Return a run of our layer with a learned gate; it computes the last state or, in sequence mode, every output."""
     if workload.model is not None:
         return _trained(workload, workload.model)
     layer = skip_layer(workload)
@@ -42,7 +42,7 @@ def ours(workload: Workload, backend: str = "auto") -> Run:
 
 
 def _trained(workload: Workload, model: nn.Module) -> Run:
-    """Return a run of a whole trained model: to its logits or, in training, to its loss."""
+    """Return a run of a whole trained model; it computes the logits or, in training, the loss."""
 
     def forward(_: Tensor) -> Tensor:
         out = model(**workload.batch)
@@ -66,9 +66,9 @@ def native_bf16(workload: Workload) -> Run:
 
 
 def native_packed(workload: Workload) -> Run:
-    """Return a run of nn.LSTM or nn.GRU over a packed batch in which a row is as long as its number of updates.
+    """Return a run of nn.LSTM or nn.GRU over a packed batch, in which each row has as many steps as it has updates.
 
-    It does the work of a batch that skips, without deciding what to skip.
+    This is the work of a batch that skips steps, without the work of the gate.
     """
     if workload.gates is None:
         return native(workload)
@@ -89,9 +89,9 @@ def native_result(workload: Workload, outputs: Any) -> Tensor:
 
 
 def masked_loop(workload: Workload) -> Run | None:
-    """Return a run of a Skip RNN in plain PyTorch: one product for all inputs, then every step computed and blended.
+    """Return a run of a Skip RNN in plain PyTorch: one product for all inputs, then a loop that masks every step.
 
-    None where it cannot run the workload: several layers, rows whose rates differ, or a trained model.
+    Return None for workloads that it cannot run: several layers, different rates in one batch, or a trained model.
     """
     return _masked(workload, _lstm_step if workload.cell == "lstm" else _gru_step)
 
@@ -158,7 +158,7 @@ def _gru_step(
 def onnxruntime(workload: Workload) -> Run | None:
     """Return a run of ONNX Runtime's LSTM or GRU.
 
-    None in training, where it is not installed, and where the instruction set is restricted: it has no switch for it.
+    Return None for training, if it is not installed, and if the instruction set is limited, which it does not support.
     """
     if workload.mode == "training" or RESTRICTED:
         return None
@@ -169,7 +169,7 @@ def onnxruntime(workload: Workload) -> Run | None:
         return None
     file = io.BytesIO()
     module = workload.native.eval()
-    torch.onnx.export(module, (workload.x,), file, dynamo=False, input_names=["x"])  # type: ignore[arg-type]  # BytesIO is taken
+    torch.onnx.export(module, (workload.x,), file, dynamo=False, input_names=["x"])  # type: ignore[arg-type]  # accepts BytesIO
     options = runtime.SessionOptions()
     options.intra_op_num_threads = workload.threads
     session = runtime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])

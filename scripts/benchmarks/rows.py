@@ -1,4 +1,4 @@
-"""The rows of the benchmarks' CSV files: where a number comes from, its percentiles, reading and renewing a file."""
+"""The rows of the benchmarks' CSV files: provenance columns, percentiles, and reading and updating a file."""
 
 import csv
 import datetime
@@ -23,14 +23,14 @@ def instruction_set() -> str:
     """Return the vector instruction set of this process: "portable", "avx2" or "avx512".
 
     Raises:
-        SystemExit: the native engine and PyTorch are held to different sets.
+        SystemExit: the native engine and PyTorch use different sets.
     """
     torchs = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
     ours = os.environ.get("HF_SKIPRNN_CPU_ISA", torchs)
     if ours != torchs:
         raise SystemExit(
             f"HF_SKIPRNN_CPU_ISA={ours}, but PyTorch uses {torchs}: the comparison would not be fair. "
-            f"Hold both to one set: python scripts/benchmark.py --isa {ours}"
+            f"Limit both to one set: python scripts/benchmark.py --isa {ours}"
         )
     return ours
 
@@ -48,19 +48,19 @@ def provenance() -> dict[str, str]:
 
 
 def cpu_provenance() -> dict[str, str]:
-    """Return `provenance`, and the instruction set that ours and the peers are held to."""
+    """Return `provenance` and the instruction set of our engine and the peers."""
     return provenance() | {"instruction_set": instruction_set()}
 
 
 def percentiles(times: Sequence[float], unit: str = "") -> dict[str, float]:
-    """Return the 20th, 50th and 80th percentile of `times`; the columns' names end with `unit`, as "_ms"."""
+    """Return the 20th, 50th and 80th percentile of `times`; the names of the columns end with `unit`, such as "_ms"."""
     fifths = quantiles(times, n=5)
     values = {"p20": fifths[0], "p50": median(times), "p80": fifths[3]}
     return {f"{name}{unit}": round(value, 4) for name, value in values.items()}
 
 
 def read(path: Path) -> Rows:
-    """Return the rows of a CSV file; none where there is no file."""
+    """Return the rows of a CSV file; an empty list if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -68,7 +68,7 @@ def read(path: Path) -> Rows:
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]], key: Sequence[str]) -> Rows:
-    """Put `rows` into a CSV file in place of the rows with the same values in the columns `key`; keep the others.
+    """Write `rows` into a CSV file; they replace rows with the same values in the columns `key`. Keep the others.
 
     Returns:
         All rows of the file.

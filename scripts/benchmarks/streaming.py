@@ -3,11 +3,11 @@
     python scripts/benchmark.py streaming
     python scripts/benchmark.py streaming --isa avx2     # streams only: ONNX Runtime cannot be held to a set
 
-One thread, one row. A stream's time is the mean over its steps, read and skipped, with the checks of its input;
-nn.LSTMCell steps in inference mode. ONNX Runtime runs a whole sequence. Update rates are constant: W_p is 0 and b_p
-sets the interval, which costs the same. What is compared runs in turn. Each measurement is a row of
-model_cards/speed/streaming.csv; a run replaces the rows that it measures. Nothing is measured while the tests of
-streams and graphs fail, or while the machine is busy.
+Everything runs on one thread with one row. A stream's time is the mean over its steps, both read and skipped, including
+the checks of its input; nn.LSTMCell runs in inference mode. ONNX Runtime runs a whole sequence. Update rates are
+constant: W_p is 0 and b_p sets the interval, which takes the same time as a trained gate. Compared runs alternate. Each
+measurement is a row of model_cards/speed/streaming.csv; a run replaces the rows that it measures. Nothing is measured
+if the tests of streams and graphs fail, or if the machine is busy.
 """
 
 import sys
@@ -32,11 +32,11 @@ from .workload import Run, bias_of_interval
 KEY = ("name", "inputs", "units", "steps", "rate", "unit", "instruction_set")
 INTERVALS = (1, 2, 4, 10, 20)  # steps from one update to the next
 SHAPES = ((1, 110, 784), (300, 128, 400), (64, 512, 400))  # inputs, units, steps
-STEPS = 200  # of a stream, in one timed run
+STEPS = 200  # steps of a stream in one timed run
 
 
 class Timed(NamedTuple):
-    """A run to be timed, and what its row says of it."""
+    """A run to be timed, and the columns of its row."""
 
     name: str
     inputs: int
@@ -48,7 +48,7 @@ class Timed(NamedTuple):
 
     @property
     def divisor(self) -> int:
-        """The number of units in a run."""
+        """The number of timed units in a run: steps, or 1 for a whole sequence."""
         return self.steps if self.unit == "us/step" else 1
 
 
@@ -63,7 +63,7 @@ def model_with_interval(cell_type: Any, inputs: int, units: int, interval: int) 
 
 
 def stepped_cell(inputs: int, units: int, x: Tensor) -> Run:
-    """Return a run of nn.LSTMCell over the steps x [T, I], as a user would call it."""
+    """Return a run of nn.LSTMCell over the steps x [T, I], one call a step."""
     cell, rows = nn.LSTMCell(inputs, units), [step.unsqueeze(0) for step in x]
 
     @torch.inference_mode()
@@ -88,7 +88,7 @@ def pushed(model: SkipRNNForSequenceClassification, x: Tensor) -> Run:
 
 
 def streams(inputs: int, units: int) -> Iterator[Timed]:
-    """Give nn.LSTMCell, streams at every rate, and a stream that only skips."""
+    """Yield runs of nn.LSTMCell, of streams at every rate, and of a stream that only skips."""
     x = torch.randn(STEPS, inputs)
     yield Timed("nn.LSTMCell", inputs, units, STEPS, 1.0, stepped_cell(inputs, units, x))
     for cell_type in ("lstm", "gru"):
@@ -101,7 +101,7 @@ def streams(inputs: int, units: int) -> Iterator[Timed]:
 
 
 class NativeClassifier(nn.Module):
-    """nn.LSTM, and a linear layer on its last state."""
+    """A classifier of nn.LSTM and a linear layer on its last state."""
 
     def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class NativeClassifier(nn.Module):
 
 
 def exported(inputs: int, units: int, steps: int, folder: Path) -> Iterator[Timed]:
-    """Give graphs in ONNX Runtime, one thread: nn.LSTM, and the loop over updates at every rate."""
+    """Yield runs of graphs in ONNX Runtime on one thread: nn.LSTM, and the loop over updates at every rate."""
     from hf_skiprnn.inference.export import OPSET, UpdateLoop, save_onnx, session
 
     x, path, unit = torch.randn(1, steps, inputs), folder / "graph.onnx", "us/sequence"
@@ -130,7 +130,7 @@ def exported(inputs: int, units: int, steps: int, folder: Path) -> Iterator[Time
 
 
 def measure(timed: Sequence[Timed], seconds: float) -> list[dict[str, object]]:
-    """Return CSV rows: microseconds of a unit, and how many times faster than the first of `timed`."""
+    """Return CSV rows: microseconds for one unit, and the speed-up over the first of `timed`."""
     times = list(interleaved({str(index): item.run for index, item in enumerate(timed)}, seconds).values())
     rows: list[dict[str, object]] = []
     for item, series in zip(timed, times, strict=True):
@@ -143,7 +143,7 @@ def measure(timed: Sequence[Timed], seconds: float) -> list[dict[str, object]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, object]]:
-    """Measure, print, write; return the new rows."""
+    """Measure, print and write; return the new rows."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each shape")
     parser.add_argument("--no_onnx", action="store_true", help="streams only")

@@ -1,4 +1,4 @@
-"""The targets of the CPU benchmark, and the tables that say for each instruction set which are met: pass or MISS."""
+"""The targets of the CPU benchmark, and a table for each instruction set that says which are met: pass or MISS."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,8 +23,8 @@ NATIVE: dict[tuple[str, str, int], tuple[float, float, float]] = {
     ("gru", "training", 256): (2, 3.5, 6),
 }
 MASKED = {"inference": (5.0, 10.0, 20.0), "training": (2.0, 4.0, 8.0)}  # the masked loop's time over ours, B 256
-SHARE_OF_PEAK = 0.75  # of wide shapes
-TWO_THREADS = 1.7  # times faster than one thread, B >= 16
+SHARE_OF_PEAK = 0.75  # smallest share of the peak for wide shapes
+TWO_THREADS = 1.7  # smallest speed-up of two threads over one, B >= 16
 
 WORKLOAD = ("level", "cell", "mode", "batch", "steps", "inputs", "units", "layers", "sequence", "rate", "spread")
 
@@ -40,7 +40,7 @@ def report(rows: Rows) -> None:
 
 
 def _find(rows: Rows, **wanted: object) -> Row | None:
-    """Return the last row with these values; by default ours, of a layer, on one thread."""
+    """Return the last row with these values; defaults: our engine, a single layer, one thread."""
     wanted = {"level": "layer", "threads": 1, "name": "ours", "spread": "constant", "sequence": False} | wanted
     found = [row for row in rows if all(row[name] == str(value) for name, value in wanted.items())]
     return found[-1] if found else None

@@ -1,4 +1,4 @@
-"""How the benchmarks time: only what passes its tests, only on an idle machine, and all that is compared in turn."""
+"""Timing for the benchmarks: run the tests first, wait until the machine is idle, and alternate the compared runs."""
 
 import hashlib
 import subprocess
@@ -10,11 +10,11 @@ from statistics import median
 from .rows import ROOT
 from .workload import Run
 
-BUSY_PERCENT = 15.0  # of all cores: the most that other processes may take in the moment before a measurement
+BUSY_PERCENT = 15.0  # largest load of all cores by other processes just before a measurement
 
 
 def check_equality(*tests: str) -> None:
-    """Run these test files, and stop where one fails; what passed is not run again until the package changes.
+    """Run test files and exit if one fails. Files that passed are not run again until the package changes.
 
     Args:
         tests: paths, relative to the root of the checkout.
@@ -36,12 +36,12 @@ def check_equality(*tests: str) -> None:
 
 
 def wait_until_idle() -> None:
-    """Wait until other processes leave the machine alone, for a minute at most.
+    """Wait until other processes leave the machine idle, for at most a minute.
 
     Raises:
         SystemExit: the machine stays busy.
     """
-    import psutil  # type: ignore[import-untyped]  # an extra, which ships no types
+    import psutil  # type: ignore[import-untyped]  # has no types
 
     for _ in range(150):
         busy = psutil.cpu_percent(interval=0.4)
@@ -51,9 +51,9 @@ def wait_until_idle() -> None:
 
 
 def interleaved(runs: Mapping[str, Run], seconds: float) -> dict[str, list[float]]:
-    """Return the milliseconds of every call of each run: one warm-up, then all in turn for `seconds`, at least 3 times.
+    """Return the milliseconds of every call of each run: a warm-up, then at least 3 calls each in `seconds` seconds.
 
-    In turn, so that a change of the processor's clock meets all of them alike.
+    The runs alternate, so that a change of the processor's clock affects all of them equally.
     """
     for run in runs.values():
         run()
@@ -68,5 +68,5 @@ def interleaved(runs: Mapping[str, Run], seconds: float) -> dict[str, list[float
 
 
 def times_faster(reference: Sequence[float], times: Sequence[float]) -> float:
-    """Return how many times faster than the reference a run is: the median over rounds of the two calls' ratio."""
+    """Return the speed-up over the reference: the median over rounds of the ratio of the two calls' times."""
     return median(slow / fast for slow, fast in zip(reference, times, strict=True))

@@ -1,4 +1,4 @@
-"""The workloads that the benchmarks time: a shape, a cell, a mode, a share of updates, and random data for them."""
+"""The workloads that the benchmarks time: shape, cell, mode, share of updates, and random data."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ NATIVE: dict[str, tuple[Any, Any]] = {"lstm": (nn.LSTM, SkipLSTM), "gru": (nn.GR
 
 
 class Shape(NamedTuple):
-    """The sizes of a workload: batch B, steps T, inputs I, units H; and what is asked of the layer."""
+    """The sizes of a workload: batch B, steps T, inputs I, units H; and what the layer returns."""
 
     batch: int
     steps: int
@@ -24,7 +24,7 @@ class Shape(NamedTuple):
     units: int
     layers: int = 1
     sequence: bool = False  # return every step's output, not only the last state
-    input_gradients: bool = False  # a training step computes the gradient of the inputs, too
+    input_gradients: bool = False  # a training step also computes the gradient of the inputs
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
@@ -33,28 +33,28 @@ class Shape(NamedTuple):
         return cls(batch, steps, inputs, units, layers)
 
     def columns(self) -> dict[str, object]:
-        """Return the columns of a CSV row that tell this shape."""
+        """Return the columns of a CSV row that hold this shape."""
         return {name: value for name, value in self._asdict().items() if name != "input_gradients"}
 
 
 @dataclass
 class Workload:
-    """One point to measure, with its data."""
+    """One workload to measure, with its data."""
 
     shape: Shape
     cell: str
     mode: str  # "inference" | "training"
     rate: float  # share of the steps that are updates
-    spread: str = "constant"  # "constant": the learned gate has one interval; "lognormal": the rows' rates differ
+    spread: str = "constant"  # "constant": all rows have the same rate; "lognormal": the rates of rows differ
     threads: int = 1
-    level: str = "layer"  # or "model": a whole trained model
+    level: str = "layer"  # "layer", or "model" for a whole trained model
     model: nn.Module | None = None  # the trained model
     batch: dict[str, Tensor] = field(default_factory=dict)  # the trained model's inputs
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     native: nn.Module = field(init=False)
     x: Tensor = field(init=False)  # [B, T, I]
-    gates: Tensor | None = field(init=False, default=None)  # [B, T] bool: forced where the rows' rates differ
+    gates: Tensor | None = field(init=False, default=None)  # [B, T] bool: forced gates if the rates of rows differ
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ class Workload:
         return self.shape.batch * math.ceil(self.shape.steps / self.interval)
 
     def run(self, forward: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Run:
-        """Return a call that infers, or that makes a training step: forward, and backward from the output's sum."""
+        """Return a function that runs inference, or a training step: forward, and backward from the output's sum."""
         if self.mode == "inference":
 
             def infer() -> None:
@@ -98,7 +98,7 @@ class Workload:
 
 
 def lognormal_gates(batch: int, steps: int, rate: float) -> Tensor:
-    """Draw gates [B, T] (bool) for rows whose update rates spread log-normally (sigma 0.5) around `rate`, at most 1."""
+    """Draw gates [B, T] bool for rows with log-normal update rates around `rate` (sigma 0.5, at most 1)."""
     rates = (rate * torch.exp(0.5 * torch.randn(batch) - 0.125)).clamp(max=1.0)
     gates = torch.rand(batch, steps) < rates.unsqueeze(1)
     gates[:, 0] = True
@@ -106,16 +106,16 @@ def lognormal_gates(batch: int, steps: int, rate: float) -> Tensor:
 
 
 def bias_of_interval(interval: int) -> float:
-    """Return the b_p with which a gate whose W_p is 0 updates every `interval` steps: sigmoid(b_p) = 0.5 / interval.
+    """Return b_p of a gate with W_p = 0 that updates every `interval` steps: sigmoid(b_p) = 0.5 / interval.
 
-    It is a little more than that, so that rounding does not delay an update by a step.
+    The value is slightly larger, so that rounding does not delay an update by a step.
     """
     increment = 0.5 / interval * (1 + 1e-4)
     return math.log(increment / (1 - increment))
 
 
 def of_checkpoint(folder: str, mode: str) -> Workload:
-    """Load a trained model and 256 test rows of its task, at the share that it reads; peers get random inputs."""
+    """Load a trained model and 256 test rows of its task. The peers get random inputs of the same shape."""
     from transformers import AutoModelForSequenceClassification
 
     from hf_skiprnn.commands import evaluate

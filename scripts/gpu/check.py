@@ -1,20 +1,20 @@
-"""Check, time and use the package on a machine with a CUDA GPU, within nine minutes: what `make gpu` runs.
+"""Check, time and use the package on a machine with a CUDA GPU within nine minutes: `make gpu` runs this.
 
     python -m scripts.gpu.check mnist.npz        # the file: scripts/gpu/mnist_npz.py
 
-In this order, each part in processes of its own and each with a limit:
+The parts run in this order, each in its own processes and with a time limit:
 
-- suite: the Triton engine against the definition (tests/triton/triton_suite.py);
-- cuda_path: everything else that runs on a GPU, small (scripts/gpu/cuda_path.py);
-- benchmark-reach: the measurements that scripts/benchmarks/gpu_targets.py judges;
-- training: MNIST (scripts/gpu/train_mnist.py);
-- benchmark-peers: the other measurements, most wanted first, until the time is over. At the same commit a second run
-  goes on behind them.
+- suite: compare the Triton engine with the dense scan (tests/triton/triton_suite.py);
+- cuda_path: run everything else that uses a GPU, with small shapes (scripts/gpu/cuda_path.py);
+- benchmark-reach: measure what has a target in scripts/benchmarks/gpu_targets.py;
+- training: train on MNIST (scripts/gpu/train_mnist.py);
+- benchmark-peers: make the other measurements, the most important first, until the time is over. A second run at the
+  same commit continues after them.
 
-Every result is written when it is known, so the run may be cut off anywhere. What fails is written down and the rest
-goes on: where programs that share a row block do not pass their check, all else runs without them
-(HF_SKIPRNN_TRITON_SHARE=0). Logs and numbers go to model_cards/speed/gpu*. It needs torch with CUDA, Triton,
-transformers and numpy; no installation of the package, no network. accelerate is used where it is.
+Every result is written as soon as it is known, so the run may be interrupted at any time. Failures are written too, and
+the other parts still run. If the check of programs that share a row block fails, the other parts run without such
+programs (HF_SKIPRNN_TRITON_SHARE=0). Logs and numbers go to model_cards/speed/gpu*. The script needs torch with CUDA,
+Triton, transformers and numpy, but neither an installation of this package nor a network. accelerate is optional.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "model_cards" / "speed"
-# Seconds: of everything, and of its parts. What a part does not use goes to the last.
+# Time limits in seconds: of the whole run and of its parts. The last part gets the time that others do not use.
 ALL, SUITE, CUDA_PATH, REACH, TRAINING = 530.0, 150.0, 90.0, 150.0, 40.0
-START_UP = 25.0  # what a part may take beside its work
-BROKEN = 3  # status of a benchmark whose device was lost
+START_UP = 25.0  # seconds that a part may need to start and stop
+BROKEN = 3  # exit status of a benchmark whose device became unusable
 RESTARTS = 6
-SHARED = "shared units"  # the suite's check of programs that wait for each other
+SHARED = "shared units"  # name of the suite's check of programs that wait for each other
 
 
 def run(name: str, limit: float, *command: str, more: bool = False) -> int:
-    """One part, its output to the terminal and to a log; its exit status, 124 where it took too long."""
+    """Run one part, copy its output to a log, and return its exit status; 124 if it took too long."""
     start = time.monotonic()
     folders = (ROOT, ROOT / "tests" / "scans", ROOT / "tests" / "triton")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONUNBUFFERED": "1"}
@@ -70,20 +70,20 @@ def run(name: str, limit: float, *command: str, more: bool = False) -> int:
                 file.flush()
             status = part.wait()
             timer.cancel()
-            kill_group(part.pid)  # what it has started: a process whose kernel hangs
+            kill_group(part.pid)  # processes that it started may still run, for example in a hanging kernel
         status = 124 if late.is_set() else status
         file.write(f"exit status {status}, {time.monotonic() - start:.0f} s\n")
     return status
 
 
 def kill_group(group: int) -> None:
-    """End a part's processes, if there are any."""
+    """Kill the processes of a part that are still running."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
 
 def check(outcomes: Path) -> list[str]:
-    """Run the suite; names of checks that did not pass."""
+    """Run the suite, and return the names of the checks that did not pass."""
     outcomes.unlink(missing_ok=True)
     arguments = ("--results", str(outcomes), "--limit", f"{SUITE - START_UP:.0f}")
     run("suite", SUITE, "tests/triton/triton_suite.py", *arguments)
@@ -92,7 +92,7 @@ def check(outcomes: Path) -> list[str]:
 
 
 def measure(seconds: float, outcomes: Path, *parts: str) -> None:
-    """Time these parts of the benchmark; begun again behind what breaks the device."""
+    """Run these parts of the benchmark; after an error that makes the device unusable, continue in a new process."""
     start = time.monotonic()
     options = ["--equality", str(outcomes), "--parts", *parts]
     for attempt in range(RESTARTS):
@@ -116,7 +116,7 @@ def main() -> None:
     failed = check(outcomes)
     if SHARED in failed:
         os.environ["HF_SKIPRNN_TRITON_SHARE"] = "0"
-        print("Programs that share a row block did not pass: everything else runs without them.", flush=True)
+        print("The check of programs that share a row block failed: the other parts run without them.", flush=True)
     results = ("--results", str(OUTPUT / "gpu-cuda-path.json"))
     cuda_path = run("cuda_path", CUDA_PATH, "-m", "scripts.gpu.cuda_path", *results)
     measure(REACH, outcomes, "reach")

@@ -1,9 +1,9 @@
-"""Run everything but the Triton engine on a CUDA GPU, small: the parts of the package whose CUDA path no test reaches.
+"""Run the parts of the package that use a GPU, except the Triton engine, on CUDA with small shapes.
 
     python -m scripts.gpu.cuda_path --results FILE        # --device cpu: the same checks without a GPU
 
-Each check has one line; the exit status is 1 if any fails. FILE holds the outcomes, renewed after every check. The
-checks of training need accelerate; without it they are "not run".
+The other tests run on a CPU only. Each check prints one line; the exit status is 1 if any check fails. FILE holds the
+outcomes and is rewritten after every check. The checks of training need accelerate; without it they are "not run".
 """
 
 import argparse
@@ -26,12 +26,12 @@ from hf_skiprnn.kernels import choose_engine
 from scripts.benchmarks.rows import ROOT
 
 ROWS, STEPS, INPUTS, LABELS = 6, 40, 3, 4
-# Largest difference to what the dense scan computes in float32 on the same device, and in bfloat16.
+# Largest differences from the dense scan in float32 on the same device: in float32, and in bfloat16.
 CLOSE, CLOSE_IN_BF16 = 1e-4, 5e-2
 
 
 def new_model(device: str, cell: str = "lstm") -> Any:
-    """Return a small classifier with a learned gate that skips about every other step."""
+    """Return a small classifier with a learned gate that skips about half of the steps."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "cell_type": cell,
@@ -45,7 +45,7 @@ def new_model(device: str, cell: str = "lstm") -> Any:
 
 
 def rows(count: int = ROWS) -> list[dict[str, Tensor]]:
-    """Return rows of different real lengths; their label is told by their first input."""
+    """Return rows of different real lengths; the first input tells the label."""
     draw = torch.Generator().manual_seed(0)
     found = []
     for index in range(count):
@@ -59,7 +59,7 @@ def rows(count: int = ROWS) -> list[dict[str, Tensor]]:
 
 
 def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack rows."""
+    """Stack rows to a batch."""
     return {name: torch.stack([row[name] for row in batch]) for name in batch[0]}
 
 
@@ -86,13 +86,13 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], limit: float) 
 
 
 def automatic_engine(device: str) -> None:
-    """The backend "auto" takes `events` on a GPU."""
+    """Check that the backend "auto" selects `events` on a GPU."""
     engine = choose_engine("auto", torch.zeros(1, 1, 1, device=device), 1)
     assert engine.name == ("cpu" if device == "cpu" else "events"), engine.name
 
 
 def events_equal_dense(device: str) -> None:
-    """Values, gates and gradients of `events` are those of the dense scan."""
+    """Check that values, gates and gradients of `events` equal those of the dense scan."""
     for cell in ("lstm", "gru"):
         model, batch = new_model(device, cell), batch_on(device)
         results = []
@@ -103,7 +103,7 @@ def events_equal_dense(device: str) -> None:
 
 
 def autocast(device: str) -> None:
-    """A training step in bfloat16 autocast has the loss of one in float32, and finite gradients."""
+    """Check that a training step in bfloat16 autocast has the same loss as in float32, and finite gradients."""
     model, batch = new_model(device), batch_on(device)
     model.set_scan_backend("events")
     want = step(model, batch)["loss"]
@@ -114,7 +114,7 @@ def autocast(device: str) -> None:
 
 
 def compiled(device: str) -> None:
-    """A short training step under torch.compile has the eager loss; `events` runs outside of the graph."""
+    """Check that a compiled training step has the same loss as an eager one; `events` runs outside the graph."""
     for backend in ("dense", "events"):
         model = new_model(device)
         batch = {name: part[:, :6] if part.dim() > 1 else part for name, part in batch_on(device).items()}
@@ -127,7 +127,7 @@ def compiled(device: str) -> None:
 
 
 def cuda_graph(device: str) -> None:
-    """Inference of the dense scan can be captured in a CUDA graph."""
+    """Check that inference with the dense scan can be captured in a CUDA graph."""
     model, x = new_model(device).eval(), torch.randn(ROWS, STEPS, INPUTS).to(device)
     layer = model.base_model
     layer.set_scan_backend("dense")
@@ -149,7 +149,7 @@ def cuda_graph(device: str) -> None:
 
 
 def trainer(device: str) -> None:
-    """The Trainer lowers the loss, in bfloat16 on a GPU, saves, and goes on from what it saved."""
+    """Check that the Trainer lowers the loss (in bfloat16 on a GPU), saves a checkpoint, and resumes from it."""
     from transformers import TrainingArguments
 
     from hf_skiprnn.training import SkipRNNTrainer
@@ -179,7 +179,7 @@ def trainer(device: str) -> None:
 
 
 def accelerate_launch(device: str) -> None:
-    """The Trainer runs under `accelerate launch` with multi_gpu.yaml and one process."""
+    """Check that the Trainer runs under `accelerate launch` with multi_gpu.yaml and one process."""
     config = ROOT / "scripts" / "accelerate" / ("cpu.yaml" if device == "cpu" else "multi_gpu.yaml")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "1"]
     command = [*launch, "--module", "scripts.gpu.cuda_path", "--device", device, "--only", "trainer"]
@@ -200,7 +200,7 @@ NEED_ACCELERATE = ("trainer", "accelerate_launch")
 
 
 def run_check(name: str, device: str) -> str:
-    """Run a check: "ok", "not run: ..." or "FAILED: ..."; print its line, and what went wrong."""
+    """Run a check, print its line and traceback, and return "ok", "not run: ..." or "FAILED: ..."."""
     start = time.perf_counter()
     outcome, wrong = "ok", ""
     if name in NEED_ACCELERATE and find_spec("accelerate") is None:
@@ -208,7 +208,7 @@ def run_check(name: str, device: str) -> str:
     else:
         try:
             CHECKS[name](device)
-        except Exception as error:  # noqa: BLE001 - the other checks still tell something
+        except Exception as error:  # noqa: BLE001 - the other checks must still run
             outcome = f"FAILED: {type(error).__name__}: {str(error)[:300]}"
             wrong = f"\n{traceback.format_exc()}"
     print(f"{name}: {outcome} ({time.perf_counter() - start:.1f} s){wrong}", flush=True)
@@ -216,7 +216,7 @@ def run_check(name: str, device: str) -> str:
 
 
 def main() -> None:
-    """Run the checks; the exit status is 1 if any failed."""
+    """Run the checks; exit with status 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS))

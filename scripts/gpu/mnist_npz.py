@@ -13,13 +13,13 @@ from datasets import load_dataset
 
 
 def pack(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 784] and labels [N] of one split."""
+    """Return images [N, 784] and labels [N] of one split."""
     images = [np.asarray(image, dtype=np.uint8).reshape(-1) for image in data["image"]]
     return np.stack(images), np.asarray(data["label"], dtype=np.uint8)
 
 
 def main(source: str, target: str) -> None:
-    """Read, pack, write."""
+    """Read MNIST, and write the file."""
     data = load_dataset(source)
     (train, train_labels), (test, test_labels) = pack(data["train"]), pack(data["test"])
     np.savez_compressed(

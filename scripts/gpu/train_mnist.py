@@ -1,11 +1,11 @@
-"""Train a Skip LSTM on sequential MNIST on a GPU, from one file, with torch and transformers alone.
+"""Train a Skip LSTM on sequential MNIST on a GPU, from one file, with only torch and transformers.
 
     python -m scripts.gpu.train_mnist mnist.npz --seconds 120
 
-The file is made by scripts/gpu/mnist_npz.py. The settings are those of the recipe mnist-skip-lstm but for the
-schedule: the learning rate falls along a cosine over the given seconds. 5000 training images are held out.
-Products are in TF32.
-Prints one line an epoch; writes accuracy, updates and speed to model_cards/speed/gpu-mnist.json, renewed every epoch.
+The file is made by scripts/gpu/mnist_npz.py. The settings are those of the recipe mnist-skip-lstm except the schedule:
+the learning rate follows a cosine over the given seconds. 5000 training images are held out. Matrix products use TF32.
+The script prints one line each epoch, and writes accuracy, updates and speed to model_cards/speed/gpu-mnist.json after
+every epoch.
 """
 
 import argparse
@@ -37,7 +37,7 @@ BATCH, LEARNING_RATE, WARMUP_STEPS, HELD_OUT = 128, 1e-3, 500, 5000
 
 
 def load(path: Path, device: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """(images [N, 784, 1] in 0 .. 1, labels [N]) of train, validation and test."""
+    """Return (images [N, 784, 1] in [0, 1], labels [N]) for train, validation and test."""
     with np.load(path) as arrays:
         whole = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays.files}
     images = {split: (whole[f"{split}_images"].float() / 255).unsqueeze(-1) for split in ("train", "test")}
@@ -53,7 +53,7 @@ def load(path: Path, device: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def evaluate(model: SkipRNNForSequenceClassification, data: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Accuracy, and updates a row."""
+    """Return the accuracy and the updates per row."""
     model.eval()
     hits, updates, batch = 0.0, 0.0, 1000
     for x, y in zip(data[0].split(batch), data[1].split(batch), strict=True):
@@ -70,7 +70,7 @@ def train(
     seconds: float,
     keep: Callable[[list[dict[str, float]]], None],
 ) -> None:
-    """Train until the time is over. `keep` gets the epochs so far, a line of numbers each, after every epoch."""
+    """Train until the time is over. After every epoch, call `keep` with the numbers of all epochs so far."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     images, labels = data["train"]
     history: list[dict[str, float]] = []
@@ -90,7 +90,7 @@ def train(
             losses.append(loss.detach())
             step += 1
             if step % 50 == 0:
-                losses[-1].item()  # waits for the device, so that the clock is right
+                losses[-1].item()  # waits for the device, so that the measured time is right
                 if time.perf_counter() - start > seconds:
                     break
         training += time.perf_counter() - begun
@@ -103,14 +103,16 @@ def train(
 
 
 def main() -> None:
-    """Train, test, write."""
+    """Train, test and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="made by scripts/gpu/mnist_npz.py")
     parser.add_argument("--seconds", type=float, default=120.0, help="of training")
-    parser.add_argument("--backend", default="triton", help="of the scan")
+    parser.add_argument("--backend", default="triton", help="backend of the scan")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards" / "speed" / "gpu-mnist.json")
-    parser.add_argument("--equality", default="not asked", help="what the checks of the engine said, for the results")
+    parser.add_argument(
+        "--equality", default="not asked", help="outcome of the engine's checks, to be stored in the results"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True

@@ -1,15 +1,14 @@
-"""Teach a trained torch.nn.LSTM to skip: convert it, fine-tune it with a budget, compare before and after.
+"""Teach a trained torch.nn.LSTM to skip: convert it, fine-tune it with a budget, and compare before and after.
 
     python -m scripts.paper.learn_to_skip --dataset_name ../shared/data/imdb
     python -m scripts.paper.learn_to_skip --dataset_name ../shared/data/imdb --weights my_lstm.pt
 
 The task is IMDB. --weights is a state dict with embedding.weight, lstm.* (one nn.LSTM, batch_first) and classifier.*,
-over the task's vocabulary; without it such a model is trained first, in plain PyTorch. The converted model reads
-every word and gives the same answers. Then its gate is set to read every n-th word, about --target of all, and
-fine-tuning with a budget teaches it which ones. (A gate that starts from reading everything does not learn to skip: the
-weights were made for the state after every word.) For comparison the same weights are fine-tuned with a fixed stride
-of n.
-Writes learned-to-skip.json and the checkpoint into --output_dir.
+for the task's vocabulary; without it such a model is first trained in plain PyTorch. The converted model reads every
+word and gives the same answers. Then its gate is set to read every n-th word, about the share --target, and fine-tuning
+with a budget teaches it which words to read. (A gate that starts by reading every word does not learn to skip, because
+the weights were trained on the state after every word.) For comparison the same weights are fine-tuned with a fixed
+stride of n. The script writes learned-to-skip.json and the checkpoint into --output_dir.
 """
 
 import dataclasses
@@ -33,15 +32,15 @@ from hf_skiprnn.training.provenance import commit, cpu_name
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 OPEN = 0.05  # b_p of a gate that reads every step: sigmoid(0.05) = 0.512 >= 0.5
-DROPOUT = 0.3  # of the embeddings, in both trainings
+DROPOUT = 0.3  # embedding dropout in both trainings
 
 
 @dataclass
 class Settings:
-    """What to train, and for how long."""
+    """The options of the two trainings."""
 
     weights: Path | None = field(default=None, metadata={"help": "State dict of a trained model; default: train one."})
-    output_dir: Path = field(default=Path("runs/learn-to-skip"), metadata={"help": "Where results go."})
+    output_dir: Path = field(default=Path("runs/learn-to-skip"), metadata={"help": "Folder of the results."})
     hidden_size: int = field(default=128, metadata={"help": "Units of the nn.LSTM that is trained here."})
     epochs: float = field(default=3.0, metadata={"help": "Epochs of the nn.LSTM that is trained here."})
     fine_tuning_epochs: float = field(default=2.0, metadata={"help": "Epochs with the budget."})
@@ -49,7 +48,7 @@ class Settings:
     budget_weight: float = field(default=1e-4, metadata={"help": "Lambda of the squared distance from the target."})
     batch_size: int = field(default=64, metadata={"help": "Reviews at a time."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of both trainings."})
-    seed: int = field(default=0, metadata={"help": "Decides weights and order."})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial weights and of the order of rows."})
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
@@ -96,7 +95,7 @@ def train_native(task: IMDB, settings: Settings) -> NativeClassifier:
 
 @torch.no_grad()
 def convert(state: dict[str, Tensor], task: IMDB, **gate: Any) -> SkipRNNForSequenceClassification:
-    """Make a Skip RNN of these weights; `gate`: fields of its config. A learned gate reads every step (W_p is 0)."""
+    """Make a Skip RNN with these weights. `gate`: fields of its config. A learned gate reads every step (W_p is 0)."""
     fields = task.model_defaults() | native_config(state, "lstm.") | gate
     fields["vocab_size"] = len(state["embedding.weight"])
     config = SkipRNNConfig(**fields, learn_initial_state=False, embedding_dropout=DROPOUT)
@@ -113,7 +112,7 @@ def convert(state: dict[str, Tensor], task: IMDB, **gate: Any) -> SkipRNNForSequ
 
 @torch.no_grad()
 def read_about(model: SkipRNNForSequenceClassification, share: float) -> None:
-    """Set the gate to read every n-th step: n is 1 / share, rounded up."""
+    """Set the gate to read every n-th step, where n is 1 / share, rounded up."""
     cast(Any, model.base_model).update_gate.bias.fill_(math.log(0.5 * share / (1 - 0.5 * share)))
 
 
@@ -173,7 +172,7 @@ def tested(trainer: SkipRNNTrainer, task: IMDB) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train or load, convert, evaluate, fine-tune, evaluate; return what the JSON file holds."""
+    """Train or load, convert, evaluate, fine-tune, evaluate; return the content of the JSON file."""
     kinds: list[Any] = [IMDB, Settings]
     parser = HfArgumentParser(kinds, description=__doc__)
     task, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

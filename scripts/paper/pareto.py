@@ -1,4 +1,4 @@
-"""Draw accuracy against updates over several runs, and store the numbers of the picture.
+"""Draw accuracy against updates for several runs, and store the numbers of the picture.
 
     for share in 0.15 0.25 0.4; do
         python scripts/train.py --config fsdd-skip-lstm --budget_target $share --output_dir runs/fsdd-$share
@@ -6,8 +6,9 @@
     python scripts/train.py --config fsdd-skip-lstm --gate strided --stride 4 --output_dir runs/fsdd-stride-4
     python -m scripts.paper.pareto runs/fsdd-* --output runs/fsdd-pareto
 
-Every run is a point; runs of the same gate and cell are a curve. All runs must be of one task. --metric names a metric
-of the test split of which more is better. Writes pareto.png, and results.json with each run's settings and metrics.
+Every run is a point; runs with the same gate and cell form a curve. All runs must have the same task. --metric names a
+metric of the test split for which larger is better. The script writes pareto.png, and results.json with each run's
+settings and metrics.
 """
 
 import json
@@ -32,7 +33,7 @@ def curve_of(model: dict[str, Any]) -> str:
 
 
 def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
-    """Read the results of every run, by the folder's name; stop unless all are of one task and have the metric."""
+    """Return folder name -> results of every run; exit unless all have the same task and the metric."""
     runs = {}
     for folder in folders:
         path = folder / "results.json"
@@ -45,12 +46,12 @@ def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
         runs[folder.name].get("training", {}).pop("output_dir", None)
     tasks = {run["task"] for run in runs.values()}
     if len(tasks) > 1:
-        raise SystemExit(f"The runs are of several tasks ({', '.join(sorted(tasks))}); give runs of one.")
+        raise SystemExit(f"The runs are of several tasks ({', '.join(sorted(tasks))}); give runs of one task.")
     return runs
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
-    """Read, draw and print; return (updates, metric) of the runs of each curve."""
+    """Read, draw and print; return (updates, metric) of the runs on each curve."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that scripts/train.py wrote")
     parser.add_argument("--metric", default="accuracy", help="metric of the test split")

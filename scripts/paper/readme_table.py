@@ -1,4 +1,4 @@
-"""The table of the checkpoints in this repository: their numbers beside the paper's.
+"""Render the table of the checkpoints in this repository, with the paper's numbers beside ours.
 
 Every number comes from a results.json or a CSV file under model_cards/, or from the paper's tables. documents.py puts
 the table into the README.
@@ -15,12 +15,12 @@ from .tables import TABLES, Group, groups_of, line, read_table, spread
 
 
 def checkpoint_folders(cards: Path) -> list[Path]:
-    """Return the folders of checkpoints under `cards`, by name; those of large checkpoints hold no weights."""
+    """Return the checkpoint folders under `cards`, sorted by name; those of large checkpoints hold no weights."""
     return sorted(path.parent for path in cards.glob("*/config.json"))
 
 
 def readme_table(cards: Path) -> str:
-    """Render the table, Markdown: one line for each checkpoint."""
+    """Render the table in Markdown, one line for each checkpoint."""
     head = ["checkpoint in `model_cards/`", "test split", "steps read", "over seeds", "the paper's (4 seeds)"]
     head += ["inference, times faster", "training step, times faster"]
     rows = [line(checkpoint_cells(cards, folder)) for folder in checkpoint_folders(cards)]
@@ -43,10 +43,10 @@ def checkpoint_cells(cards: Path, folder: Path) -> list[str]:
 
 
 def speed_ups(cards: Path, name: str) -> list[str]:
-    """Return how many times faster than nn.LSTM or nn.GRU the whole model is, in inference and in training.
+    """Return the speed-ups of the whole model over nn.LSTM or nn.GRU, in inference and in training.
 
-    On one thread, at the share of steps that the model reads (scripts/benchmark.py --checkpoints); "" where it was not
-    measured.
+    They are measured on one thread, at the share of steps that the model reads (scripts/benchmark.py --checkpoints). ""
+    stands for a speed-up that was not measured.
     """
     wanted = {"level": "model", "spread": name, "name": "ours", "threads": "1"}
     rows = [row for row in measurements(cards / "speed") if all(row.get(k) == v for k, v in wanted.items())]
@@ -55,7 +55,7 @@ def speed_ups(cards: Path, name: str) -> list[str]:
 
 
 def quality(test: dict[str, float]) -> str:
-    """Return the main metric of a test split; before it, whether the task is solved, where the task tells."""
+    """Return the main metric on the test split; for tasks that can be solved, "solved" or "not solved" before it."""
     metric = next(name for name in MAIN_METRICS if name in test)
     solved = {None: "", 0.0: "not solved, ", 1.0: "solved, "}[test.get("solved")]
     return solved + (percent(test[metric]) if metric == "accuracy" else f"{metric} {number(test[metric])}")
@@ -68,7 +68,7 @@ def paper_row(results: dict[str, Any]) -> PublishedRow | None:
 
 
 def group_of(cards: Path, results: dict[str, Any]) -> Group | None:
-    """Find this run in the tables; return the group with its other seeds, or None where no table holds the run."""
+    """Return the group in the stored tables that holds this run and its other seeds; None if no table holds the run."""
     for table, (task, columns) in TABLES.items():
         for options in columns if task == results["task"] else ():
             for group in groups_of(read_table(cards, table), options):
@@ -78,7 +78,7 @@ def group_of(cards: Path, results: dict[str, Any]) -> Group | None:
 
 
 def over_seeds(group: Group | None) -> str:
-    """Return mean and deviation over several seeds; "" where there is only one."""
+    """Return mean and standard deviation over several seeds; "" if there is only one."""
     if group is None or len(group.runs) < 2:
         return ""
     test = group.runs[0]["metrics"]["test"]

@@ -1,4 +1,4 @@
-"""Train the rows of the paper's tables, and put the results beside those that the paper reports.
+"""Train the rows of the paper's tables, and put our results beside the paper's.
 
     python -m scripts.paper.reproduce --table 1                      # every row of Table 1 once, with our settings
     python -m scripts.paper.reproduce --table 4 --rows skip-lstm-1e-4 skip-gru-1e-4 --seeds 4
@@ -6,11 +6,11 @@
     python -m scripts.paper.reproduce --table 2 --rows skip-lstm-1e-4 --add runs/mnist-1  # trained elsewhere
     python -m scripts.paper.reproduce --report  # renders tables, cards, README and docs; trains nothing
 
-Settings are the paper's (paper_rows.yaml: a learning rate of 1e-4 for 50000 steps or 600 epochs, days on a CPU) or ours
-(tuned_rows.yaml). Each run is a process of scripts/train.py, which gets the options that are not known here. After an
-interruption the same command continues: a run whose folder under --runs holds a results.json is finished, any other
-resumes from its last checkpoint. Results go to model_cards/tableN-TASK/: results.json with every run (tables.py tells
-its format), README.md and pictures. If a run fails, the others are still made; failed runs are listed at the end.
+The settings are the paper's (paper_rows.yaml: a learning rate of 1e-4 for 50000 steps or 600 epochs, days on a CPU) or
+ours (tuned_rows.yaml). Each run is a process of scripts/train.py, to which unknown options are passed. After an
+interruption the same command continues: a run whose folder under --runs holds a results.json is finished; any other run
+resumes from its last checkpoint. Results go to model_cards/tableN-TASK/: results.json with every run (tables.py
+describes its format), README.md and pictures. If a run fails, the others still run; failed runs are listed at the end.
 """
 
 import json
@@ -33,7 +33,7 @@ TRAIN = ROOT / "scripts" / "train.py"
 
 
 class Job(NamedTuple):
-    """A run to be made: a row of a table with one choice of options and one seed."""
+    """A run to train: a row of a table with its options and a seed."""
 
     table: int
     row: str
@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
     @property
     def config(self) -> str:
-        """The value of --config with which scripts/train.py takes the row's settings."""
+        """The value of --config that selects the row's settings in scripts/train.py."""
         return f"{os.path.relpath(FILES[self.settings])}:table{self.table}-{self.row}"
 
     def folder(self, runs: Path) -> Path:
@@ -61,7 +61,7 @@ def rows_of(table: int, settings: str) -> list[str]:
 
 
 def jobs_of(chosen: Namespace) -> Iterator[Job]:
-    """Give the runs that the command line asks for: first every row with seed 1, then with the next seed."""
+    """Yield the runs that the command line asks for: first every row with seed 1, then with seed 2, and so on."""
     for seed in range(1, chosen.seeds + 1):
         for options in TABLES[chosen.table][1]:
             for settings in chosen.settings:
@@ -72,7 +72,7 @@ def jobs_of(chosen: Namespace) -> Iterator[Job]:
 
 
 def make(job: Job, runs: Path, rest: list[str]) -> dict[str, Any] | None:
-    """Return the run's results, trained now if its folder holds none; None where training failed."""
+    """Return the run's results, after training it if its folder holds none; None if training failed."""
     folder = job.folder(runs)
     if not (folder / RESULTS).is_file():
         print(f"== {folder}", flush=True)
@@ -88,13 +88,15 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--table", type=int, choices=sorted(TABLES), help="number of the table in the paper")
     parser.add_argument("--cells", nargs="+", choices=("lstm", "gru"), default=["lstm", "gru"], help="only these")
-    parser.add_argument("--rows", nargs="+", help="names of rows, as skip-lstm-1e-5; default: all of the table")
+    parser.add_argument(
+        "--rows", nargs="+", help="names of rows, such as skip-lstm-1e-5; default: all rows of the table"
+    )
     parser.add_argument("--settings", nargs="+", choices=tuple(FILES), default=["tuned"], help="whose settings")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 1")
     parser.add_argument("--runs", type=Path, default=Path("runs", "reproduce"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=ROOT / "model_cards", help="folder of the results")
-    parser.add_argument("--add", nargs="+", type=Path, help="train nothing; store these runs as the row in --rows")
-    parser.add_argument("--report", action="store_true", help="train nothing; render what is stored")
+    parser.add_argument("--add", nargs="+", type=Path, help="do not train; store these runs under the row in --rows")
+    parser.add_argument("--report", action="store_true", help="do not train; render the stored results")
     chosen, rest = parser.parse_known_args(argv)
     if chosen.table is None and not chosen.report:
         parser.error("give --table, or --report")
@@ -107,7 +109,7 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def check_rows(parser: ArgumentParser, chosen: Namespace) -> None:
-    """Stop with an error if there are no settings for a row that was asked for."""
+    """Exit with an error if a requested row has no settings."""
     known = {row for settings in chosen.settings for row in rows_of(chosen.table, settings)}
     if not known:
         parser.error(f"tuned_rows.yaml has no rows of Table {chosen.table}; --settings paper has")
@@ -116,7 +118,7 @@ def check_rows(parser: ArgumentParser, chosen: Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is missing, store and render the results; return 1 if a run failed, else 0."""
+    """Train the missing runs, store and render the results; return 1 if a run failed, else 0."""
     chosen, rest = parse(sys.argv[1:] if argv is None else argv)
     failed = []
     for folder in chosen.add or ():
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         if (table_folder(chosen.results, table) / RESULTS).is_file():
             print(write_report(chosen.results, table))
     if chosen.report:
-        for folder in checkpoint_folders(chosen.results):  # measured times on their cards may be new
+        for folder in checkpoint_folders(chosen.results):  # their cards show measured times, which may be new
             print(write_card(folder, f"{chosen.results.name}/{folder.name}"))
         for path in documents(chosen.results.parent):
             path.write_text(render_document(path, chosen.results), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Settings for the rows of the paper's tables: the paper's (paper_rows.yaml) and ours (tuned_rows.yaml)."""
+"""Read the settings for the rows of the paper's tables: the paper's (paper_rows.yaml) or ours (tuned_rows.yaml)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,5 +9,5 @@ FILES = {name: Path(__file__).with_name(f"{name}_rows.yaml") for name in ("paper
 
 
 def rows(settings: str) -> dict[str, dict[str, Any]]:
-    """Return the "paper"'s or the "tuned" settings of every row, by name, as "table2-skip-lstm-1e-4"."""
+    """Return row name, such as "table2-skip-lstm-1e-4", -> its settings. `settings`: "paper" or "tuned"."""
     return rows_of(FILES[settings])

@@ -4,10 +4,10 @@
     python -m scripts.paper.ship runs/mnist model_cards/skip-lstm-mnist --dataset_name ../shared/data/mnist
     python -m scripts.paper.ship runs/imdb model_cards/skip-lstm-imdb --without_weights    # for large weights
 
-It evaluates the run's checkpoint again on the test split, and stops if the numbers are not those of its results.json.
-It writes weights, configuration, processor, results.json, a picture of the steps read, and the card; but nothing that
-only training needs. The model's code is left out: a clone has it, and scripts/publish.py adds it for the Hub. Options
-that are not known here are passed to scripts/evaluate.py.
+It evaluates the run's checkpoint again on the test split, and exits if the numbers differ from its results.json. It
+writes weights, configuration, processor, results.json, a picture of the steps read, and the card, but no files that
+only training needs. The model's code is left out: a clone has it, and scripts/publish.py adds it for the Hub. Unknown
+options are passed to scripts/evaluate.py.
 """
 
 import json
@@ -22,13 +22,13 @@ from hf_skiprnn.commands import evaluate
 from hf_skiprnn.hub.card import RESULTS, TIMES, write_card
 from hf_skiprnn.hub.folder import checkpoint_files, checkpoint_problems, stage
 
-LARGEST = 2_000_000  # bytes of a folder: a clone should stay light
-# The same weights on the same rows, in batches of another size: sums in float32 differ in their last digits.
+LARGEST = 2_000_000  # largest size of a folder in bytes, so that a clone stays small
+# Tolerance: in batches of another size, float32 sums of the same rows differ in their last digits.
 TOLERANCE = 1e-4
 
 
 def differences(told: dict[str, float], found: dict[str, float]) -> list[str]:
-    """List the metrics in which an evaluation differs from results.json."""
+    """Return the metrics in which an evaluation differs from results.json, one text each."""
     shared = sorted(name for name in told.keys() & found.keys() if name not in TIMES)
     return [
         f"{name} is {found[name]:.6g}, and {RESULTS} says {told[name]:.6g}"
@@ -38,10 +38,10 @@ def differences(told: dict[str, float], found: dict[str, float]) -> list[str]:
 
 
 def build(run: Path, folder: Path, options: list[str]) -> None:
-    """Make the checkpoint folder of a run at `folder`, which must not exist; without its card.
+    """Make the checkpoint folder of a run, without its card. `folder` must not exist.
 
     Raises:
-        SystemExit: the run is not finished, or its results.json is not what its checkpoint gives.
+        SystemExit: the run is not finished, or its checkpoint gives other numbers than its results.json.
     """
     if not (run / RESULTS).is_file():
         raise SystemExit(f"{run} holds no {RESULTS}: it is not a finished run of scripts/train.py.")
@@ -56,19 +56,19 @@ def build(run: Path, folder: Path, options: list[str]) -> None:
 
 
 def problems_of(folder: Path, scratch: Path) -> list[str]:
-    """List the reasons for which publishing would refuse the folder once its code is added."""
+    """Return the reasons why the Hub would refuse the folder after its code is added."""
     return checkpoint_problems(stage(folder, folder.name, scratch / folder.name))
 
 
 def without_weights(folder: Path) -> None:
-    """Remove all but the configurations, the results and the pictures."""
+    """Delete everything but the configuration files, the results and the pictures."""
     for file in checkpoint_files(folder):
         if file.path not in ("config.json", "preprocessor_config.json", RESULTS) and not file.path.endswith(".png"):
             (folder / file.path).unlink()
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Make the folder in a temporary place, check it, and replace the old folder with it."""
+    """Make the folder in a temporary place, check it, and move it to its place, where it replaces an older one."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="folder that scripts/train.py wrote")
     parser.add_argument("folder", type=Path, help="checkpoint folder to write, as model_cards/skip-lstm-adding")
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> Any:
             raise SystemExit(f"{settings.run} was not copied: {' '.join(problems)}")
         shutil.rmtree(settings.folder, ignore_errors=True)
         shutil.copytree(made, settings.folder)
-    # In place: the card shows the times measured in the folder beside it.
+    # The card is written here and not before, because it shows the measured times in the folder beside it.
     write_card(settings.folder, location, license_id="apache-2.0")
     for file in checkpoint_files(settings.folder):
         print(f"{file.size:>12,}  {file.path}")

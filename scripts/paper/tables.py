@@ -1,6 +1,6 @@
-"""The paper's tables, trained here: the stored results of the runs, and the pages and pictures made from them.
+"""Our results for the paper's tables: store the results of runs, and render pages and pictures from them.
 
-The results of a table, as `model_cards/table1-adding/results.json`, hold
+The results of a table, such as `model_cards/table1-adding/results.json`, hold
 
     table      number of the table in the paper
     task       name of the task
@@ -10,8 +10,8 @@ The results of a table, as `model_cards/table1-adding/results.json`, hold
         row        the name of its row in paper_rows.yaml, as "skip-lstm-1e-5"
         settings   "paper": the paper's; "tuned": ours (tuned_rows.yaml)
 
-Runs that did not solve the task are kept like any other. `train.seconds` is wall time; of a resumed run, whose
-`train.resumed_from` names a checkpoint, only since it was last resumed.
+Runs that did not solve the task are kept too. `train.seconds` is wall time; for a resumed run (`train.resumed_from`
+names its checkpoint) it is the time since the last resumption.
 """
 
 import json
@@ -41,7 +41,7 @@ TABLES: dict[int, tuple[str, tuple[dict[str, Any], ...]]] = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one row with the same settings and options that differ in nothing but their seed, and the paper's row."""
+    """Runs of one row that differ only in their seed, and the paper's row."""
 
     row: str
     settings: str
@@ -50,11 +50,11 @@ class Group:
 
     @property
     def model(self) -> str:
-        """The paper's name of the row's model; the row's own name where the paper has no such row."""
+        """The paper's name of the row's model; the row's name if the paper has no such row."""
         return self.published.model if self.published else self.row
 
     def values(self, metric: str) -> list[float]:
-        """Return a metric of the test split for every seed."""
+        """Return the values of a metric on the test split, one for each seed."""
         return [run["metrics"]["test"][metric] for run in self.runs]
 
     @property
@@ -64,7 +64,7 @@ class Group:
 
     @property
     def is_solvable(self) -> bool:
-        """Whether the task tells if a run has solved it."""
+        """Whether the task's metrics say if a run has solved it."""
         return "solved" in self.runs[0]["metrics"]["test"]
 
 
@@ -74,7 +74,7 @@ def table_folder(cards: Path, table: int) -> Path:
 
 
 def read_table(cards: Path, table: int) -> dict[str, Any]:
-    """Read a table's results.json; where there is none yet, return results without runs."""
+    """Read a table's results.json; if there is none yet, return results without runs."""
     path = table_folder(cards, table) / RESULTS
     if not path.is_file():
         return {"table": table, "task": TABLES[table][0], "runs": []}
@@ -82,10 +82,10 @@ def read_table(cards: Path, table: int) -> dict[str, Any]:
 
 
 def add_run(cards: Path, table: int, row: str, settings: str, run: Run) -> None:
-    """Store a run's results; they replace those of the same row, settings, options and seed.
+    """Store a run's results; they replace results with the same row, settings, options and seed.
 
     Raises:
-        ValueError: the run is of another task, or has another cell or gate than the paper's row of that name.
+        ValueError: the run's task is not the table's, or its cell or gate is not that of the paper's row.
     """
     results = read_table(cards, table)
     if run["task"] != results["task"]:
@@ -104,13 +104,13 @@ def add_run(cards: Path, table: int, row: str, settings: str, run: Run) -> None:
 
 
 def identity(run: Run, table: int) -> tuple[Any, ...]:
-    """Return what distinguishes a run from the others of its table."""
+    """Return the values that identify a run in its table."""
     names = TABLES[table][1][0]
     return (*(run["task_options"][name] for name in names), run["row"], run["settings"], run["training"]["seed"])
 
 
 def order(run: Run, table: int) -> tuple[Any, ...]:
-    """Return the sort key of a run: options, row of the paper (our own rows last), settings and seed."""
+    """Return the sort key of a run: options, position of its row in the paper (our rows last), settings, seed."""
     columns = [all(run["task_options"][name] == value for name, value in o.items()) for o in TABLES[table][1]]
     rows = [published.name for published in ROWS if published.table == table]
     place = rows.index(run["row"]) if run["row"] in rows else len(rows)
@@ -144,7 +144,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def render_table(results: dict[str, Any]) -> str:
-    """Render the page of a table, Markdown: our results beside the paper's, and how each number was made."""
+    """Render the page of a table in Markdown: our results beside the paper's, and how each number was made."""
     table, task = results["table"], results["task"]
     opening = (
         f"# Table {table} of the paper: {task}\n\n"
@@ -164,7 +164,7 @@ def render_table(results: dict[str, Any]) -> str:
 
 
 def table_lines(groups: Sequence[Group]) -> list[str]:
-    """Render one line for each group, below the head."""
+    """Return the lines of the table: the head, and one line for each group."""
     solved = ["solved"] if groups[0].is_solvable else []
     head = ["the paper's row", "settings", "our λ", "seeds", *solved, groups[0].metric]
     head += ["steps read", "share", "paper", "paper: steps read"]
@@ -193,14 +193,14 @@ def cells(group: Group) -> list[str]:
 
 
 def settings_cell(group: Group) -> str:
-    """Return whose settings they are, the most important of them, and the number of steps of the longest run."""
+    """Return whose settings were used, the most important ones, and the number of steps of the longest run."""
     training, steps = group.runs[0]["training"], max(run["train"]["steps"] for run in group.runs)
     rate, schedule = number(float(training["learning_rate"])), training["lr_scheduler_type"]
     return f"{group.settings}: batch {training['per_device_train_batch_size']}, lr {rate} {schedule}, {steps} steps"
 
 
 def paper_cells(paper: PublishedRow | None) -> list[str]:
-    """Return the paper's metric and updates; empty for a row that the paper does not have."""
+    """Return the paper's metric and updates; empty cells for a row that is not in the paper."""
     if paper is None:
         return ["", ""]
     read = number(paper.updates) + (f" ± {number(paper.updates_std)}" if paper.updates_std is not None else "")

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is published, what is found wrong before anything is sent, what stays private."""
+"""Checkpoint folders: which files are published, which problems are found before the upload, what stays private."""
 
 import contextlib
 import random
@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def broken(checkpoint: Path, folder: Path, name: str, change: Callable[[bytes], bytes | None]) -> list[str]:
-    """Problems of a copy whose file `name` was changed; None deletes it."""
+    """Return the problems of a copy in which `change` was applied to a file; if it returns None the file is deleted."""
     for file in checkpoint_files(checkpoint):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         (folder / file.path).write_bytes((checkpoint / file.path).read_bytes())
@@ -39,10 +39,10 @@ def broken(checkpoint: Path, folder: Path, name: str, change: Callable[[bytes], 
     ("name", "change", "message"),
     [
         ("model.safetensors", lambda b: None, "There are no weights"),
-        ("model.safetensors", lambda b: b[:-9], "it was cut off"),
+        ("model.safetensors", lambda b: b[:-9], "it is truncated"),
         ("model.safetensors", lambda b: b[:-4] + b"\0\0\xc0\x7f", "holds NaN"),
         ("config.json", lambda b: None, "config.json is missing"),
-        ("config.json", lambda b: b[:-9], "config.json is no JSON"),
+        ("config.json", lambda b: b[:-9], "config.json is not valid JSON"),
         ("config.json", lambda b: b.replace(b'"modeling', b'"bob/other--modeling'), "code in another repository"),
         ("config.json", lambda b: b'{"model_type": "skip_rnn"}', "names no code"),
         ("cells_skip_rnn.py", lambda b: None, "imports cells_skip_rnn.py, which is not in the folder"),
@@ -77,12 +77,12 @@ def test_what_training_leaves_behind_is_left_out(checkpoint: Path, tmp_path: Pat
 def test_a_link_out_of_the_folder_is_not_followed(
     checkpoint: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever it is named; nothing behind it is read, listed or sent."""
+    """Whatever its name is: nothing in the linked file is read, listed or sent."""
     folder = shutil.copytree(checkpoint, tmp_path / "copy")
     (tmp_path / "private").write_text(f"private {ALICE}")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "private")
-    (folder / "config-2.json").symlink_to(tmp_path / "private")  # not of the allow-list: left out
+    (folder / "config-2.json").symlink_to(tmp_path / "private")  # not on the allow-list, so it is left out
     with opened(tmp_path) as paths:
         problems = checkpoint_problems(folder)
         assert publish_script.main([str(folder), "alice/never"]) == 1
@@ -123,7 +123,7 @@ def test_known_formats_of_keys_are_found_in_every_file(
 ) -> None:
     assert kind in keys_in(text.encode())
     assert keys_in(text.encode()[: len(text) // 2]) == []
-    monkeypatch.setattr("hf_skiprnn.hub.folder.CHUNK", LONGEST_KEY)  # the key stands across two reads
+    monkeypatch.setattr("hf_skiprnn.hub.folder.CHUNK", LONGEST_KEY)  # the key crosses the border of two chunks
     for name in ("README.md", "steps-read-x.png"):
         folder = shutil.copytree(checkpoint, tmp_path / name)
         with (folder / name).open("ab") as file:
@@ -142,7 +142,7 @@ def test_no_key_is_seen_in_weights_code_or_cards(checkpoint: Path, tmp_path: Pat
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[list[str]]:
-    """The paths below `folder` that Python opens for reading."""
+    """Collect the paths below `folder` that Python opens for reading."""
     paths: list[str] = []
     active = [True]
 
@@ -150,16 +150,16 @@ def opened(folder: Path) -> Iterator[list[str]]:
         if active and event == "open" and str(arguments[0]).startswith(str(folder)) and "r" in str(arguments[1]):
             paths.append(str(arguments[0]))
 
-    sys.addaudithook(note)  # hooks cannot be taken away
+    sys.addaudithook(note)  # audit hooks cannot be removed
     yield paths
     active.clear()
 
 
 def test_every_file_is_read_once(checkpoint: Path) -> None:
-    """For checksums, keys and all other checks together."""
+    """One reading serves checksums, the search for keys and all other checks."""
     with opened(checkpoint) as paths:
         found = read_checkpoint(checkpoint)
-    settings = ("config.json", "preprocessor_config.json")  # they say which code belongs to it
+    settings = ("config.json", "preprocessor_config.json")  # read once more: they name the code of the checkpoint
     once = [name for name in paths if not name.endswith((*settings, ".py"))]
     assert len(once) == len(set(once)) == len([f for f in found.files if not f.path.endswith((*settings, ".py"))])
     assert max(map(paths.count, paths)) == 2

@@ -1,4 +1,4 @@
-"""Publishing, loading and what goes wrong on the way, with the real client and a loopback Hub."""
+"""Publish and load checkpoints with the real Hub client and a local Hub, also with injected faults."""
 
 import logging
 import shutil
@@ -23,7 +23,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     TrainingArguments,
 )
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the top level may ask for torchvision
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # transformers' may need torchvision
 
 from hf_skiprnn import SkipRNNForSequenceClassification, SkipRNNImageProcessor
 from hf_skiprnn.commands import publish as publish_script
@@ -31,7 +31,7 @@ from hf_skiprnn.hub.folder import checkpoint_files
 from hf_skiprnn.hub.upload import HubError, publish, verify_published
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
-# The client's upload of a large file passes it to httpx2 by a name that httpx2 gives up.
+# huggingface_hub passes large files to httpx2 with an argument name that httpx2 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def repo_id(request: pytest.FixtureRequest) -> str:
-    """A repository of the test's own."""
+    """The name of a repository that only this test uses."""
     return f"alice/{zlib.crc32(request.node.nodeid.encode()):x}"
 
 
@@ -60,9 +60,6 @@ def same(model: torch.nn.Module, folder: Path) -> bool:
     return torch.equal(weights(model), weights(SkipRNNForSequenceClassification.from_pretrained(folder)))
 
 
-# Publishing
-
-
 def test_published_whole_verified_and_tagged(hub: HubClient, checkpoint: Path, repo_id: str) -> None:
     done = publish(checkpoint, repo_id, version="v1.0")
     assert holds_exactly(hub, repo_id, checkpoint)
@@ -70,16 +67,16 @@ def test_published_whole_verified_and_tagged(hub: HubClient, checkpoint: Path, r
     assert state["tags"] == {"v1.0": done.commit} == {"v1.0": state["branches"]["main"]}
     assert state["titles"] == ["Publish v1.0", "initial commit"]
     downloads = [path for origin, method, path, _ in hub.requests() if (origin, method) == ("storage", "GET")]
-    assert downloads  # it looked at what landed
+    assert downloads  # the uploaded files were downloaded to compare them
     again = publish(checkpoint, repo_id, version="v1.0")
     assert again.commit == done.commit
-    assert hub.repo(repo_id)["titles"] == state["titles"]  # nothing new, no commit
+    assert hub.repo(repo_id)["titles"] == state["titles"]  # nothing changed, so no new commit
 
 
 def test_a_new_checkpoint_is_a_new_version(hub: HubClient, checkpoint: Path, repo_id: str, tmp_path: Path) -> None:
     first = publish(checkpoint, repo_id, version="v1.0").commit
     other = small_checkpoint(tmp_path / "other", seed=1)
-    with pytest.raises(HubError, match=r"version v1.0 of other files already .* choose a new one"):
+    with pytest.raises(HubError, match=r"version v1.0 with other files .* choose a new one"):
         publish(other, repo_id, version="v1.0")
     assert hub.repo(repo_id)["branches"]["main"] == first  # found out before anything was sent
     second = publish(other, repo_id, version="v2.0", branch="next").commit
@@ -96,7 +93,7 @@ def test_a_new_checkpoint_is_a_new_version(hub: HubClient, checkpoint: Path, rep
 def test_files_of_others_stay_unless_told(hub: HubClient, checkpoint: Path, repo_id: str) -> None:
     publish(checkpoint, repo_id)
     HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=repo_id)
-    with pytest.raises(HubError, match=r"not of this checkpoint: notes.txt. Delete them there, .* or say --delete"):
+    with pytest.raises(HubError, match=r"not of this checkpoint: notes.txt. Delete them there, .* or use --delete"):
         publish(checkpoint, repo_id)
     publish(checkpoint, repo_id, delete=True)
     assert holds_exactly(hub, repo_id, checkpoint)
@@ -124,7 +121,7 @@ def test_the_script_refuses(
     hub: HubClient, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert publish_script.main([str(tmp_path / "nothing"), "alice/x"]) == 1
-    assert "nothing is no folder" in capsys.readouterr().err
+    assert "nothing is not a folder" in capsys.readouterr().err
     small_model("image").save_pretrained(tmp_path / "bare")
     assert publish_script.main([str(tmp_path / "bare"), "alice/x", "--dry-run"]) == 1
     assert "problem: README.md is missing." in capsys.readouterr().out
@@ -142,9 +139,6 @@ def test_metadata_that_the_hub_does_not_know_is_refused_before_anything_is_made(
         publish(folder, repo_id)
     with pytest.raises(RepositoryNotFoundError):
         HfApi().repo_info(repo_id)
-
-
-# Uploads cut off at every stage
 
 
 def is_untouched(hub: HubClient, repo_id: str) -> bool:
@@ -245,13 +239,10 @@ def test_a_push_that_loses_against_another_starts_anew(hub: HubClient, checkpoin
         publish(checkpoint, f"{repo_id}-2")
 
 
-# Downloads
-
-
 def test_what_comes_back_different_is_noticed(hub: HubClient, checkpoint: Path, repo_id: str) -> None:
     with (
         hub.fault("GET", "/lfs/", "corrupt"),
-        pytest.raises(HubError, match=r"is not what was sent: model.safetensors has SHA-256 \w+..., expected"),
+        pytest.raises(HubError, match=r"differ from those sent: model.safetensors has SHA-256 \w+..., expected"),
     ):
         publish(checkpoint, repo_id)
 
@@ -276,9 +267,6 @@ def test_a_warm_cache_needs_no_server(
     hub.empty_caches()
     with pytest.raises(OSError, match=r"offline|connect"):
         AutoModelForSequenceClassification.from_pretrained(repo_id)
-
-
-# Tokens, private and gated repositories
 
 
 @pytest.mark.parametrize(
@@ -309,7 +297,7 @@ def test_private_repositories(hub: HubClient, checkpoint: Path, repo_id: str) ->
         hub.empty_caches()
         with pytest.raises(OSError, match=r"not a valid model identifier|private"):
             AutoModelForSequenceClassification.from_pretrained(repo_id)
-        with pytest.raises(HubError, match=r"There is no alice/|is private"):
+        with pytest.raises(HubError, match=r"alice/\w+ does not exist, or it is private"):
             verify_published([], repo_id, "main")
 
 
@@ -321,13 +309,10 @@ def test_gated_repositories(hub: HubClient, checkpoint: Path, repo_id: str) -> N
         AutoModelForSequenceClassification.from_pretrained(repo_id)
     with pytest.raises(GatedRepoError):
         snapshot_download(repo_id)
-    with pytest.raises(HubError, match=r"is gated. Ask for access"):
+    with pytest.raises(HubError, match=r"is gated. Request access"):
         verify_published([], repo_id, "main")
     hub.use_token(ALICE)
     assert same(AutoModelForSequenceClassification.from_pretrained(repo_id), checkpoint)
-
-
-# transformers' own ways
 
 
 def test_push_to_hub_and_subfolders(hub: HubClient, checkpoint: Path, repo_id: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cards: every number comes from the folder, the code runs, and what the Hub would refuse is found."""
+"""Model cards: every number comes from the folder, the example code runs, and invalid metadata is found."""
 
 import copy
 import html
@@ -48,7 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Every value in a nest of dicts and lists."""
+    """Yield every value in nested dicts and lists."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
     if parts is None:
         yield value
@@ -66,7 +66,7 @@ def template() -> str:
 
 
 def sources(folder: Path) -> list[Any]:
-    """All that a card may tell numbers of, apart from the template, the task's page and the paper's rows."""
+    """Return all values that a card may show, except the template's, the task's docstring and the paper's rows."""
     found = list(leaves(json.loads((folder / "results.json").read_text())))
     found += leaves(json.loads((folder / "config.json").read_text()))
     if (folder / "preprocessor_config.json").exists():
@@ -80,7 +80,7 @@ def sources(folder: Path) -> list[Any]:
 
 
 def untraced(folder: Path, card: str) -> set[str]:
-    """Numbers of a card that come from nowhere."""
+    """Return the numbers of a card that are in none of its sources."""
     results = json.loads((folder / "results.json").read_text())
     told = sources(folder)
     for row in published_rows(results["task"], results["model"]["cell_type"], results["task_options"]):
@@ -91,7 +91,7 @@ def untraced(folder: Path, card: str) -> set[str]:
         known |= numbers_in(number(value)) | numbers_in(str(value))
         if isinstance(value, float):
             known |= numbers_in(percent(value))
-    # A made-up series has 50 steps of a batch of 1; the licence is apache-2.0.
+    # These numbers are in every card: the example's series has 50 steps and a batch of 1, the licence is apache-2.0.
     return numbers_in(card) - known - {"1", "50", "2.0"}
 
 
@@ -101,7 +101,7 @@ def test_every_number_comes_from_the_folder(folders: dict[str, Path], kind: str)
 
 
 def test_numbers_follow_their_sources(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Every number of results.json replaced by a random one: the card holds no old one, and traces to the new ones."""
+    """Replace every number in results.json by a random one: the card then shows only the new numbers."""
     folder = shutil.copytree(folders["image"], tmp_path / "image")
     results = json.loads((folder / "results.json").read_text())
     old = (folder / "README.md").read_text()
@@ -130,9 +130,6 @@ def test_numbers_follow_their_sources(folders: dict[str, Path], tmp_path: Path) 
 def test_a_number_from_nowhere_is_noticed(folders: dict[str, Path]) -> None:
     card = (folders["image"] / "README.md").read_text()
     assert untraced(folders["image"], card + "\nIt is 12345 times faster and 0.777 better.\n") == {"12345", "0.777"}
-
-
-# What is in it
 
 
 def test_the_paper_stands_beside_it(folders: dict[str, Path]) -> None:
@@ -167,7 +164,7 @@ def test_metadata_as_the_hub_reads_it(folders: dict[str, Path]) -> None:
         data = ModelCard.load(folders[kind] / "README.md").data
         assert (data.library_name, data.license, data.pipeline_tag) == ("transformers", "apache-2.0", tag)
         assert data.datasets == ids
-        assert "custom_code" in data.tags  # save_pretrained put the code there
+        assert "custom_code" in data.tags  # because save_pretrained copied the code into the folder
         by_type = {result.metric_type: result.metric_value for result in data.eval_results}
         assert by_type == {"accuracy": 0.9375, "update_rate": 0.245}
         assert data.model_name == kind
@@ -193,7 +190,7 @@ def test_the_code_runs(
 
 
 def test_the_card_of_a_real_run(tmp_path: Path) -> None:
-    """scripts/train.py, as it is, leaves all that a card tells."""
+    """scripts/train.py writes everything that a card needs."""
     from hf_skiprnn.commands import train
 
     folder = tmp_path / "digits"
@@ -206,7 +203,7 @@ def test_the_card_of_a_real_run(tmp_path: Path) -> None:
     assert "load_digits().images[0]" in card
     assert str(tmp_path) not in card
     assert "Test split (360 rows)" in card
-    assert "license:" not in card  # nobody chose one
+    assert "license:" not in card  # no licence was chosen
 
 
 def test_a_fact_that_every_card_tells_is_missing(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -236,7 +233,7 @@ def test_rivals_of_this_repository_stand_beside_it(folders: dict[str, Path], tmp
 
 def test_a_licence_is_what_somebody_chose(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["image"], tmp_path / "image")
-    assert "license: apache-2.0" in render_card(folder)  # of the card that is there
+    assert "license: apache-2.0" in render_card(folder)  # the licence of the existing card
     assert "license: mit" in render_card(folder, license_id="mit")
     (folder / "README.md").unlink()
     assert "icence of the weights" not in render_card(folder)
@@ -244,7 +241,7 @@ def test_a_licence_is_what_somebody_chose(folders: dict[str, Path], tmp_path: Pa
 
 
 def test_what_a_file_holds_is_shown_as_text(folders: dict[str, Path], tmp_path: Path) -> None:
-    """No HTML, no link, no picture, no table cell and no code comes from names of classes, options or the command."""
+    """Names of classes, options and the command cannot add HTML, links, pictures, table cells or code to a card."""
     folder = shutil.copytree(folders["image"], tmp_path / "image")
     evil = "<script>x()</script>|[a](b)![c](d)`e`\n\n# F\n</details>"
     results, config = (json.loads((folder / name).read_text()) for name in ("results.json", "config.json"))
@@ -307,11 +304,8 @@ def test_the_papers_rows() -> None:
     assert {row.table for row in ROWS} == {1, 2, 3, 4, 5, 6}
 
 
-# What the Hub would refuse
-
-
 def edited(change: Callable[[dict[str, Any]], Any], card: str) -> str:
-    """The card with its metadata changed."""
+    """Return the card with changed metadata."""
     _, block, text = card.split("---\n", 2)
     metadata = yaml.safe_load(block)
     change(metadata)

@@ -1,4 +1,4 @@
-"""Every checkpoint in model_cards/ gives, loaded from the clone, the numbers on its card."""
+"""Every checkpoint in model_cards/, loaded from the clone, gives the numbers on its card."""
 
 import json
 import re
@@ -23,8 +23,8 @@ from scripts.paper import ship
 DATA = ROOT.parent / "shared" / "data"
 SHIPPED = sorted(path.parent for path in (ROOT / "model_cards").glob("*/model.safetensors"))
 
-# Another processor adds up in another order; near a tie (k * D = 0.5) a row may then read other steps. Of 10000 rows
-# that is a handful: so much may the share of right answers, and relatively the other numbers, differ.
+# Another processor sums in another order; near a tie (k * D = 0.5) a row may then read other steps. This affects a few
+# of 10000 rows. The accuracy may differ by as much, and the other numbers by the same relative difference.
 ACCURACY_TOLERANCE = 0.002
 RELATIVE_TOLERANCE = 0.01
 
@@ -38,7 +38,7 @@ def results_in(folder: Path) -> dict[str, Any]:
 
 
 def task_of(folder: Path) -> Task:
-    """The task with the options of training, its data from the folder of real data."""
+    """Return the task with the options of training, but with the data from the folder of real data."""
     results = results_in(folder)
     options = dict(results["task_options"])
     if "dataset_name" in options:

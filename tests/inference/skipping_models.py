@@ -1,4 +1,4 @@
-"""Models that skip, their inputs, and the forward pass that pull and push inference must agree with."""
+"""Models that skip steps, their inputs, and the forward pass with which pull and push inference must agree."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ VARIANTS = [
 
 
 def build(kind: type = SkipRNNForSequenceClassification, **overrides):
-    """A model in evaluation mode that skips about two steps of three, and whose gates are busy."""
+    """Return a model in evaluation mode that skips about two of three steps, at irregular intervals."""
     settings = {"hidden_size": 7, "input_size": 2, "num_labels": 3, "update_bias": -1.5} | overrides
     model = kind(SkipRNNConfig(**settings)).eval()
     if settings.get("gate", "learned") == "learned":

@@ -1,4 +1,4 @@
-"""Export: torch.export programs and ONNX graphs do what the model does, and their loop runs over updates only."""
+"""Export: torch.export programs and ONNX graphs agree with the model, and their loop runs over updates only."""
 
 import json
 import math
@@ -18,9 +18,9 @@ from hf_skiprnn.inference.export import OneUpdate, UpdateLoop, compare, quantize
 from hf_skiprnn.model.cells_skip_rnn import NEVER
 
 pytestmark = [
-    # torch's exporter, on its own account.
+    # torch's exporter uses a deprecated function.
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning"),
-    # onnxruntime's quantizer builds a deprecated kind of argument for itself.
+    # onnxruntime's quantizer uses a deprecated kind of argument.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime"),
 ]
 onnx = pytest.importorskip("onnx", reason="needs the export extra: pip install 'hf_skiprnn[export]'")
@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 class Exports(NamedTuple):
-    """A model, its graph, and what was made of it."""
+    """A graph, its torch.export program, and the path of its ONNX file."""
 
     graph: UpdateLoop
     program: torch.nn.Module
@@ -51,7 +51,7 @@ def ragged(batch: int, steps: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exports]:
-    """Return a function of a variant's name; each export is made once, because it takes seconds."""
+    """Return a function that exports the variant with a name; each is exported once, because that takes seconds."""
     made: dict[str, Exports] = {}
 
     def export(name: str) -> Exports:
@@ -89,13 +89,13 @@ def test_the_onnx_graph_does_what_the_model_does(exports: Callable, name: str) -
 
 
 def count_in_loop(path: Path, operator: str) -> int:
-    """Nodes of a kind in the loop's body; there is one loop."""
+    """Count the nodes with this operator in the body of the only loop."""
     (loop,) = [node for node in onnx.load(path).graph.node if node.op_type == "Loop"]
     return sum(node.op_type == operator for node in loop.attribute[0].g.node)
 
 
 def test_the_loop_runs_once_an_update(tmp_path: Path, exports: Callable) -> None:
-    """onnxruntime's own profile counts how often the loop's body ran."""
+    """The profile of onnxruntime tells how often the loop's body ran."""
     graph, _, path = exports("gru, reset after, strided")
     assert count_in_loop(path, "Tanh") == 1
     options = onnxruntime.SessionOptions()
@@ -107,11 +107,11 @@ def test_the_loop_runs_once_an_update(tmp_path: Path, exports: Callable) -> None
     events = json.loads(Path(runs.end_profiling()).read_text())
     ran = sum(event.get("args", {}).get("op_name") == "Tanh" and "kernel_time" in event["name"] for event in events)
     assert 1 < max(updates) < 40
-    assert ran == max(updates)  # rounds of the slowest row; of 60 steps
+    assert ran == max(updates)  # not 60, the number of steps
 
 
 def test_ties_are_decided_as_in_the_model(exports: Callable) -> None:
-    """D with k * D at 0.5 or next to it, where a rounded quotient would be off by a step."""
+    """Use D with k * D at 0.5 or next to it, where a rounded quotient would give a wrong step."""
     graph, runs, _ = exports("gru, labels at every step")
     own, copied = graph.base.update_gate, runs.base.update_gate
     kept = {name: part.detach().clone() for name, part in own.state_dict().items()}
@@ -132,7 +132,7 @@ def test_ties_are_decided_as_in_the_model(exports: Callable) -> None:
 
 
 def test_digits_agree_in_onnxruntime_and_nearly_so_in_int8(tmp_path: Path) -> None:
-    """Real inputs: handwritten digits, pixel by pixel, and a model that was trained on them for a moment."""
+    """Use handwritten digits and a model that was trained on them for a few steps."""
     images = torch.tensor(load_digits().images, dtype=torch.float32).reshape(-1, 64, 1) / 16
     labels = torch.tensor(load_digits().target)
     model = build(input_size=1, hidden_size=48, num_labels=10, budget_weight=1e-3, update_bias=0.0)
@@ -151,7 +151,7 @@ def test_digits_agree_in_onnxruntime_and_nearly_so_in_int8(tmp_path: Path) -> No
     assert agreement.updates < 64
     quantize(tmp_path / "digits.onnx", tmp_path / "int8.onnx")
     assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "digits.onnx").stat().st_size - 3 * 48 * 4 * 48 * 0.9
-    assert count_in_loop(tmp_path / "int8.onnx", "MatMul") == 1  # the gate's
+    assert count_in_loop(tmp_path / "int8.onnx", "MatMul") == 1  # the gate is not quantized
     assert count_in_loop(tmp_path / "int8.onnx", "MatMulInteger") == 2
     rounded = compare(graph, tmp_path / "int8.onnx", test, torch.ones(200, 64, dtype=torch.long))
     assert 0 < rounded.logits_difference < 0.2
@@ -166,7 +166,7 @@ def test_one_update_streams_like_the_model(tmp_path: Path, name: str) -> None:
     x = draw(model, 1, 50)
     shape = (model.config.num_hidden_layers, 1, model.config.hidden_size)
     names = ["h"] if model.config.cell_type == "gru" else ["h", "c"]
-    states = {name: np.full(shape, np.nan, np.float32) for name in names}  # a fresh row's is not looked at
+    states = {name: np.full(shape, np.nan, np.float32) for name in names}  # ignored for fresh rows
     stream, wait, fresh = model.stream(), 0, True
     for step in range(50):
         read = wait == 0
@@ -215,7 +215,7 @@ def test_the_script_writes_and_checks(tmp_path: Path, script) -> None:
 def test_the_script_refuses_a_wrong_graph(
     tmp_path: Path, script, exports: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(1)  # the exported one is of seed 0
+    torch.manual_seed(1)  # other weights: the exported model was made with seed 0
     name = "gru, labels at every step"
     build(**VARIANTS[name]).save_pretrained(tmp_path / "checkpoint")
     monkeypatch.setattr(script, "save_onnx", lambda graph, path: shutil.copy(exports(name).path, path))

@@ -1,4 +1,4 @@
-"""Pull inference: the same gates and logits as a forward pass, from the steps that are read and no others."""
+"""Pull inference: the same gates and logits as a forward pass, but only the steps that are read are fetched."""
 
 from collections.abc import Callable
 
@@ -139,7 +139,7 @@ def test_what_a_fetch_may_answer() -> None:
     for convert in (lambda t: t.numpy(), lambda t: t.tolist(), list, lambda t: list(t.numpy())):
         torch.testing.assert_close(model.pull(lambda p, c=convert: c(answering(x)(p)), STEPS).logits, want)
     frozen = x[0].numpy().copy()
-    frozen.flags.writeable = False  # such as a memmap opened for reading
+    frozen.flags.writeable = False  # like a memmap opened for reading
     torch.testing.assert_close(model.pull(lambda p: frozen[p[0][1] : p[0][1] + 1], STEPS).logits, want)
 
 

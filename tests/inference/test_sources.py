@@ -1,4 +1,4 @@
-"""Sources of pulled steps touch what is read and nothing else; the example: a CNN that runs on read frames alone."""
+"""Sources for pull: they read only the wanted steps, so that an encoder runs only on the frames that are read."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def model() -> SkipRNNForSequenceClassification:
 
 
 def whole(model: SkipRNNForSequenceClassification, rows: list[np.ndarray]):
-    """The forward pass over everything."""
+    """Return the output of a forward pass over all steps."""
     padded = nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True)
     mask = torch.arange(padded.shape[1]) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_rows_of_datasets(tmp_path: Path, model, rows: list[np.ndarray]) -> None
 
 
 def write_video(path: Path, frames: int, codec: str, **options: str) -> Path:
-    """A moving gradient, a key frame every 12."""
+    """Write a video of a moving gradient with a key frame every 12 frames."""
     av = pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
@@ -151,7 +151,7 @@ def test_frames_that_nobody_needs_are_not_decoded(tmp_path: Path) -> None:
     source = VideoSource([write_video(tmp_path / "a.avi", 60, "mpeg4")], max_frames=50)
     assert source.lengths == [50]
     source([(0, 0)])
-    source([(0, 26)])  # two after the key frame 24
+    source([(0, 26)])  # two frames after the key frame 24
     source([(0, 28)])
     assert (source.read, source.decoded) == (3, 1 + 3 + 2)
     source.close()
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
 
 
 class SmallCNN(nn.Module):
-    """RANDOM weights: it stands for an encoder of frames, and counts them; it says nothing about accuracy."""
+    """An encoder of frames with random weights that counts the frames; its accuracy has no meaning."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class SmallCNN(nn.Module):
 
 
 def test_every_frame_of_real_clips(shared_data: Callable[[str], Path]) -> None:
-    """With B-frames and time stamps out of order (BabyCrawling), with key frames (Punch)."""
+    """The clips have B-frames with time stamps out of order (BabyCrawling) and several key frames (Punch)."""
     pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     for name in ("BabyCrawling", "Punch"):
         path = min((shared_data("ucf101_clips") / "UCF-101" / name).glob("*.avi"))
@@ -204,7 +204,7 @@ def test_every_frame_of_real_clips(shared_data: Callable[[str], Path]) -> None:
 
 
 def test_ucf101_encodes_only_the_frames_that_are_read(shared_data: Callable[[str], Path]) -> None:
-    """Real clips; the weights of the CNN and the Skip LSTM are RANDOM: frames and time count here, classes do not."""
+    """The clips are real; the CNN and the Skip LSTM have random weights, so only counts and times have a meaning."""
     pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     folders = [shared_data("ucf101_clips") / "UCF-101" / name for name in ("Punch", "BabyCrawling")]
     paths = [path for folder in folders for path in sorted(folder.glob("*.avi"))[:2]]
@@ -218,7 +218,7 @@ def test_ucf101_encodes_only_the_frames_that_are_read(shared_data: Callable[[str
 
 
 def test_evaluate_pulls_ucf101(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
-    """scripts/evaluate.py --pull on the real test clips; RANDOM features and weights."""
+    """Run scripts/evaluate.py --pull on the real test clips, with random features and weights."""
     pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     folder = shared_data("ucf101_clips")
     from hf_skiprnn.commands import evaluate as script

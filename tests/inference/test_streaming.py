@@ -1,4 +1,4 @@
-"""Push inference: streams give the gates and logits of a forward pass, also saved, copied, joined and continued."""
+"""Push inference: streams give the gates and logits of a forward pass, also after saving, copying and joining."""
 
 import copy
 import pickle
@@ -216,7 +216,7 @@ def test_a_stream_takes_over_from_a_forward_pass_and_hands_back() -> None:
 @pytest.mark.parametrize("overrides", [*VARIANTS, {"gate": "random", "skip_probability": 0.6}], ids=str)
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_copies_of_a_stream_go_on_alike(batch_size: int | None, overrides: dict, again) -> None:
-    """Also where a copy's tensors no longer share memory as the first one's do."""
+    """A copy's tensors do not share memory with the weights, as those of the original do."""
     model = build(**overrides)
     x = draw(model, STEPS) if batch_size is None else draw(model, STEPS, batch_size)
     first = model.stream(batch_size, generator=torch.Generator().manual_seed(1))
@@ -224,7 +224,7 @@ def test_copies_of_a_stream_go_on_alike(batch_size: int | None, overrides: dict,
         first.push(step)
     second = again(first)
     if again is copy.copy and "gate" in overrides:
-        second._reader = copy.deepcopy(first._reader)  # else both draw from one generator
+        second._reader = copy.deepcopy(first._reader)  # otherwise both use the same generator
     for step in x[18:]:
         assert torch.equal(torch.as_tensor(first.push(step)), torch.as_tensor(second.push(step)))
         assert torch.equal(first.logits, second.logits)

@@ -1,6 +1,6 @@
-"""Print a line of tests/survival/matrix.csv: python tests/matrix/row.py NAME TESTS LOG...
+"""Print a line of tests/survival/matrix.csv from logs of pytest: python tests/matrix/row.py NAME TESTS LOG...
 
-TESTS says which tests were run; the logs are those of `pytest -v`. Tests that were collected but did not end, because
+TESTS describes which tests were run; the logs are from `pytest -v`. Tests that were collected but did not end, because
 the run was interrupted or a worker died, count as unfinished.
 """
 

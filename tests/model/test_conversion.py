@@ -63,9 +63,9 @@ def test_native_weights_that_do_not_fit(state: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (SkipLSTM(3, 5), ValueError, "gate='learned' may skip"),
+        (SkipLSTM(3, 5), ValueError, "gate='learned' may skip steps"),
         (SkipGRU(3, 5, gate="always", gru_reset="before"), ValueError, "resets after the product"),
-        (SkipLSTM(3, 5, gate="always", learn_initial_state=True), ValueError, "pass it as hx"),
+        (SkipLSTM(3, 5, gate="always", learn_initial_state=True), ValueError, "pass it to them as hx"),
         (nn.LSTM(3, 5), TypeError, "got LSTM"),
     ],
 )

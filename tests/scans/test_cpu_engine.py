@@ -25,7 +25,7 @@ from scan_problems import (
 from tolerances import EXACT, SINGLE
 from torch import Tensor
 
-from hf_skiprnn.kernels.cpu import engine as cpu_engine
+from hf_skiprnn.kernels.cpu import library
 from hf_skiprnn.kernels.cpu.operators import cpu_scan, cpu_scan_tokens
 from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights, LayerWeights
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
@@ -34,10 +34,10 @@ from hf_skiprnn.model.outputs_skip_rnn import SkipRNNState
 pytestmark = NEEDS_NATIVE
 
 
-@pytest.fixture(params=cpu_engine.INSTRUCTION_SETS)
+@pytest.fixture(params=library.INSTRUCTION_SETS)
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(cpu_engine.ISA_VARIABLE, request.param)
-    if reason := cpu_engine.unavailable_reason():
+    monkeypatch.setenv(library.ISA_VARIABLE, request.param)
+    if reason := library.unavailable_reason():
         pytest.skip(reason)
     return request.param
 
@@ -146,8 +146,8 @@ def test_expanded_state_gets_its_gradient() -> None:
 
 
 def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cpu_engine.ISA_VARIABLE, "sse9")
-    assert "must be one of" in str(cpu_engine.unavailable_reason())
+    monkeypatch.setenv(library.ISA_VARIABLE, "sse9")
+    assert "must be one of" in str(library.unavailable_reason())
     with pytest.raises(RuntimeError, match="sse9"):
         make_problem(Case()).run(cpu_scan)
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from scan_cases import FAST_SCANS, SCANS, Case, assert_close, assert_same_values, gradients, make_problem
+from scan_cases import FAST_SCANS, SCANS
+from scan_problems import Case, assert_close, assert_same_values, gradients, make_problem
+from tolerances import LARGE
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS, GateWeights
 from hf_skiprnn.model.dense_scan_skip_rnn import dense_scan
@@ -22,11 +24,11 @@ CASES = [
 def test_outputs_gates_and_every_gradient_are_the_definitions(scan, case: Case) -> None:
     problem = make_problem(case)
     want, got = problem.run(dense_scan), problem.run(scan)
-    assert_same_values(got, want, 1e-10)
+    assert_same_values(got, want, LARGE.values)
     grads = gradients(problem, got)
     assert "update_gate.shift" in grads
     for name, grad in gradients(problem, want).items():
-        assert_close(name, grads[name], grad, 1e-9)
+        assert_close(name, grads[name], grad, LARGE.gradients)
 
 
 @pytest.mark.parametrize("scan", SCANS)

@@ -13,7 +13,7 @@ import torch
 from scan_cases import NEEDS_NATIVE
 from scan_problems import Case, Problem, make_problem
 
-from hf_skiprnn.kernels.cpu import engine
+from hf_skiprnn.kernels.cpu import library
 from hf_skiprnn.kernels.cpu.operators import cpu_scan
 
 IS_MAIN = threading.current_thread() is threading.main_thread()
@@ -43,17 +43,17 @@ class Interruption:
         if not self.sent:
             threading.Timer(DELAY, self.send).start()
         status = WATCHED(*arguments)
-        self.ended.append(status == engine.CANCELLED)
+        self.ended.append(status == library.CANCELLED)
         return status
 
 
-WATCHED = engine._watched
+WATCHED = library._watched
 
 
 @pytest.fixture
 def interruption(monkeypatch: pytest.MonkeyPatch) -> Interruption:
     found = Interruption()
-    monkeypatch.setattr(engine, "_watched", found.watched)
+    monkeypatch.setattr(library, "_watched", found.watched)
     return found
 
 
@@ -85,7 +85,7 @@ def test_ends_within_a_tenth_of_a_second(
     with handler(signal.default_int_handler):
         for _ in range(3):  # other work on this machine may take a tenth
             interruption = Interruption()
-            monkeypatch.setattr(engine, "_watched", interruption.watched)
+            monkeypatch.setattr(library, "_watched", interruption.watched)
             with pytest.raises(KeyboardInterrupt):
                 run()
             delays.append(time.monotonic() - interruption.sent)
@@ -133,7 +133,7 @@ def test_other_dispositions_stay(disposition: signal.Handlers, long: Problem) ->
 
 
 def test_short_calls_and_other_threads_are_not_watched(monkeypatch: pytest.MonkeyPatch, long: Problem) -> None:
-    monkeypatch.setattr(engine, "_watched", lambda *_: pytest.fail("watched"))
+    monkeypatch.setattr(library, "_watched", lambda *_: pytest.fail("watched"))
     make_problem(Case()).run(cpu_scan)
     results: list[torch.Tensor] = []
     thread = threading.Thread(target=lambda: results.append(long.run(cpu_scan).state.h))

@@ -12,14 +12,14 @@ import torch
 from scan_cases import NEEDS_NATIVE
 
 from hf_skiprnn import kernels
-from hf_skiprnn.kernels.cpu import engine
+from hf_skiprnn.kernels.cpu import library
 from hf_skiprnn.model.event_scan_skip_rnn import EVENTS
 
 pytestmark = NEEDS_NATIVE
 
 
-def library(isa: str = "portable") -> Path:
-    spec = find_spec(f"hf_skiprnn.kernels.cpu._cpu_{isa}")
+def portable_library() -> Path:
+    spec = find_spec("hf_skiprnn.kernels.cpu._cpu_portable")
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin)
@@ -30,9 +30,9 @@ def loaded_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Return a function that has every library loaded from one file."""
 
     def use(path: Path) -> None:
-        monkeypatch.setattr(engine, "find_spec", lambda name: SimpleNamespace(origin=str(path)))
-        for cached in (engine._engine, engine._load):
-            monkeypatch.setattr(engine, cached.__name__, cached.__wrapped__)
+        monkeypatch.setattr(library, "find_spec", lambda name: SimpleNamespace(origin=str(path)))
+        for cached in (library._engine, library._load):
+            monkeypatch.setattr(library, cached.__name__, cached.__wrapped__)
         monkeypatch.setattr(kernels, "_reasons", {})
 
     return use
@@ -40,7 +40,7 @@ def loaded_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 def damaged(kind: str, folder: Path) -> Path:
     path = folder / f"{kind}.so"
-    whole = library().read_bytes()
+    whole = portable_library().read_bytes()
     if kind == "foreign":  # for another processor
         path.write_bytes(whole[:18] + b"\xf3\x00" + whole[20:])
     elif kind == "other library":
@@ -74,13 +74,13 @@ def test_a_library_of_another_source_is_refused(
     tmp_path: Path, loaded_from: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judged by what the files hold: `cp -r` of a checkout gives them new times, in any order."""
-    source = Path(engine.__file__).parent / "csrc"
-    loaded_from(library())
-    monkeypatch.setattr(engine, "__file__", str(tmp_path / "engine.py"))
-    assert engine.unavailable_reason() is None  # as installed: without the source
+    source = Path(library.__file__).parent / "csrc"
+    loaded_from(portable_library())
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    assert library.unavailable_reason() is None  # as installed: without the source
     shutil.copytree(source, tmp_path / "csrc", copy_function=shutil.copyfile)  # with the times of now
     (tmp_path / "csrc" / ".call.h.swp").write_text("an editor's")
-    assert engine.unavailable_reason() is None
+    assert library.unavailable_reason() is None
     with (tmp_path / "csrc" / "call.h").open("a") as file:
         file.write("// another\n")
-    assert "was built of another source" in str(engine.unavailable_reason())
+    assert "was built of another source" in str(library.unavailable_reason())

@@ -64,9 +64,7 @@ def dual_numbers_without_grad(model: Any) -> None:
 
 
 @NEEDS_NATIVE
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
-)  # torch itself
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch itself
 @pytest.mark.parametrize(
     ("transform", "message"),
     [

@@ -1,4 +1,4 @@
-"""The benchmarks without their numbers: one instruction set for all, rows that are renewed, targets that are judged."""
+"""The benchmarks: one instruction set for all libraries, updated rows of CSV files, and the tables of targets."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from scripts.benchmarks.workload import Shape, Workload
 def test_the_launcher_holds_every_library_to_one_set(tmp_path: Path) -> None:
     options = ["--isa", "portable", "--dry_run", "--shapes", "2,6,1,3", "--cells", "gru", "--rates", "0.5"]
     command = [sys.executable, str(SCRIPTS / "benchmark.py"), *options, "--seconds", "0", "--peers", "native", "ours"]
-    wider = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}  # replaced
+    wider = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}  # the launcher must replace it
     done = subprocess.run(command, cwd=tmp_path, env=wider, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     first, *measured = done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""The command line: what it answers at once, the help of every task, and settings from recipes and options."""
+"""The command line: quick answers to wrong input, the help of every task, settings from recipes and options."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ HEAVY = ("torch", "transformers", "datasets", "hf_skiprnn")
 
 
 def refusal(capsys, call, *arguments):
-    """What a command says when it refuses its arguments."""
+    """Return the exit status and error message of a command that refuses its arguments."""
     with pytest.raises(SystemExit) as stopped:
         call(list(arguments))
     assert stopped.value.code != 0
@@ -33,7 +33,7 @@ def refusal(capsys, call, *arguments):
 
 
 def command(*arguments, **kwargs):
-    """`hf-skiprnn` in a process of its own; it says on stderr which heavy modules it imported."""
+    """Run `hf-skiprnn` in a new process; it prints to stderr which heavy modules it imported."""
     code = (
         "import atexit, sys; from hf_skiprnn_cli import main; "
         f"atexit.register(lambda: print('imported:', {set(HEAVY)} & set(sys.modules), file=sys.stderr)); "
@@ -100,7 +100,7 @@ def test_the_pages_that_need_no_model(capsys):
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_every_tasks_help_lists_the_options_that_the_front_knows(task, capsys):
-    """A percent sign in a help text is one; the names read from source files are those of the real parsers."""
+    """The option names read from source files equal those of the real parsers, and percent signs are printed."""
     for name, parse, arguments in (("train", train.parse, []), ("evaluate", evaluate.parse, ["x"])):
         with pytest.raises(SystemExit) as stopped:
             parse([*arguments, "--task", task, "--help"])
@@ -124,7 +124,7 @@ def test_a_percent_sign_in_a_help_text(capsys):
 
 
 def test_scripts_do_not_hide_other_packages_named_evaluate(tmp_path):
-    """`python scripts/x.py` puts scripts/ first on the path, where evaluate.py is."""
+    """`python scripts/x.py` puts scripts/, which holds evaluate.py, first on the path."""
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "evaluate/__init__.py").write_text("print('the other one')")
     (tmp_path / "hf_skiprnn_cli.py").write_text("import evaluate\ndef main(argv): print(argv)")
@@ -137,9 +137,6 @@ def test_scripts_do_not_hide_other_packages_named_evaluate(tmp_path):
             env=os.environ | {"PYTHONPATH": str(tmp_path)},
         )
         assert done.stdout == f"the other one\n{[name, '--x']}\n"
-
-
-# Settings
 
 
 @pytest.mark.parametrize("path", [path for path in ALL_RECIPES if "own_data" not in path.stem], ids=lambda p: p.stem)
@@ -165,7 +162,7 @@ def test_recipes_make_a_model_and_paper_recipes_have_the_papers_settings(path, t
 
 def test_every_task_has_a_recipe_and_those_of_the_paper_four():
     names = {path.stem for path in ALL_RECIPES}
-    assert {f"{task}-skip-lstm" for task in TASKS} <= names  # what --task NAME takes
+    assert {f"{task}-skip-lstm" for task in TASKS} <= names  # the recipe of --task NAME
     for task in {row.task for row in ROWS} & set(TASKS):
         for cell in ("lstm", "gru"):
             assert {f"{task}-skip-{cell}", f"{task}-skip-{cell}-paper"} <= names
@@ -240,8 +237,6 @@ def test_settings_that_are_refused(tmp_path, capsys):
     assert "got budget_target=2.0. Use" in refusal(capsys, train.main, "--task", "adding", "--budget_target", "2", *CPU)
 
 
-# Classes of a checkpoint and of the task
-
 CHECKPOINT = CARDS / "skip-lstm-digits"
 
 
@@ -265,7 +260,7 @@ def test_a_checkpoint_of_other_labels_gets_a_new_classifier_and_one_of_another_s
 
 @pytest.mark.parametrize("names", ["9876543210", "abcdefghij"])
 def test_classes_of_a_checkpoint_are_known_by_name(names, tmp_path, capsys):
-    """The same names in another order are mapped; others start a new head, and are refused in an evaluation."""
+    """Outputs are reordered to match names. With other names, training starts a new head and evaluation refuses."""
     model = SkipRNNForSequenceClassification.from_pretrained(CHECKPOINT)
     order = [names.find(digit) for digit in "0123456789"]
     if -1 not in order:
@@ -283,6 +278,6 @@ def test_classes_of_a_checkpoint_are_known_by_name(names, tmp_path, capsys):
         assert not equal(tuned.classifier.weight, held)
         assert "trained on other classes than the data have: 'a', 'b'" in refusal(capsys, evaluate.main, *options)
     else:
-        assert "its classifier is matched by name" in said
+        assert "its outputs are reordered by class name" in said
         assert equal(tuned.classifier.weight, held)
         assert evaluate.main(options)["metrics"]["accuracy"] > 0.9

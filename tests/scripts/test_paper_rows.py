@@ -1,4 +1,4 @@
-"""Every row of the paper's tables by name, with the settings that the paper gives it."""
+"""Every row of the paper's tables has a name and the paper's settings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The picture of accuracy against updates, and a trained nn.LSTM that learns to skip."""
+"""scripts/paper/pareto.py and learn_to_skip.py: the Pareto picture, and an nn.LSTM that learns to skip."""
 
 import json
 

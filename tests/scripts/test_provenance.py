@@ -1,4 +1,4 @@
-"""A committed number names the commit that it was made at: a clean one, which the history holds."""
+"""Every committed number names the commit that made it: a clean commit in the history."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from paths import CARDS, ROOT
 from hf_skiprnn.training import provenance
 
 LOST = "commit lost"
-# The exceptions: how many numbers of a file have lost their commit, and why. They are measured anew, not added to.
+# Exceptions: how many numbers of a file have lost their commit, and why. Measure them again; do not add exceptions.
 DIRTY = "the checkout had changes that were never committed"
 REBASED = "the commit was replaced before it was pushed, and the history does not hold it"
 NOT_KEPT = "the run is older than the field `commit`"
@@ -37,7 +37,7 @@ EXCEPTIONS = {
 
 
 def commits_in(value: Any) -> Iterator[str]:
-    """Give the commit of every run in a JSON value; "" where a run names none."""
+    """Yield the commit of every run in a JSON value; "" if a run names none."""
     if isinstance(value, dict) and ("commit" in value or "metrics" in value):
         yield value.get("commit", "")
     elif isinstance(value, dict | list):
@@ -92,7 +92,7 @@ def test_runs_without_a_commit_are_noticed() -> None:
 
 
 def test_the_commit_is_this_checkouts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that is installed inside somebody else's checkout does not name their commit."""
+    """A package that is installed inside another project's checkout does not name that project's commit."""
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "hf_skiprnn" / "training" / "provenance.py"))
     assert provenance.commit() == provenance.UNKNOWN
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]

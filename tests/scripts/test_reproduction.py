@@ -1,4 +1,4 @@
-"""The paper's tables beside ours: runs are made once, kept, and every number of a page comes from them."""
+"""scripts/paper/reproduce.py: runs are trained once and stored, and every number of a page comes from them."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ QUIET = ["--use_cpu", "--disable_tqdm=true", "--report_to=none", "--save_steps=1
 
 
 def run_of(seed: int, **test: float) -> dict[str, Any]:
-    """Results of a run of the adding task, as scripts/train.py would have noted them."""
+    """Return results of a run of the adding task, in the form that scripts/train.py writes."""
     results = results_of("regression", small_model("regression").config)
     results["training"] |= {"seed": seed, "lr_scheduler_type": "cosine"}
     results["metrics"] = copy.deepcopy(results["metrics"])
@@ -104,7 +104,7 @@ def test_the_papers_rows_have_the_names_of_their_settings(table: int) -> None:
 def test_our_settings_are_for_the_same_model_and_task(name: str) -> None:
     settings = train.parse(["--config", f"{FILES['tuned']}:{name}", "--use_cpu"])
     paper = rows("paper").get(name)
-    if paper is None:  # a row of our own
+    if paper is None:  # the row is ours, not the paper's
         return
     theirs = train.parse(["--config", f"{FILES['paper']}:{name}", "--use_cpu"])
     assert settings.task.name == theirs.task.name
@@ -203,7 +203,7 @@ def test_times_of_other_instruction_sets_stand_in_other_tables(tmp_path: Path) -
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands that reproduce.py ran, here in this process."""
+    """The commands that reproduce.py runs; they are run in this process."""
     commands: list[list[str]] = []
 
     def train_here(command: list[str], check: bool) -> None:

@@ -1,4 +1,4 @@
-"""Runs as a user makes them: results, kills, two processes, pictures, what is said at the end."""
+"""Training and evaluation from the command line: results, kills, two processes, pictures, the final summary."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ QUIET = ["--disable_tqdm", "true", "--report_to", "none", "--use_cpu"]
 
 
 def refusal(capsys, call, *arguments):
-    """What a script says when it refuses its arguments."""
+    """Return the exit status and error message of a script that refuses its arguments."""
     with pytest.raises(SystemExit) as stopped:
         call(list(arguments))
     assert stopped.value.code != 0
@@ -48,7 +48,7 @@ def refusal(capsys, call, *arguments):
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
-    """A short training run on digits."""
+    """The results and options of a short training on digits."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     options = ["--task", "digits", "--output_dir", str(folder), "--max_steps", "40", "--hidden_size", "24"]
     with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -153,12 +153,9 @@ def test_evaluation_repeats_the_runs_metrics_and_draws(digits_run, tmp_path, cap
     assert (colors[:, 0] - colors[:, 1] > 60).mean() > 0.02  # red: pixels that were read
 
 
-# Files of others
-
-
 @pytest.mark.parametrize("name", ["results.json", "run.json"])
 def test_a_checkpoints_files_are_data_and_set_only_the_tasks_own_fields(tmp_path, capsys, name):
-    """Not where to write, not whether to run code, and no value of the wrong type."""
+    """They cannot set where to write or whether to run code, nor any value of a wrong type."""
     options = {"length": 20, "eval_rows": 64, "trust_remote_code": True, "output_dir": "/x", "batch_size": 1}
     (tmp_path / name).write_text(json.dumps({"task": "adding", "task_options": options | {"cache_folder": "/x"}}))
     settings, task = evaluate.parse([str(tmp_path)])
@@ -181,7 +178,7 @@ def test_a_file_beside_the_checkpoint_counts_for_the_trainers_own_folders_only(t
 
 
 def test_every_text_option_of_a_task_is_read_from_not_written_to():
-    """A new option has to be looked at: a place to write to belongs into WRITTEN_TO."""
+    """Check each new option by hand: a folder to write to must be added to WRITTEN_TO."""
     read = {"dataset_name", "dataset_config", "input_column", "label_column", "vectors", "feature_model"}
     read |= {"feature_folder", "features", "sound_features"}
     read |= {"held_out_speaker", "validation_speaker", "test_speaker", "input_kind", "sequence_id"}
@@ -212,7 +209,7 @@ def adding(folder, steps):
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
-    """Killed without warning in the middle, the same command ends with the weights of a run that was left alone."""
+    """After a kill, the same command ends with the same weights as an uninterrupted run."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
         [sys.executable, str(SCRIPTS / "train.py"), *adding(killed, 400)],
@@ -243,7 +240,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
 
 
 def launch(config, *options):
-    """accelerate launch with a file of scripts/accelerate, not waited for."""
+    """Start `accelerate launch` with a file of scripts/accelerate, without waiting for it."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHERS / config)]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
     return subprocess.Popen(
@@ -252,7 +249,7 @@ def launch(config, *options):
 
 
 def test_two_machines_train_on_an_endless_task(tmp_path):
-    """Two machines: this one twice, each with one process."""
+    """Two processes on this machine stand for two machines."""
     training = [str(SCRIPTS / "train.py"), *adding(tmp_path, 20), "--ddp_find_unused_parameters", "false"]
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -271,7 +268,7 @@ def test_two_machines_train_on_an_endless_task(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(LAUNCHERS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_launcher_is_understood_and_its_command_is_one(path):
-    """accelerate refuses keys that it does not know; the command in the head names a task that there is."""
+    """accelerate knows all keys of the file, and the command in its first comment is valid."""
     config = load_config_from_file(str(path))
     command = re.sub(r"\\\n# +", "", path.read_text())
     (arguments,) = re.findall(r"^#   accelerate launch (.*)$", command, re.MULTILINE)
@@ -284,7 +281,7 @@ def test_a_launcher_is_understood_and_its_command_is_one(path):
 
 
 def test_the_demo_trains_reloads_and_compares(tmp_path, monkeypatch, capsys):
-    """One of its three trainings and the reload in processes of their own; the others here, which is faster."""
+    """One of the three trainings and the reload run in new processes, the others in this one, which is faster."""
     start = demo.start
 
     def here(folder, options, **streams):

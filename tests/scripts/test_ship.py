@@ -1,4 +1,4 @@
-"""A run becomes a checkpoint folder of this repository, or is refused with the reason."""
+"""scripts/paper/ship.py copies a run into this repository as a checkpoint folder, or refuses it with a reason."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from scripts.paper.readme_table import checkpoint_folders
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two steps."""
+    """The folder of a finished run of two steps."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     quiet = ["--use_cpu", "--disable_tqdm=true", "--report_to=none", "--eval_strategy=no", "--save_strategy=no"]
     train.main(["--task=digits", f"--output_dir={folder}", "--max_steps=2", "--load_best_model_at_end=false", *quiet])
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def copied(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint folder of the run, in place of an older one."""
+    """The checkpoint folder of the run; it replaced an older one."""
     folder = tmp_path_factory.mktemp("cards") / "skip-lstm-digits"
     folder.mkdir()
     (folder / "old.txt").write_text("old")
@@ -70,9 +70,9 @@ def test_without_weights_the_card_says_how_to_make_them(run: Path, tmp_path: Pat
     assert {path.name for path in folder.iterdir()} == kept
     card = (folder / "README.md").read_text(encoding="utf-8")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert "Its weights are too large to stand here" in card
+    assert "The weights are too large for this folder" in card
     assert f"\n    {results['command']}\n" in card
-    assert f'model="{results["training"]["output_dir"]}"' in card  # where the command puts them
+    assert f'model="{results["training"]["output_dir"]}"' in card  # the folder into which the command writes them
     assert checkpoint_folders(folder.parent) == [folder]
 
 

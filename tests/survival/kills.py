@@ -1,13 +1,13 @@
-"""Kill trainings with SIGKILL at random moments, start them again by the same command, compare with undisturbed ones.
+"""Kill trainings with SIGKILL at random moments, restart them, and compare them with uninterrupted trainings.
 
     python tests/survival/kills.py                       # 20 kills in each of CASES; writes kills.csv
     python tests/survival/kills.py --cases map --kills 4 --seed 7 --fresh
 
-A moment is drawn as a phase (a training step, a checkpoint being written, an evaluation, the end, or anything from the
-start on), its number, and the time since the phase began. The table says in which phase the process was when it died.
-Equal bit for bit must be: the final weights, the last checkpoint's optimizer and its note of the best model, and every
-metric. Processes are forked from one that has only imported the libraries, so that a start takes a tenth of the time;
-with --fresh the interpreter and torchrun are started each time.
+A random moment consists of a phase (a training step, writing a checkpoint, an evaluation, the end, or the whole run),
+the number of its occurrence, and the time since it began. The table says in which phase the process died. Final
+weights, the last checkpoint's optimizer, its record of the best model, and every metric must be equal bit for bit.
+Processes are forked from one that has only imported the libraries, which takes a tenth of the time; with --fresh the
+interpreter and torchrun are started each time.
 """
 
 import argparse
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 TABLE = HERE / "kills.csv"
 VICTIM = str(HERE / "victim.py")
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-PATIENCE = 1800.0  # seconds for a run of a few, on a machine that others keep busy
+PATIENCE = 1800.0  # time limit in seconds for a run of a few seconds, because the machine may be busy
 
 COMMON = """--hidden_size 8 --classifier_dropout 0.2 --learning_rate 0.01 --lr_scheduler_type cosine --logging_steps 4
     --eval_strategy steps --eval_steps 6 --save_strategy steps --save_steps 6 --save_total_limit 2 --use_cpu true
@@ -47,14 +47,14 @@ STREAM = f"""--task adding {COMMON} --length 20 --eval_rows 200 --max_steps 32 -
 
 
 class Case(NamedTuple):
-    """A training: options of scripts/train.py, and how many processes share it."""
+    """A training: options of scripts/train.py, and its number of processes."""
 
     options: str
     processes: int
 
 
-# logging_steps does not divide save_steps: a checkpoint falls into the middle of a logging window. max_steps is no
-# multiple of either. A random gate draws from the generator of every process.
+# logging_steps does not divide save_steps, so that a checkpoint is in the middle of a logging window. max_steps is a
+# multiple of neither. A random gate uses the generator of every process.
 CASES = {
     "map": Case(MAP, 1),
     "stream": Case(STREAM, 1),
@@ -68,7 +68,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLI
 
 
 class Moment(NamedTuple):
-    """When to kill: seconds of processor time after a phase began for the `index`-th time in the run."""
+    """When to kill a run: processor time in seconds after the `index`-th begin of a phase."""
 
     phase: str
     index: int
@@ -76,7 +76,7 @@ class Moment(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What the first process of a training printed, from a start to its end or kill."""
+    """What the first process of a training printed between its start and its end or kill."""
 
     events: list[tuple[str, str, float]]  # ("begin", "save", its processor time)
 
@@ -98,7 +98,7 @@ class Run(NamedTuple):
 
 
 class Fresh:
-    """Processes started by a command."""
+    """The processes of a training, started by a command."""
 
     def __init__(self, case: Case, options: list[str], moment: str, log: TextIO) -> None:
         launcher = TWO if case.processes == 2 else []
@@ -115,7 +115,7 @@ class Fresh:
         self.output: TextIO = self.process.stdout
 
     def kill(self) -> None:
-        """Send SIGKILL to the processes that are left, to the launcher first, so that it cannot clean up."""
+        """Send SIGKILL to the remaining processes, to the launcher first, so that it cannot clean up."""
         try:
             family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         except psutil.NoSuchProcess:
@@ -131,7 +131,7 @@ class Fresh:
 
 
 class Forked:
-    """Processes forked from this one."""
+    """The processes of a training, forked from this one."""
 
     def __init__(self, case: Case, options: list[str], moment: str, log: TextIO) -> None:
         victim = imported()
@@ -142,7 +142,7 @@ class Forked:
         self.pids: list[int] = []
         for rank in range(case.processes):
             if (pid := os.fork()) == 0:
-                os.setpgid(0, self.pids[0] if self.pids else 0)  # with the workers of the data loader
+                os.setpgid(0, self.pids[0] if self.pids else 0)  # a group that includes the data loader's workers
                 os.dup2(writing, 1)
                 os.dup2(log.fileno(), 2)
                 if case.processes > 1:
@@ -151,25 +151,25 @@ class Forked:
                     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 victim.MOMENT = moment
                 self.live(victim, options)
-            os.setpgid(pid, self.pids[0] if self.pids else pid)  # whoever comes first
+            os.setpgid(pid, self.pids[0] if self.pids else pid)  # parent and child both do it, to avoid a race
             self.pids.append(pid)
         os.close(writing)
         self.output: TextIO = os.fdopen(reading)
 
     def live(self, victim: Any, options: list[str]) -> None:
-        """In the fork: train, and be gone."""
+        """Train in the forked process, and exit it."""
         code = 1
         try:
             victim.main(options)
             code = 0
-        except BaseException:  # noqa: BLE001 - no error of the training may reach the campaign's code
+        except BaseException:  # noqa: BLE001 - an error of the training must not reach the code of this script
             traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
 
     def kill(self) -> None:
-        """Nothing: they are one process group, which is dead."""
+        """Do nothing: SIGKILL went to the whole process group."""
 
     def wait(self) -> int:
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
@@ -178,7 +178,7 @@ class Forked:
 
 @functools.cache
 def imported() -> Any:
-    """victim.py, with all that a training imports, and the native engine loaded."""
+    """Import victim.py and everything that a training needs, and load the native engine."""
     for name in ("accelerate", "datasets", "sklearn.datasets"):
         importlib.import_module(name)
     importlib.import_module("hf_skiprnn.kernels.cpu.operators").unavailable_reason()
@@ -186,10 +186,10 @@ def imported() -> Any:
 
 
 def live(case: Case, folder: Path, moment: Moment | None, fresh: bool) -> Run:
-    """Start a run; have it killed at the moment, or see it end.
+    """Start a run, and wait until it is killed at the moment or ends.
 
     Raises:
-        RuntimeError: it ended with an error of its own.
+        RuntimeError: the run failed.
     """
     run, log = Run([]), folder.parent / f"{folder.name}.log"
     named = "" if moment is None else f"{moment.phase} {moment.index} {moment.seconds}"
@@ -210,7 +210,7 @@ def live(case: Case, folder: Path, moment: Moment | None, fresh: bool) -> Run:
 
 
 def durations(run: Run) -> dict[str, list[float]]:
-    """Processor seconds of every occurrence of every phase; "start": until the first step."""
+    """Return the processor time of every occurrence of every phase, in seconds; "start": until the first step."""
     found: dict[str, list[float]] = {phase: [] for phase in PHASES}
     opened: dict[str, float] = {}
     for word, phase, at in run.events:
@@ -223,14 +223,14 @@ def durations(run: Run) -> dict[str, list[float]]:
 
 
 def draw(rng: random.Random, seconds: dict[str, list[float]], nearer: int) -> Moment:
-    """A moment: any part, and a little beyond, of any occurrence (of the first 1 / nearer of them) of a phase."""
+    """Draw a moment during or shortly after an occurrence of a phase; only from the first 1 / nearer of them."""
     phase = rng.choices(PHASES, (1, 3, 3, 2, 1))[0]
     index = rng.randrange(max(len(seconds[phase]) // nearer, 1))
     return Moment(phase, index, rng.uniform(0, 1.1) * median(seconds[phase]))
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a finished run left: tensors and facts."""
+    """Return the tensors and metrics that a finished run left."""
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     state = json.loads((last / "trainer_state.json").read_text())
     optimizer = torch.load(last / "optimizer.pt", weights_only=True)["state"]
@@ -255,8 +255,8 @@ def timeless(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(got: dict[str, Any], want: dict[str, Any]) -> list[str]:
-    """What is not the same, bit for bit."""
-    # A kill between the last save and the deletion of what is older leaves one checkpoint more.
+    """Return the names of what differs, bit for bit."""
+    # A kill between the last save and the deletion of older checkpoints leaves one more checkpoint.
     found = ["kept"] if not set(want["kept"]) <= set(got["kept"]) else []
     found += [name for name in want if name not in ("tensors", "kept") and got[name] != want[name]]
     tensors = want["tensors"]
@@ -264,7 +264,7 @@ def differences(got: dict[str, Any], want: dict[str, Any]) -> list[str]:
 
 
 def append(row: dict[str, Any], path: Path) -> None:
-    """One more row of the table, which so holds what was done even if the campaign itself is cut off."""
+    """Append a row to the table at once, so that an interrupted campaign keeps its rows."""
     is_new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
@@ -274,7 +274,7 @@ def append(row: dict[str, Any], path: Path) -> None:
 
 
 def campaign(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Rows of the table: one per training that was killed so many times on its way."""
+    """Kill trainings of one case; return the rows of the table, one for each training."""
     case, rng, rows, kills = CASES[name], random.Random(options.seed), [], options.kills
     whole = live(case, folder / "whole", None, options.fresh)
     want, seconds = outcome(folder / "whole"), durations(whole)
@@ -282,7 +282,7 @@ def campaign(name: str, options: argparse.Namespace, folder: Path) -> list[dict[
         target, places = folder / f"killed-{len(rows)}", []
         while len(places) < min(options.kills_per_run, kills):
             run = live(case, target, draw(rng, seconds, 1 + len(places)), options.fresh)
-            if not run.was_killed:  # it ended before that moment came
+            if not run.was_killed:  # the run ended before the moment
                 break
             places.append(run.place)
         live(case, target, None, options.fresh)
@@ -307,7 +307,7 @@ def campaign(name: str, options: argparse.Namespace, folder: Path) -> list[dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--kills", type=int, default=20, help="in each case")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills in each case")
     parser.add_argument("--kills_per_run", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="start the interpreter anew each time")

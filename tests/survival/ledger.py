@@ -1,7 +1,6 @@
-"""Count the cases that the fuzz tests try, by their outcome; `make fuzz` writes the counts.
+"""Count the cases of the fuzz tests by outcome; `make fuzz` writes the counts to a CSV file.
 
-FUZZ_SCALE (default 1, the short form in `make test`) multiplies the number of random cases; FUZZ_TABLE names the CSV
-file that the counts go to.
+FUZZ_SCALE multiplies the number of random cases (default 1, as in `make test`). FUZZ_TABLE names the CSV file.
 """
 
 import csv
@@ -15,7 +14,7 @@ _counts: Counter[tuple[str, str]] = Counter()
 
 
 def note(subject: str, outcome: str) -> None:
-    """Count one more case of `subject` with this outcome."""
+    """Count one case of `subject` with this outcome."""
     _counts[subject, outcome] += 1
 
 

@@ -1,12 +1,12 @@
-"""Train, classify and stream for a long time: does the throughput fall, does the memory grow?
+"""Train, classify and stream for a long time, and check that throughput does not fall and memory does not grow.
 
     python tests/survival/soak.py --minutes 20      # writes soak.csv, a row a minute
 
 Lengths (2 to 400 steps) and batch sizes (1 to 64) are random. Throughput is steps per second of processor time. Other
-programs, which share the machine's caches and cores, change it too. So after every minute a new process serves the same
-kind of traffic for a quarter of the time, and the old process's throughput is divided by its own. The script fails if
-the median of this quotient in the last quarter of the minutes is more than 10 % below that of the second quarter, or
-if the old process's memory is more than 2 % and 4 MiB above.
+programs on the machine change it too. So after every minute a new process serves the same kind of traffic for a quarter
+of the time, and the old process's throughput is divided by the new one's. The script compares the last quarter of the
+minutes with the second quarter. It fails if the median of this quotient has fallen by more than 10 %, or if the old
+process's memory has grown by more than 2 % plus 4 MiB.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 
 TABLE = Path(__file__).with_name("soak.csv")
 KINDS = ("training", "inference", "stream")
-DECAY, GROWTH, NOISE = 0.10, 0.02, 4.0  # shares, and MiB
+DECAY, GROWTH, NOISE = 0.10, 0.02, 4.0  # tolerances: fall of throughput, growth of memory (shares), and MiB
 
 
 class Traffic:
-    """Three uses of one model."""
+    """Random requests to one model: training, inference and streams."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -51,7 +51,7 @@ class Traffic:
         }
 
     def training(self) -> tuple[int, int]:
-        """(rows, steps) of one optimizer step."""
+        """Run one optimizer step; return (rows, steps)."""
         batch = self.batch(self.rng.randint(1, 64))
         self.model.train()(**batch).loss.backward()
         self.optimizer.step()
@@ -73,7 +73,7 @@ class Traffic:
 
 
 def minute(traffic: Traffic, seconds: float) -> dict[str, Any]:
-    """One row of the table."""
+    """Serve traffic, and return a row of the table."""
     rows, steps, spent = 0, dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0.0)
     uses: dict[str, Callable[[], tuple[int, int]]] = {kind: getattr(traffic, kind) for kind in KINDS}
     end = time.monotonic() + seconds
@@ -91,7 +91,7 @@ def minute(traffic: Traffic, seconds: float) -> dict[str, Any]:
 
 
 def old_process(pipe: Any, seconds: float) -> None:
-    """Send a row of the table whenever it is asked for one."""
+    """Serve traffic and send a row of the table whenever the pipe asks for one."""
     torch.set_num_threads(1)
     traffic = Traffic(0)
     while pipe.recv():
@@ -99,7 +99,7 @@ def old_process(pipe: Any, seconds: float) -> None:
 
 
 def new_process(pipe: Any, seconds: float, seed: int) -> None:
-    """Send one row, of a process that has only warmed up."""
+    """Warm up, then serve traffic and send one row."""
     torch.set_num_threads(1)
     traffic = Traffic(seed)
     minute(traffic, 0.0)
@@ -107,15 +107,15 @@ def new_process(pipe: Any, seconds: float, seed: int) -> None:
 
 
 def fork(target: Callable[..., None], *args: object) -> Any:
-    """Return the pipe to a process that is forked from this one, with all imports done."""
+    """Fork a process, which has all imports already, and return the pipe to it."""
     ours, theirs = multiprocessing.get_context("fork").Pipe()
     multiprocessing.get_context("fork").Process(target=target, args=(theirs, *args), daemon=True).start()
-    theirs.close()  # so that a process that dies is noticed
+    theirs.close()  # so that reading fails if the process dies
     return ours
 
 
 def losses(rows: list[dict[str, Any]]) -> list[str]:
-    """Return what got worse from the second quarter of the minutes to the last."""
+    """Return what became worse between the second and the last quarter of the minutes."""
     quarter = max(len(rows) // 4, 1)
     early, late = rows[quarter : 2 * quarter] or rows[:1], rows[-quarter:]
     before, after = (median(row["memory_mib"] for row in part) for part in (early, late))
@@ -130,7 +130,7 @@ def losses(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=60.0, help="in a row of the table")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds for each row of the table")
     parser.add_argument("--output", type=Path, default=TABLE)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Write tests/survival/table.md from the CSV files of make's targets: cases tried, faults injected, what was lost.
+"""Write tests/survival/table.md from the CSV files of `make faults`, `fuzz`, `soak` and `matrix`.
 
 python tests/survival/table.py
 """

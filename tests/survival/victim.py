@@ -1,11 +1,11 @@
-"""Run scripts/train.py, print the phases it goes through, and kill it at the moment that MOMENT names.
+"""Run scripts/train.py, print its phases, and kill it at the moment that the variable MOMENT names.
 
     MOMENT="save 2 0.01" python tests/survival/victim.py --task digits ...        # options of scripts/train.py
 
-Lines of the first process: "@begin step 1.25", "@end step 1.26" (seconds of its processor time), and likewise save,
-evaluate and finish (what comes after the last step); "@kill all 1.27" at the end. The moment is the number-th (from 0)
-begin of a phase ("start": of the run), and seconds of processor time after it, which do not depend on the load of the
-machine. SIGKILL goes to the whole process group, from a thread of its own, wherever the others are.
+The first process prints lines such as "@begin step 1.25" and "@end step 1.26", with its processor time in seconds. The
+phases are step, save, evaluate and finish (everything after the last step). The last line is "@kill all 1.27". MOMENT
+holds a phase ("start": the run itself), the number of its occurrence from 0, and the seconds of processor time after it
+began, which do not depend on the load of the machine. A separate thread sends SIGKILL to the whole process group.
 """
 
 import functools
@@ -30,7 +30,7 @@ _begun: Counter[str] = Counter()
 def tell(word: str, phase: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
-    os.write(1, f"@{word} {phase} {time.process_time():.6f}\n".encode())  # one system call: lines never mix
+    os.write(1, f"@{word} {phase} {time.process_time():.6f}\n".encode())  # one system call, so that lines never mix
     if word == "begin" and MOMENT.startswith(f"{phase} {_begun[phase]} "):
         end = time.process_time() + float(MOMENT.split()[-1])
         threading.Thread(target=kill_at, args=(end,), daemon=True).start()
@@ -60,7 +60,7 @@ PHASES = {"training_step": "step", "_save_checkpoint": "save", "evaluation_loop"
 
 
 def main(argv: list[str]) -> None:
-    """Train as `scripts/train.py argv` does."""
+    """Run `scripts/train.py` with these arguments."""
     torch.set_num_threads(1)
     tell("begin", "start")
     train.main(argv)

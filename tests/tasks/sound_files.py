@@ -1,4 +1,4 @@
-"""Sounds made for tests."""
+"""Make sound files for tests."""
 
 import io
 
@@ -22,7 +22,7 @@ def tone(frequency, seconds=0.1, rate=RATE):
 
 
 def as_parquet(columns, path):
-    """With the features of sounds; datasets itself would ask for torchcodec to write them."""
+    """Write a parquet file with the features of sounds; datasets itself would need torchcodec for this."""
     kinds = {"audio": Audio(sampling_rate=RATE), "label": Value("int64"), "speaker": Value("string")}
     features = Features({name: kinds[name] for name in columns})
     pq.write_table(pa.table(columns, schema=features.arrow_schema), path)

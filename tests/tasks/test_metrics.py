@@ -1,4 +1,4 @@
-"""Metrics against numbers worked out by hand or printed in the paper."""
+"""Compare metrics with numbers computed by hand or printed in the paper."""
 
 from types import SimpleNamespace
 
@@ -66,7 +66,7 @@ def test_accuracy_and_squared_error_by_hand():
 
 
 def test_other_metrics_by_hand():
-    logits = np.eye(3)[[0, 0, 0, 2]]  # class 2, which no row has, is predicted once
+    logits = np.eye(3)[[0, 0, 0, 2]]  # class 2, which is in no label, is predicted once
     assert balanced_accuracy(logits, [0, 0, 1, 1]) == pytest.approx((1 + 0) / 2)
     assert micro_f1([[1.0, -1.0], [1.0, 1.0]], [[1, 0], [0, 1]]) == pytest.approx(2 * 2 / (3 + 2))
     assert micro_f1([[-1.0]], [[0]]) == 0.0

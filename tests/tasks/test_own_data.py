@@ -1,4 +1,4 @@
-"""Own data: what is inferred, held out, standardised, and how errors name the column and the row."""
+"""The task own_data: inference of columns, held-out rows, standardisation, and errors that name column and row."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def write(folder, rows, split="train"):
 
 
 def series(rows, channels=2, labels=("walk", "run")):
-    """Rows of other lengths, whose second channel has a large mean."""
+    """Make rows of different lengths; the second channel has a large mean."""
     return [
         {
             "wave": (RNG.normal(size=(3 + i % 5, channels)) + [0, 50][:channels]).tolist(),
@@ -46,7 +46,7 @@ def series(rows, channels=2, labels=("walk", "run")):
 
 
 def fit(task):
-    """All that the trainer asks of a task before it starts."""
+    """Call the methods of a task that the trainer needs before it starts."""
     splits = task.load(0)
     rows = list(splits.train.take(4))
     return splits, task.model_defaults(), task.collate(rows)
@@ -473,7 +473,7 @@ def test_streams_of_every_kind_train(monkeypatch, tmp_path, column, cell, auto):
         tmp_path / "train.parquet"
     )
     run = tmp_path / "run"
-    # 5 s for a stream left before its end, in newer versions.
+    # Newer versions of datasets wait 5 s if a stream is not read to its end.
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
     options = ["--dataset_name", str(tmp_path), "--streaming", "true", "--input_size", "4"][
         : 6 if column == "words" else 4

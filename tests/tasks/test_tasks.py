@@ -1,4 +1,4 @@
-"""Tasks against their definitions: what the paper says of the data, and what the data sets' sources say."""
+"""Check the tasks' data against the paper and the sources of the data sets."""
 
 from itertools import islice
 
@@ -55,7 +55,7 @@ def test_adding_of_other_lengths(length):
 
 
 def fitted_periods(waves, step, low, high):
-    """Of each wave [T], the period whose sine and cosine explain it best, and the mean square left unexplained."""
+    """Return for each wave [T] the period whose sine and cosine fit it best, and the mean square of the residual."""
     times, periods = np.arange(waves.shape[1]) * step, np.geomspace(low, high, 4000)
     phases = 2 * np.pi * times / periods[:, None]
     bases, _ = np.linalg.qr(np.stack([np.sin(phases), np.cos(phases)], axis=2))  # [4000, T, 2]
@@ -70,7 +70,7 @@ def test_frequency_waves_have_the_periods_that_their_labels_say(sampling_period,
     waves, labels = columns["input_values"], columns["labels"]
     assert waves.shape == (24, length, 1)
     assert waves.dtype == np.float32
-    # Above twice the sampling period there is no other sine with the same samples.
+    # A period above twice the sampling period is unique: no other sine has the same samples.
     periods, errors = fitted_periods(waves[:, :, 0], sampling_period, 2.01 * sampling_period, 105)
     fits = errors < 1e-3
     assert fits.sum() >= 20
@@ -84,7 +84,7 @@ def test_frequency_batches_are_stratified_and_periods_uniform():
     assert columns["labels"][:4].tolist() == [0, 1, 0, 1]
     assert abs(columns["input_values"].max() - 1) < 1e-5
     loader = DataLoader(task.load(0).train, batch_size=64, collate_fn=task.collate)
-    for batch in islice(loader, 12):  # beyond one block of rows
+    for batch in islice(loader, 12):  # more than one block of rows
         assert batch["labels"].sum() == 32
     first = columns["input_values"][:, 0, 0]  # sin(phase): its arcsine law has variance 1/2 and mean 0
     for label in (0, 1):

@@ -1,4 +1,4 @@
-"""Spoken digits, alone and in noise: sound files, steps, splits, standardisation, and a run on sounds made here."""
+"""The tasks fsdd and keyword: sound files, steps, splits, standardisation, and a training on generated sounds."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_bad_sounds_are_named(audio, message):
 
 
 def write_tones(folder, speakers_of):
-    """A folder in FSDD's layout, whose ten digits are ten tones."""
+    """Write a folder in FSDD's layout in which the ten digits are ten tones."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for split, rows in (("train", 100), ("test", 20)):
@@ -71,12 +71,12 @@ def test_steps_are_standardised_over_the_training_split(tones, features, channel
     steps = batch["input_values"][batch["attention_mask"] != 0]
     assert steps.mean(dim=0).abs().max() < 1e-4
     assert steps.std(dim=0, correction=0).numpy() == pytest.approx(np.ones(channels), abs=1e-4)
-    # The saved processor does to a file's samples what the task did to its own.
+    # The saved processor gives the same result as the task.
     data = Dataset.from_parquet(f"{tones}/test.parquet").cast_column("audio", Audio(decode=False))
     sounds = [read_sound(row["audio"], "row")[0] for row in data.select(range(3))]
     again = task.processor()(sounds, sampling_rate=RATE, return_tensors="pt")
     expected = task.collate([splits.test[i] for i in range(3)])
-    # The task's own steps were stored in float32 before they were standardised.
+    # The task stored its steps in float32 before it standardised them.
     assert again["input_values"].numpy() == pytest.approx(expected["input_values"].numpy(), abs=1e-5)
     assert torch.equal(again["attention_mask"], expected["attention_mask"])
 

@@ -1,4 +1,4 @@
-"""UCF-101 and Charades: decoding, features and their cache, annotations, the localisation metric, runs."""
+"""The tasks ucf101 and charades: decoding, cached features, annotations, the localisation metric, trainings."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ QUICK += ["--save_strategy", "no", "--load_best_model_at_end", "false"]
 
 
 def write_video(path, levels, rate):
-    """A clip whose frames are gray, of the given levels."""
+    """Write a clip of gray frames with the given levels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
@@ -66,7 +66,7 @@ def test_what_is_no_video_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """A folder in UCF-101's layout: two classes that differ in brightness, three groups."""
+    """A folder in UCF-101's layout, with two classes that differ in brightness and three groups."""
     root = tmp_path_factory.mktemp("ucf")
     lists, index = root / "ucfTrainTestlist", ["1 Dark", "2 Light", "3 Absent"]
     lists.mkdir()
@@ -85,7 +85,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image_model(tmp_path_factory):
-    """A small image model on disk, as any that AutoModel loads."""
+    """The folder of a small image model that AutoModel can load."""
     folder = tmp_path_factory.mktemp("resnet")
     sizes = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
     ResNetModel(sizes).eval().save_pretrained(folder)
@@ -137,7 +137,7 @@ def test_features_are_kept_resumed_and_made_anew_when_anything_changes(clips, tm
     def load(**options):
         made.clear()
         task = UCF101(dataset_name=str(clips), feature_model="random", cache_folder=str(tmp_path), **options)
-        return task.load(0), len(made) - 1  # one call is to learn the width
+        return task.load(0), len(made) - 1  # one call only finds out the width
 
     stop_at = 8  # in the second file
     with pytest.raises(KeyboardInterrupt):
@@ -204,7 +204,7 @@ def write_features(root, name, steps):
 
 @pytest.fixture
 def charades(tmp_path):
-    """Videos of two seconds, 12 frames; while c001 happens the first feature is high, while c005 the second."""
+    """A folder of videos of two seconds (12 frames): the first feature is high during c001, the second during c005."""
     rng = np.random.default_rng(0)
     root = tmp_path / "charades"
     root.mkdir()
@@ -239,13 +239,13 @@ def test_annotations_and_features_are_read(charades, tmp_path):
 
 
 def test_average_precision_by_hand():
-    """One class, ranked 0.9 (yes), 0.8 (no), 0.7 (yes), 0.1 (no): precision 1 at the first, 2/3 at the second."""
+    """One class, scores 0.9 (yes), 0.8 (no), 0.7 (yes), 0.1 (no): precision 1 at the first yes, 2/3 at the second."""
     scores = np.array([0.9, 0.8, 0.7, 0.1]).reshape(1, 4, 1)
     labels = np.array([1.0, 0.0, 1.0, 0.0]).reshape(1, 4, 1)
     assert localisation_map(scores, labels, 4) == pytest.approx((1 + 2 / 3) / 2)
     # At two equally spaced frames, 0 and 2, both are yes.
     assert localisation_map(scores, labels, 2) == pytest.approx(1.0)
-    # A second class, wrong way round (AP 1/2), and a third that never occurs and is left out.
+    # The second class is ranked in the wrong order (AP 1/2); the third never occurs and is left out.
     more = np.concatenate([scores, [[[0.9], [0.1], [0.2], [0.3]]], scores], axis=2)
     truth = np.concatenate([labels, [[[0.0], [0.0], [0.0], [1.0]]], 0 * labels], axis=2)
     assert localisation_map(more, truth, 4) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
@@ -254,7 +254,7 @@ def test_average_precision_by_hand():
 def test_the_metric_reads_equally_spaced_frames_of_real_length():
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(2, 50, 3)), (rng.random((2, 50, 3)) < 0.3).astype(float)
-    labels[1, 30:] = -100  # padding, as Trainer pads too
+    labels[1, 30:] = -100  # padding, as in Trainer
     frames = [np.array([0, 2, 4, 6, 8]) * 5, np.array([0, 1, 2, 3, 4]) * 6]
     rows = [(scores[v, f], labels[v, f]) for v, f in enumerate(frames)]
     expected = np.mean(
@@ -355,7 +355,7 @@ def test_charades_loss_is_summed_over_classes(charades, tmp_path):
     want = torch.nn.functional.binary_cross_entropy_with_logits(*frames) * 157
     loss = task.loss()
     torch.testing.assert_close(loss({"logits": logits}, labels), want)
-    items = (labels != -100).sum()  # of all micro-batches of a step, as Trainer counts them
+    items = (labels != -100).sum()  # over all micro-batches of a step, as in Trainer
     parts = [loss({"logits": logits[i : i + 1]}, labels[i : i + 1], items) for i in range(2)]
     torch.testing.assert_close(parts[0] + parts[1], want)
 

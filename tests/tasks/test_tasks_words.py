@@ -1,4 +1,4 @@
-"""IMDB and its parts: tokenizer, vectors, splits, cropping, the picture and the page, padding counted on request."""
+"""The task imdb: tokenizer, word vectors, splits, cropping, picture and HTML page, and counting padding."""
 
 import json
 
@@ -18,7 +18,7 @@ GOOD, BAD = "A great, great film.<br /><br />I don't regret it!", "dull and $5 t
 
 @pytest.fixture
 def reviews(tmp_path):
-    """A folder in the layout of stanfordnlp/imdb, sorted by label as that is."""
+    """A folder in the layout of stanfordnlp/imdb, which is sorted by label."""
     rows = {
         "text": [f"{BAD} {i}" for i in range(40)] + [f"{GOOD} {i}" for i in range(40)],
         "label": [0] * 40 + [1] * 40,
@@ -58,7 +58,7 @@ def test_splits_are_by_seed_and_stratified(reviews):
     assert len(IMDB(dataset_name=reviews, train_rows=10).load(0).train) == 10
     known = task.processor().get_vocab()
     assert "great" in known
-    held_out = {text.split()[-1] for text in splits.validation["text"]}  # a number of its own in every review
+    held_out = {text.split()[-1] for text in splits.validation["text"]}  # every review ends with a unique number
     only_held_out = held_out - {text.split()[-1] for text in splits.train["text"]}
     assert not only_held_out & set(known)  # the tokenizer has not seen them
 
@@ -83,7 +83,7 @@ def test_vectors_of_known_words_and_uniform_ones_for_the_others(tmp_path, review
     task.initialise(model)
     after, vocab = model.get_input_embeddings().weight.detach(), task.processor().get_vocab()
     assert after[vocab["great"]].tolist() == [0, 1, 2, 3]
-    assert after[vocab["dull"]].tolist() == [4, 5, 6, 7]  # known with a capital only
+    assert after[vocab["dull"]].tolist() == [4, 5, 6, 7]  # the file holds only "Dull"
     others = [i for i in range(50) if i not in (vocab["great"], vocab["dull"])]
     assert torch.equal(after[others], before[others])
     assert after[0].abs().sum() == 0  # padding
@@ -114,7 +114,7 @@ def test_picture_and_page_mark_the_words_read(reviews, tmp_path):
     assert "<h2>neg: read as pos; " in page
     assert page.count("<mark>") == 4
     assert "<mark>a</mark> great , great <mark>film</mark>" in page
-    assert "<mark>&lt;</mark> b &gt;" in page  # a review's own markup is text
+    assert "<mark>&lt;</mark> b &gt;" in page  # markup in a review is escaped
     task.figure(batch, gates, logits).savefig(tmp_path / "words.png")
     assert (tmp_path / "words.png").stat().st_size > 5000
 

@@ -29,7 +29,8 @@ class Outcomes:
         counts[outcome] = counts.get(outcome, 0) + 1
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or report.outcome != "passed":
+        is_part = hasattr(report, "context")  # a subtest, whose test is counted
+        if report.outcome != "passed" or (report.when == "call" and not is_part):
             outcome = "failed as expected" if hasattr(report, "wasxfail") and report.skipped else report.outcome
             self._count(report.nodeid, outcome)
 

@@ -1,7 +1,7 @@
-"""One of the two processes of test_two_processes.py that share weights, gradients and optimizer states (FSDP).
+"""A process of test_two_processes.py: two of them shard weights, gradients and optimizer states (FSDP).
 
-Started by accelerate with scripts/accelerate/fsdp.yaml. accelerate takes FSDP on accelerators only, though torch shards
-over gloo as well: once it has chosen the CPU, it is told that this is one.
+accelerate starts it with scripts/accelerate/fsdp.yaml. It allows FSDP only on accelerators, although torch can shard
+over gloo too. So after it has chosen the CPU, it is made to believe that the CPU is an accelerator.
 """
 
 import json
@@ -30,7 +30,7 @@ def trainer(folder: Path, **kwargs) -> SkipRNNTrainer:
         folder,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
-        per_device_eval_batch_size=4,  # eleven rows: 4 + 4, then 3 and five repetitions
+        per_device_eval_batch_size=4,  # eleven rows: 4 + 4, then 3 + 5 repetitions
         **kwargs,
     )
 
@@ -54,7 +54,7 @@ def run(folder: Path, name: str, **kwargs) -> None:
 
 
 def stop_and_go_on(folder: Path) -> None:
-    """Whether a run that goes on from a checkpoint ends with the same weights, as ["whole", "resumed"]."""
+    """Write the final weights of an uninterrupted and of a resumed run, as "whole" and "resumed"."""
     saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
     ends = []
     for steps, resume in ((6, False), (4, False), (6, True)):
@@ -72,6 +72,6 @@ if __name__ == "__main__":
     stop_and_go_on(Path(sys.argv[1]))
     torch.distributed.barrier()
     sys.stdout.flush()
-    # Without tearing the groups down: now and then PyTorch 2.13 aborts there ("terminate called without an active
-    # exception"), once in some twenty runs on two busy cores, when all is trained and written.
+    # Exit without destroying the process groups: there PyTorch 2.13 sometimes aborts ("terminate called without an
+    # active exception"), about once in twenty runs on two busy cores, after everything is trained and written.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Lambda over the course of training: warm-up, the controller, what both leave behind, and resumption."""
+"""BudgetWarmup and BudgetController: how lambda changes, their outcomes, and resumed trainings."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def trainer(model, folder, callbacks, **options):
 
 
 def budgets(run):
-    """lambda of each step, from what was logged: budget loss over updates."""
+    """Return lambda at each step, computed from the logs: budget loss over updates."""
     return [entry["budget_loss"] / entry["updates"] for entry in run.state.log_history if "budget_loss" in entry]
 
 
@@ -70,7 +70,7 @@ def test_warm_up_goes_on_after_a_stop(tmp_path):
 
 
 def test_warm_up_goes_on_in_a_model_loaded_from_its_checkpoint(tmp_path):
-    """Whose config holds the lambda of that moment; so does a model whose training was broken off."""
+    """The checkpoint's config holds lambda at that step; so does the config of a model whose training failed."""
     options = {"save_strategy": "steps", "save_steps": 4}
     first = trainer(tiny(), tmp_path, [BudgetWarmup(8)], max_steps=4, **options)
     first.train()
@@ -93,7 +93,7 @@ def test_warm_up_goes_on_in_a_model_loaded_from_its_checkpoint(tmp_path):
 
 
 def steer(controller, model, rates, max_steps=100, start=100):
-    """Feed update rates to a controller, as the trainer's logs would; beyond the descent unless `start` is smaller."""
+    """Pass update rates to a controller as the trainer's logs do; from step `start`, by default after the descent."""
     state = TrainerState(max_steps=max_steps)
     controller.on_train_begin(None, state, None, model=model)
     weights = []
@@ -143,7 +143,7 @@ def test_it_says_why_a_rate_was_not_reached(caplog, target, rates, reason):
     steer(controller, model, rates)
     controller.on_train_end(None, None, None)
     assert controller.outcome["reached"] is False
-    assert f"The wanted update rate of {100 * target:.1f} % was not reached" in caplog.text
+    assert f"The target update rate of {100 * target:.1f} % was not reached" in caplog.text
     assert reason in caplog.text
 
 

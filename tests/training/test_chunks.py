@@ -1,4 +1,4 @@
-"""Chunked training: gates know no seam, gradients end at it."""
+"""Training in chunks: gates are those of the whole sequence, and gradients stop between chunks."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_truncation_ends_gradients_at_the_seam() -> None:
 
 
 def test_a_long_sequence_is_learned_in_chunks() -> None:
-    """The sign of the last value, after hundreds of others: truncation leaves enough to learn from."""
+    """The label is the sign of the last of hundreds of values, which truncated gradients can learn."""
     torch.manual_seed(0)
     model = SkipRNNForSequenceClassification(SkipRNNConfig(hidden_size=8, num_labels=2, budget_weight=0.0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)

@@ -1,4 +1,4 @@
-"""A disk that fills up, or a file that may not grow, in the middle of training: a clear error, and nothing is lost."""
+"""A full disk, or a limit on file sizes, during training: the error is clear, and the last checkpoint is kept."""
 
 import resource
 import shutil
@@ -17,7 +17,7 @@ from hf_skiprnn.training.checkpoints import CheckpointError, last_complete_check
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: the system's answer is EFBIG."""
+    """Limit the size of files in bytes: writing more raises EFBIG."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -27,12 +27,12 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 def wide_model():
-    """Weights of 120 kB, an optimizer's state of 250 kB."""
+    """Return a model with weights of 120 kB, and so an optimizer state of 250 kB."""
     torch.manual_seed(3)
     return SkipRNNForSequenceClassification(SkipRNNConfig(input_size=2, hidden_size=60, num_labels=3)).double()
 
 
-# Too little for the first file, for the code that travels along, for the weights, for the optimizer's state.
+# Limits that are too small for the first file, for the model's code, for the weights, for the optimizer's state.
 @pytest.mark.parametrize("size", [0, 5_000, 60_000, 160_000])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path, size: int, monkeypatch) -> None:
     whole = saving(tmp_path / "whole", wide_model(), max_steps=7, save_strategy="no")
@@ -69,7 +69,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(small_disk: Path, tmp_path: Path) -> None:
-    """Checkpoints pile up until there is no room; with more room, training goes on to the same weights."""
+    """Checkpoints fill the disk. With free space again, training resumes and ends with the same weights."""
     whole = saving(tmp_path / "whole", num_train_epochs=4, save_strategy="no")
     whole.train()
     trainer = saving(small_disk, num_train_epochs=4, save_total_limit=None)

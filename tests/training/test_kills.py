@@ -1,4 +1,4 @@
-"""The short form of `make faults`: a training with random gates, killed twice, ends as one that was left alone."""
+"""The short form of `make faults`: a training with random gates is killed twice and ends like an uninterrupted one."""
 
 import csv
 import subprocess
@@ -10,7 +10,7 @@ PLACES = ("start", "step", "save", "evaluate", "finish", "between")
 
 
 def test_a_training_that_was_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Weights, optimizer, logs and the metrics that random gates decide, bit for bit."""
+    """Weights, optimizer, logs and metrics, which depend on random gates, are equal bit for bit."""
     table = tmp_path / "kills.csv"
     command = [sys.executable, str(KILLS), "--cases", "map, random gate", "--kills", "2", "--output", str(table)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)

@@ -1,4 +1,4 @@
-"""RateController: a wanted share of steps, from the start of training to its end, on sequences of any length."""
+"""RateController keeps the share of steps read at its target during training, on sequences of any length."""
 
 import math
 
@@ -19,7 +19,7 @@ def tiny(**fields) -> SkipRNNForSequenceClassification:
 
 
 def rows_of(steps: int, count: int = 256) -> list[dict[str, torch.Tensor]]:
-    """Noise; in rows of class 1 a part of it is positive."""
+    """Make rows of noise; in rows of class 1 a part of it is positive."""
     generator = torch.Generator().manual_seed(steps)
     x, labels = torch.randn(count, steps, 1, generator=generator), torch.arange(count) % 2
     at = torch.randint(0, steps * 3 // 4, (count,), generator=generator)

@@ -1,4 +1,4 @@
-"""A run stops when its task is solved and its updates fall no more."""
+"""StopWhenSettled stops a run when its task is solved and its updates no longer fall."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from hf_skiprnn.training.callbacks import StoppingArguments, StopWhenSettled
 
 
 def evaluations(callback: StopWhenSettled, *found: tuple[float, float]) -> int | None:
-    """Shows (solved, update rate) of evaluations to the callback; returns which one stopped training."""
+    """Pass (solved, update rate) of evaluations to the callback; return the number of the one that stopped training."""
     control = SimpleNamespace(should_training_stop=False)
     for step, (solved, rate) in enumerate(found, start=1):
         metrics = {"eval_solved": solved, "eval_update_rate": rate}
@@ -26,7 +26,7 @@ def test_it_waits_until_updates_fall_no_more() -> None:
     falling = [(1.0, 0.9), (1.0, 0.7), (1.0, 0.5)]
     assert evaluations(StopWhenSettled(2), *falling, (1.0, 0.495), (1.0, 0.52)) == 5
     assert evaluations(StopWhenSettled(2), *falling, (1.0, 0.48), (1.0, 0.46), (1.0, 0.44)) is None
-    slowly = [(1.0, 0.5), (1.0, 0.495), (1.0, 0.489)]  # by less than 1 % each time, by more in all
+    slowly = [(1.0, 0.5), (1.0, 0.495), (1.0, 0.489)]  # each time by less than 0.01, together by more
     assert evaluations(StopWhenSettled(2), *slowly) is None
 
 

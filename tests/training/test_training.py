@@ -1,4 +1,4 @@
-"""SkipRNNTrainer against loops written out by hand, and against its own promises."""
+"""Compare SkipRNNTrainer with training loops written by hand, and check its docstring's claims."""
 
 import sys
 from collections import Counter
@@ -22,7 +22,7 @@ BUDGET = 0.03
 
 
 def rows(count=ROWS, seed=0):
-    """Sequences of different real lengths with one of three labels."""
+    """Make sequences of different real lengths with one of three labels."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, STEPS + 1, count)
     return Dataset.from_dict(
@@ -84,7 +84,7 @@ def descend(model, rate):
 
 
 def by_hand(batches, model, epochs=2, rate=0.05, task_loss=None):
-    """Plain SGD over the batches; the outputs of every step."""
+    """Train with plain SGD over the batches; return the outputs of every step."""
     steps = []
     for _ in range(epochs):
         for batch in batches:
@@ -144,7 +144,7 @@ def test_accumulated_gradients_equal_a_big_batch(tmp_path):
 
 
 def test_an_epoch_that_accumulation_does_not_divide(tmp_path):
-    """Five batches of up to 5 rows, two at a time: the last step has one batch, of four rows."""
+    """With five batches and two accumulation steps, the last optimizer step has one batch, of four rows."""
     trainer = new_trainer(
         tmp_path, per_device_train_batch_size=5, gradient_accumulation_steps=2, num_train_epochs=1, logging_steps=1
     )
@@ -186,7 +186,7 @@ def test_label_smoothing_keeps_the_budget(tmp_path):
 
 
 def summed_cross_entropy(outputs, labels, num_items_in_batch=None):
-    """As Trainer wants it: the sum over a micro-batch by the items of the whole step."""
+    """The form that Trainer expects: the sum over a micro-batch, divided by the items of the whole step."""
     return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
@@ -195,7 +195,7 @@ def summed_with_budget(outputs, labels, num_items_in_batch=None):
 
 
 class OwnLoss(SkipRNNTrainer):
-    """Trainer's documented way to a loss of one's own."""
+    """A trainer with its own loss, written as Trainer's documentation shows."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
@@ -205,7 +205,7 @@ class OwnLoss(SkipRNNTrainer):
 
 
 class LabelsLeftIn(OwnLoss):
-    """The same, but the model has computed its own loss too."""
+    """The same, but the labels stay in the inputs, so that the model computes its loss too."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
@@ -214,7 +214,7 @@ class LabelsLeftIn(OwnLoss):
 
 
 class Halved(SkipRNNTrainer):
-    """A loss made from the model's, which holds the budget."""
+    """A trainer whose loss is computed from the model's loss, which includes the budget loss."""
 
     def compute_loss(self, *args, **kwargs):
         loss, outputs = super().compute_loss(*args, **kwargs)
@@ -222,7 +222,7 @@ class Halved(SkipRNNTrainer):
 
 
 class Containing(nn.Module):
-    """A model of the user's own, with other names of inputs, a linear layer in front, and no budget in its loss."""
+    """A user's model: its inputs have other names, it starts with a linear layer, its loss has no budget loss."""
 
     def __init__(self):
         super().__init__()
@@ -256,7 +256,7 @@ def renamed(batch):
     ids=["function", "function-with-budget", "override", "labels-left-in", "override-of-ours", "own-model"],
 )
 def test_any_loss_of_ones_own_holds_the_budget_once(tmp_path, kind, options):
-    """Weights, logs and metrics are those of the loop by hand."""
+    """Weights, logs and metrics equal those of the loop by hand."""
     options = dict(options)
     trained = options.pop("model", new_model)()
     arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "remove_unused_columns": False}
@@ -403,7 +403,7 @@ def test_rows_without_a_real_step_are_told_of_once(tmp_path, caplog):
 
 
 def trained_with(folder, scales, **options):
-    """The trainer after one epoch of six steps, the gradients of each multiplied by a number of `scales`."""
+    """Train for one epoch of six steps, in which gradients are multiplied by `scales`; return the trainer."""
     trainer = new_trainer(folder, max_grad_norm=0.1, **options)
     backward = iter(scales)
     scale_of = {}
@@ -421,7 +421,7 @@ def trained_with(folder, scales, **options):
 
 
 def test_an_exploded_gradient_keeps_its_direction_through_clipping(tmp_path):
-    """Its squares overflow, in double precision too: clipped as it is, it would be all zeros."""
+    """Its squares overflow even in float64, so that clipping alone would make it zero."""
     large, exploded = (trained_with(tmp_path, [scale] * 6, num_train_epochs=1) for scale in (1e6, 1e200))
     for a, b in zip(large.model.parameters(), exploded.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
@@ -432,7 +432,7 @@ def test_an_update_without_a_finite_gradient_is_left_out(tmp_path, caplog):
         trainer = trained_with(tmp_path, [1, 1, float("inf"), 1, float("nan"), 1], num_train_epochs=1)
     assert [record.args[0] for record in caplog.records if "is not finite" in record.message] == [3, 5]
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
-    # What is left out changes nothing: six steps with a rate of 0 in the third and fifth.
+    # A skipped update changes nothing, like a learning rate of 0 in the third and fifth of six steps.
     other = trained_with(tmp_path, [1, 1, 0, 1, 0, 1], num_train_epochs=1)
     for a, b in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -461,7 +461,7 @@ def test_resumes_from_the_last_complete_checkpoint_only(tmp_path, caplog):
     folders = sorted(path.name for path in (tmp_path / "cut").iterdir())
     assert folders == ["checkpoint-6", "checkpoint-9"]
     assert last_complete_checkpoint(tmp_path / "cut").endswith("checkpoint-9")
-    (tmp_path / "cut/checkpoint-9" / COMPLETE).unlink()  # as if the process had died while writing it
+    (tmp_path / "cut/checkpoint-9" / COMPLETE).unlink()  # as after a kill while it was written
     (tmp_path / "cut/checkpoint-9/model.safetensors").write_bytes(b"half")
     with caplog.at_level("WARNING"):
         assert last_complete_checkpoint(tmp_path / "cut").endswith("checkpoint-6")
@@ -469,7 +469,7 @@ def test_resumes_from_the_last_complete_checkpoint_only(tmp_path, caplog):
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 12
     assert_same_weights(resumed.model, whole.model)
-    assert (tmp_path / "cut/checkpoint-9" / COMPLETE).is_file()  # written anew on the way
+    assert (tmp_path / "cut/checkpoint-9" / COMPLETE).is_file()  # the resumed run wrote it again
     assert whole.state.log_history[-2]["task_loss"] == pytest.approx(resumed.state.log_history[-2]["task_loss"])
 
 
@@ -479,7 +479,7 @@ def test_checkpoints_that_cannot_be_resumed_from(tmp_path):
         trainer.train(resume_from_checkpoint=True)
     trainer.train()
     (tmp_path / "checkpoint-3" / COMPLETE).unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-3 holds no file named 'complete': it was cut off"):
+    with pytest.raises(ValueError, match=r"checkpoint-3 holds no file named 'complete': its writing was interrupted"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
 
@@ -508,7 +508,7 @@ def test_a_checkpoint_that_is_a_link_is_unlinked_and_nothing_behind_it_touched(t
     behind.mkdir()
     (behind / COMPLETE).touch()
     (behind / "model.safetensors").write_bytes(b"mine")
-    for step in (1, 6):  # an older one, and one that is written anew
+    for step in (1, 6):  # an older checkpoint, and one that will be written again
         (tmp_path / f"run/checkpoint-{step}").symlink_to(behind)
     saving(tmp_path / "run", max_steps=6, save_total_limit=1).train()
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
@@ -529,9 +529,9 @@ def test_an_older_checkpoint_is_kept_until_the_new_one_is_complete(tmp_path, mon
 def test_complete_checkpoints_beyond_the_limit_go_oldest_first(tmp_path):
     for step in (2, 4, 6, 8, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        if step != 10:  # cut off, and of a later step than the current one
+        if step != 10:  # incomplete, and later than the current one
             (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
-    (tmp_path / "checkpoint-best").mkdir()  # none of ours
+    (tmp_path / "checkpoint-best").mkdir()  # not a checkpoint of the trainer
 
     def left():
         return sorted(path.name.removeprefix("checkpoint-") for path in tmp_path.iterdir())
@@ -558,7 +558,7 @@ def test_the_trainers_card_is_rewritten_with_the_numbers_of_this_training(tmp_pa
     assert str(tmp_path) not in text
     trainer.model.config.id2label = {0: "<b>up</b>", 1: "down"}
     trainer.state.log_history.append({"eval_task_loss": 0.123456, "step": 3})
-    trainer.create_model_card()  # the licence stays; the numbers are of now
+    trainer.create_model_card()  # keeps the licence and shows the new numbers
     text = card.read_text()
     assert "license: mit" in text
     assert "| task_loss | 0.1235 |" in text
@@ -575,7 +575,7 @@ def test_the_trainers_card_is_rewritten_with_the_numbers_of_this_training(tmp_pa
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_run_killed_after_its_last_checkpoint_goes_on_to_the_same_end(tmp_path, stream):
-    """Nothing is trained beyond the last step, and what is evaluated next draws the same random gates."""
+    """No step is trained after the last one, and the next evaluation uses the same random gates."""
     data = {"train_dataset": rows().to_iterable_dataset()} if stream else {}
 
     def new(folder):
@@ -594,7 +594,7 @@ def test_a_run_killed_after_its_last_checkpoint_goes_on_to_the_same_end(tmp_path
 
 
 def test_a_checkpoint_in_the_middle_of_a_logging_window_keeps_it(tmp_path):
-    """Steps 4 to 6 are logged as one, with a checkpoint after 5; so what the controller steers by is the same."""
+    """Steps 4 to 6 are one logging window with a checkpoint after step 5; the resumed run logs the same numbers."""
     kwargs = {"logging_steps": 3, "save_steps": 5, "max_steps": 8}
     logs = []
     for cut in (False, True):

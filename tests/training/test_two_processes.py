@@ -1,4 +1,4 @@
-"""Training over two gloo processes against one: what is computed, who reads which rows; sharded weights."""
+"""Training in two gloo processes equals training in one: numbers, rows read by each process, and sharded weights."""
 
 import importlib
 import json
@@ -24,14 +24,14 @@ from hf_skiprnn.training.callbacks import BudgetController
 
 HERE = Path(__file__).parent
 LAUNCHERS = SCRIPTS / "accelerate"
-OVER_GLOO = ["--num_processes", "2", "--mixed_precision", "no"]  # where there is no GPU
+OVER_GLOO = ["--num_processes", "2", "--mixed_precision", "no"]  # options for a machine without a GPU
 
 
 def streamed(shards):
     return {"train_dataset": rows().to_iterable_dataset(num_shards=shards)}
 
 
-# What two processes train in turn: arguments of new_trainer, made anew each time.
+# The trainings that two processes run: functions that return the arguments of new_trainer.
 RUNS = {
     "plain": dict,
     "smoothed": lambda: {"label_smoothing_factor": 0.1},
@@ -43,7 +43,7 @@ RUNS = {
         "max_steps": 6,
     },
 }
-# Every process reads a part of the stream itself: other batches, so only who reads what is compared.
+# Here every process reads its own part of the stream. Batches differ from one process's, so only the rows are compared.
 SHARDED = {
     f"sharded-{shards}": lambda shards=shards: {
         "trainer_kwargs": streamed(shards),
@@ -56,7 +56,7 @@ FSDP = {name: RUNS[name] for name in ("plain", "controlled")}
 
 
 def launch(config, script, folder):
-    """Start a script in two gloo processes with a file of scripts/accelerate, and wait for it."""
+    """Run a script in two gloo processes with a file of scripts/accelerate, and wait for its end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHERS / config)]
     done = subprocess.run(
         [*command, *OVER_GLOO, str(HERE / script), str(folder)],
@@ -69,12 +69,12 @@ def launch(config, script, folder):
 
 
 def gathered(tensor):
-    """All of a tensor of which every process may hold a part."""
+    """Return the whole tensor, of which every process may hold a shard."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class Notes(TrainerCallback):
-    """The gradients of every step, by process, and the row numbers (in its first value) that every step read."""
+    """Records the gradients of every step and the numbers of its rows, which are their first values."""
 
     def __init__(self):
         self.gradients, self.rows = [], [[]]
@@ -97,7 +97,7 @@ class Notes(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What each of two gloo processes noted, by run: [process 0, process 1]."""
+    """Run name -> results of two gloo processes: [process 0, process 1]."""
     folder = tmp_path_factory.mktemp("two_processes")
     launch("multi_gpu.yaml", "two_processes.py", folder)
     return {
@@ -108,14 +108,14 @@ def two_processes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fsdp(tmp_path_factory):
-    """The folder in which two gloo processes left what they trained with sharded weights."""
+    """The folder with the results of two gloo processes that trained with sharded weights."""
     folder = tmp_path_factory.mktemp("fsdp")
     launch("fsdp.yaml", "fsdp_processes.py", folder)
     return folder
 
 
 def on_one_process(folder, name):
-    """(trainer, its notes, metrics) of a run with double batches."""
+    """Run a training with batches of double size in this process; return (trainer, its notes, metrics)."""
     trainer = new_trainer(folder, **({"per_device_train_batch_size": 8} | RUNS[name]()))
     notes = Notes().watch(trainer)
     trainer.train()
@@ -123,7 +123,7 @@ def on_one_process(folder, name):
 
 
 def assert_same_training(process, trainer, notes, metrics):
-    """What a process noted is what one process alone computed: logs, metrics, lambda, gradients and weights."""
+    """Check that a process has the same logs, metrics, lambda, gradients and weights as a single process."""
     assert process["world_size"] == 2
     assert process["budget_weight"] == pytest.approx(trainer.model.config.budget_weight, rel=1e-9)
     logs = [[log for log in logs if "task_loss" in log] for logs in (trainer.state.log_history, process["logs"])]
@@ -141,7 +141,7 @@ def assert_same_training(process, trainer, notes, metrics):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_equal_one(two_processes, tmp_path, name):
-    """Logs, gradients, weights, lambda and every metric are those of one process with double batches."""
+    """Logs, gradients, weights, lambda and metrics equal those of one process with batches of double size."""
     theirs = two_processes[name]
     trainer, notes, metrics = on_one_process(tmp_path, name)
     for process in theirs:
@@ -174,7 +174,7 @@ def test_sharded_weights_resume_to_the_bit(fsdp):
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_streams_neither_overlap_nor_lose_rows(two_processes, name):
-    """An epoch of 24 rows, read by two processes on their own: every row once."""
+    """Two processes, which each read their part of a stream of 24 rows, together read every row once."""
     first, second = ([row for step in process["read"] for row in step] for process in two_processes[name])
     assert len(first) == len(second) == 12
     assert sorted(first + second) == sorted(row["input_values"][0][0] for row in rows())
@@ -189,14 +189,14 @@ def test_an_evaluated_stream_counts_every_row_once_or_is_refused(two_processes, 
 
 
 def test_two_processes_on_a_cpu_are_those_of_several_gpus():
-    """cpu.yaml is multi_gpu.yaml as it is launched here."""
+    """cpu.yaml equals multi_gpu.yaml with the options that these tests use."""
     cpu, gpus = (yaml.safe_load((LAUNCHERS / name).read_text()) for name in ("cpu.yaml", "multi_gpu.yaml"))
     del gpus["gpu_ids"]
     assert cpu == gpus | {"num_processes": 2, "mixed_precision": "no"}
 
 
 def test_deepspeed_understands_its_launcher(monkeypatch, tmp_path):
-    """A dry run: what accelerate makes of the file; where DeepSpeed is installed, also what its parser reads."""
+    """A dry run: accelerate reads the file, and DeepSpeed, if it is installed, parses it."""
     environment = {}
 
     def note(arguments):
@@ -211,8 +211,8 @@ def test_deepspeed_understands_its_launcher(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
     config = DeepSpeedPlugin().hf_ds_config.config
     assert config["zero_optimization"]["stage"] == 2
-    assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto"  # the Trainer's own
-    if find_spec("deepspeed") is not None:  # not in the tested set: it is large, and needs a GPU to run
+    assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto"  # the Trainer fills them in
+    if find_spec("deepspeed") is not None:  # not a dependency of the tests: it is large and needs a GPU
         settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
         filled = HfTrainerDeepSpeedConfig(config)
         filled.trainer_config_process(TrainingArguments(str(tmp_path), use_cpu=True, **settings))

@@ -1,4 +1,4 @@
-"""One of the two processes of test_two_processes.py, started by accelerate with scripts/accelerate/multi_gpu.yaml."""
+"""A process of test_two_processes.py; accelerate starts two with scripts/accelerate/multi_gpu.yaml."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def run(folder: Path, name: str, trainer_kwargs=None, **kwargs) -> None:
         trainer_kwargs={"compute_metrics": count_rows, **(trainer_kwargs or {})},
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
-        per_device_eval_batch_size=4,  # eleven rows: 4 + 4, then 3 and five repetitions
+        per_device_eval_batch_size=4,  # eleven rows: 4 + 4, then 3 + 5 repetitions
         ddp_find_unused_parameters=False,
         **kwargs,
     )
@@ -40,7 +40,7 @@ def run(folder: Path, name: str, trainer_kwargs=None, **kwargs) -> None:
 
 
 def evaluate_streams(folder: Path) -> None:
-    """Eleven rows of a stream, dealt out by the first process; and read by each, which is refused."""
+    """Evaluate on a stream of eleven rows: dispatched by the first process, and read by each, which is refused."""
     answers = []
     for dispatch in (None, False):
         stream = {"eval_dataset": rows(11, seed=1).to_iterable_dataset()}

@@ -8,11 +8,11 @@ from setuptools.command.build_ext import build_ext
 
 
 class BuildNative(build_ext):  # type: ignore[misc]  # setuptools ships no types
-    """Compile a hash of the source into each library, so that engine.py can tell a library of another source."""
+    """Compile a hash of the source into each library, so that library.py can tell a library of another source."""
 
     def build_extension(self, ext: Extension) -> None:
         files = sorted(Path(ext.sources[0]).parent.glob("*"))
         source = b"".join(path.read_bytes() for path in files if path.suffix in (".h", ".cpp"))
-        digest = hashlib.sha256(source).hexdigest()[:15]  # engine.py's source_hash
+        digest = hashlib.sha256(source).hexdigest()[:15]  # library.py's source_hash
         ext.define_macros.append(("SKIP_RNN_SOURCE", f"0x{digest}"))
         super().build_extension(ext)

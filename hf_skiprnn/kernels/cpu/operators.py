@@ -32,15 +32,8 @@ from hf_skiprnn.model.dense_scan_skip_rnn import Engine
 from hf_skiprnn.model.event_scan_skip_rnn import event_scan
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
-from .engine import (
-    check,
-    empty_gradients,
-    empty_records,
-    empty_results,
-    forward,
-    reverse,
-    unavailable_reason,
-)
+from .engine import check, empty_gradients, empty_records, empty_results, forward, reverse
+from .library import unavailable_reason
 
 __all__ = ["CPU", "CPU_OR_EVENTS", "EagerScan", "cpu_scan", "cpu_scan_tokens", "unavailable_reason"]
 
@@ -245,8 +238,7 @@ def _as_plain(path: KeyPath, tensor: Any) -> Any:
         return tensor.as_subclass(Tensor)
     raise WrappedTensorError(
         f"The 'cpu' backend reads memory, and arguments{keystr(path)} is a {type(tensor).__name__}, which has none of "
-        "its own. Use a plain tensor, or the 'events' or 'dense' backend. Of a DTensor, tensor.full_tensor() is plain. "
-        "Shard a model as a whole, fully_shard(model): the weights of a layer sharded alone are never gathered."
+        "its own. Use a plain tensor (a DTensor's is tensor.full_tensor()), or the 'events' or 'dense' backend."
     )
 
 

@@ -1,4 +1,4 @@
-"""Any data set of texts, pictures, sounds or series: which columns are the input and the label, and how."""
+"""The task `own_data`: find the input and label columns of any data set of texts, pictures, sounds or series."""
 
 from .task import OwnData
 

@@ -1,7 +1,7 @@
-"""Which columns of a table become the input, and doubts about them.
+"""Find out which columns of a table can be the input, and whether their kind is ambiguous.
 
-A guess that may be wrong is not made: training on words of "[0.1, 0.2]", or on a series whose channels were taken for
-steps, would run without an error and learn little.
+An ambiguous column is refused, not guessed. Otherwise training on the words of "[0.1, 0.2]", or on a series whose
+channels were taken for steps, would run without an error and learn little.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, LargeList, List, Value
 
-PEEK = 100  # rows that are looked at
+PEEK = 100  # number of first rows that are examined
 TOKEN_NAMES = ("input_ids", "token_ids", "tokens", "ids")
 LARGEST_PIXEL = 255  # integers of 0 to 255 may well be measurements; larger ones may be token ids
-ROW = "row_number"  # column: where a row stands in its split, for error messages
+ROW = "row_number"  # added column: number of a row in its split, for error messages
 
 
 def is_list(feature: Any) -> bool:
@@ -42,22 +42,22 @@ def is_text(feature: Any) -> bool:
 
 
 def numbers_in(text: str) -> Any:
-    """Return the list of numbers that a text writes out, in brackets or separated by commas, semicolons or spaces.
+    """Parse a text that holds a list of numbers, in brackets or separated by commas, semicolons or spaces.
 
     Raises:
-        ValueError: it is no such text.
+        ValueError: the text is not a list of numbers.
     """
     if text.strip().startswith("[["):
         return json.loads(text)
     bare = text.strip().strip("[]()")
     numbers = [float(part) for part in re.split(r"[,;\s]+", bare.strip()) if part]
     if len(numbers) < 2 and bare == text.strip():
-        raise ValueError(f"one number, or none: {text[:40]!r}")
+        raise ValueError(f"expected at least two numbers: {text[:40]!r}")
     return numbers
 
 
 def looks_like_numbers(text: Any) -> bool:
-    """Whether a cell is a list of numbers written as text, as CSV files hold them."""
+    """Whether a cell is a text that holds a list of numbers, as in CSV files."""
     try:
         numbers_in(text)
     except (ValueError, AttributeError):
@@ -66,12 +66,12 @@ def looks_like_numbers(text: Any) -> bool:
 
 
 def doubt(column: str, feature: Any, cells: Sequence[Any]) -> str | None:
-    """Return why the input column cannot be taken for what its feature says, and the options to choose from.
+    """Return why the kind of an input column is ambiguous and which kinds are possible; None if it is clear.
 
     Args:
-        column: its name.
-        feature: of `datasets`.
-        cells: of the first rows.
+        column: name of the column.
+        feature: its `datasets` feature.
+        cells: its cells in the first rows.
     """
     cells = [cell for cell in cells if cell is not None and len(cell)]
     if not cells:
@@ -98,7 +98,7 @@ def doubt(column: str, feature: Any, cells: Sequence[Any]) -> str | None:
 
 
 def joined(columns: Sequence[str], features: Features) -> str:
-    """Return what several input columns together are: "steps" of one series, or its "channels".
+    """Return whether several input columns are the "steps" of one series or its "channels".
 
     Raises:
         ValueError: a column holds neither numbers nor lists of numbers, or the columns are of both kinds.
@@ -114,7 +114,7 @@ def joined(columns: Sequence[str], features: Features) -> str:
 
 
 def join_row(row: dict[str, Any], columns: list[str], name: str) -> dict[str, Any]:
-    """Return a row's numbers as one series: [number of columns], or [T][number of columns] if they hold lists."""
+    """Join the input columns of a row to one series: [number of columns], or [T][number of columns] for lists."""
     cells = [row[column] for column in columns]
     if any(cell is None for cell in cells):
         return {name: None}
@@ -122,22 +122,22 @@ def join_row(row: dict[str, Any], columns: list[str], name: str) -> dict[str, An
         return {name: cells}
     lengths = {column: len(cell) for column, cell in zip(columns, cells, strict=True)}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{row.get(ROW, 'a row')}: input columns must hold as many steps each; got {lengths}.")
+        raise ValueError(f"{row.get(ROW, 'a row')}: input columns must have the same number of steps; got {lengths}.")
     return {name: [list(step) for step in zip(*cells, strict=True)]}
 
 
 def sequences(data: Dataset, columns: list[str], label: str, sequence_id: str, name: str) -> Dataset:
-    """Collect the rows of a table with one row for each step into one row for each sequence.
+    """Turn a table with one row for each step into a table with one row for each sequence.
 
     Args:
         data: the table.
-        columns: of numbers, the channels.
-        label: column of the label: one for each sequence, or one for each step if it changes within a sequence.
-        sequence_id: column that is the same in all rows of a sequence; rows keep their order.
-        name: of the new column of the series [T][number of columns].
+        columns: columns of numbers, which become the channels.
+        label: label column. A sequence gets one label, or one for each step if the label changes within a sequence.
+        sequence_id: column that has the same value in all rows of a sequence. The rows keep their order.
+        name: name of the new column, which holds series [T][number of columns].
 
     Returns:
-        Columns `name`, `label` (a list where it is per step) and ROW, the number of a sequence's first row.
+        Columns `name`, `label` (a list if there is one for each step) and ROW, the number of a sequence's first row.
     """
     wrong = [column for column in columns if not is_number(data.features[column])]
     if wrong:
@@ -161,13 +161,13 @@ def sequences(data: Dataset, columns: list[str], label: str, sequence_id: str, n
 
 
 def with_first_labels(data: Dataset, label: str, feature: Any) -> Dataset:
-    """Replace the list of labels of each sequence by its first one."""
+    """Replace the list of labels of each sequence by the first label."""
     first = [labels[0] for labels in data[label][:]]
     return data.remove_columns(label).add_column(label, first).cast_column(label, feature)
 
 
 def shortened(value: Any, length: int = 60) -> str:
-    """Return an example in at most `length` characters; of a sound its path."""
+    """Return an example as text of at most `length` characters; for a sound, its path."""
     if isinstance(value, dict):
         value = value.get("path") or sorted(value)
     text = re.sub(r"\s+", " ", repr(value))

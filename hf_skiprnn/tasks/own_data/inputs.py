@@ -1,7 +1,7 @@
 """The kinds of input columns: text, pictures, sounds, series of numbers, token ids.
 
-Each kind is fitted on training cells, turns cells into a batch, and has a processor that does the same at inference. A
-cell comes with its name, such as "train row 17, column 'wave'", which every error gives.
+Each kind is fitted to training cells, turns cells into a batch, and has a processor that does the same at inference. A
+cell comes with a name for errors, such as "train row 17, column 'wave'".
 """
 
 from abc import ABC, abstractmethod
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Cells = Iterable[tuple[Any, str]]  # (content, name)
 Kind = Literal["auto", "words", "series", "channels_first", "tokens"]
-VOCABULARY = 20_000  # words that a tokenizer made from training texts knows
-LONGEST = 10**9  # words of a text that is not cropped
+VOCABULARY = 20_000  # size of the vocabulary of a tokenizer made from training texts
+LONGEST = 10**9  # words; the tokenizer's maximum length if texts are not cropped
 MEL_BANDS = 32
 FRAME, HOP = 0.025, 0.010  # s
 
@@ -38,12 +38,12 @@ class Input(ABC):
     """A kind of input column.
 
     Args:
-        max_length: crop sequences to so many steps, from their start; None: read all.
+        max_length: keep only the first max_length steps of a sequence; None: keep all.
     """
 
-    name: str  # what a column was taken for, in words
-    fit_rows: int | None = 10_000  # training rows that the processor is made from; None: all
-    can_label_steps = False  # a cell's number of steps is known without the processor
+    name: str  # description of the kind, for the log
+    fit_rows: int | None = 10_000  # number of training rows to which the processor is fitted; None: all
+    can_label_steps = False  # labels at every step are possible: a cell's length is known without the processor
     processor: Any
 
     def __init__(self, max_length: int | None) -> None:
@@ -55,11 +55,11 @@ class Input(ABC):
 
     @abstractmethod
     def fit(self, cells: Cells) -> None:
-        """Make the processor from training cells."""
+        """Fit the processor to training cells."""
 
     @abstractmethod
     def load(self, checkpoint: str) -> None:
-        """Take the processor of a checkpoint (a folder or Hub id)."""
+        """Load the processor of a checkpoint (a folder or Hub id)."""
 
     @abstractmethod
     def batch(self, cells: Cells) -> Batch:
@@ -71,15 +71,15 @@ class Input(ABC):
 
     @abstractmethod
     def figure(self, batch: Batch, gates: np.ndarray, predicted: Sequence[str], labels: Sequence[str]) -> "Figure":
-        """Draw which steps were read; arguments as the functions of evaluation/figures.py."""
+        """Draw which steps were read; arguments as in evaluation/figures.py."""
 
     def page(self, batch: Batch, gates: np.ndarray, predicted: Sequence[str], labels: Sequence[str]) -> str | None:
-        """Return the figure as an HTML page; None for kinds that are better seen as a picture."""
+        """Return the figure as an HTML page; None for kinds that only have a picture."""
         return None
 
 
 class TextInput(Input):
-    """Words of a text, by a word-level tokenizer made from the training texts."""
+    """Texts, read word by word by a tokenizer made from the training texts."""
 
     name = "text, read word by word"
 
@@ -112,7 +112,7 @@ class TextInput(Input):
 
 
 class ImageInput(Input):
-    """Pixels of pictures of one size, in row order; gray or in colour as the first picture is."""
+    """Pictures of one size, read pixel by pixel, row by row; gray or in colour like the first picture."""
 
     name = "pictures, read pixel by pixel"
 
@@ -145,11 +145,11 @@ class ImageInput(Input):
 
 
 class SeriesInput(Input):
-    """Numbers of one or several channels at every step; each channel is standardised over the training rows.
+    """Series of numbers with one or several channels; each channel is standardised over the training rows.
 
     Args:
-        max_length: as Input.
-        channels_first: cells are [C][T], not [T][C].
+        max_length: as in Input.
+        channels_first: cells are [channels][T], not [T][channels].
     """
 
     name = "series of numbers"
@@ -183,13 +183,13 @@ class SeriesInput(Input):
         return self.processor.extract(self._numbers(cell, name), name)
 
     def _numbers(self, cell: Any, name: str) -> Any:
-        """Return [T] or [T][I] numbers of a cell: lists, or the text of a CSV file."""
+        """Return the numbers [T] or [T][I] of a cell, which holds lists or, from a CSV file, a text."""
         try:
             numbers = numbers_in(cell) if isinstance(_present(cell, name), str) else cell
             return list(zip(*numbers, strict=True)) if self.channels_first else numbers
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{name} must hold {'channels of as many' if self.channels_first else 'a list of'} numbers: {error}"
+                f"{name} must hold {'channels of one length' if self.channels_first else 'a list of numbers'}: {error}"
             ) from error
 
     def model_defaults(self) -> dict[str, Any]:
@@ -204,13 +204,13 @@ class SeriesInput(Input):
 
 
 class TokenInput(Input):
-    """Token ids, which the model embeds; ids above the largest training id are an error of the model."""
+    """Token ids, which the model embeds; the model refuses ids above the largest training id."""
 
     name = "token ids, which are embedded"
     fit_rows = None
     can_label_steps = True
     processor = None
-    width = 0  # of the vocabulary
+    width = 0  # size of the vocabulary
 
     def fit(self, cells: Cells) -> None:
         self.width = 1 + max(max(_present(cell, name)) for cell, name in cells)
@@ -236,7 +236,7 @@ class TokenInput(Input):
 
 
 class SoundInput(SeriesInput):
-    """Log-mel frames or samples of sounds, at the sampling rate of the first sound; others are resampled."""
+    """Sounds, as log-mel frames or samples; all are resampled to the sampling rate of the first sound."""
 
     name = "sounds"
     can_label_steps = False
@@ -262,12 +262,12 @@ def input_of(feature: Any, kind: Kind, max_length: int | None, sound_features: s
 
     Args:
         feature: the column's `datasets` feature.
-        kind: what to take it for; "auto": what the feature says.
-        max_length: as Input.
-        sound_features: "log_mel" or "values", for sounds.
+        kind: the kind that the user chose; "auto": decided by the feature.
+        max_length: as in Input.
+        sound_features: "log_mel" or "values"; only for sounds.
 
     Returns:
-        None for a column that cannot be read as a sequence of that kind.
+        None if the column cannot be read as a sequence of that kind.
     """
     if isinstance(feature, Image) and kind == "auto":
         return ImageInput(max_length)
@@ -285,7 +285,7 @@ def input_of(feature: Any, kind: Kind, max_length: int | None, sound_features: s
 
 
 def _peek(cells: Cells) -> tuple[tuple[Any, str], Cells]:
-    """Return the first cell, and all of them."""
+    """Return the first cell, and an iterable of all cells."""
     rest = iter(cells)
     if (first := next(rest, None)) is None:
         raise ValueError("There is no training row.")

@@ -1,4 +1,4 @@
-"""The table of own data: which columns are read, and the rows of its three splits."""
+"""The table of the task `own_data`: its input and label columns, and the rows of its three splits."""
 
 import zlib
 from functools import cached_property
@@ -48,11 +48,11 @@ logger = logging.get_logger(__name__)
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 EMPTY = "Fill it, or leave it out: rows of train are held out for a missing split."
-SPLIT = "split_name"  # column: the split that a row is from, for error messages
+SPLIT = "split_name"  # added column: the name of a row's split, for error messages
 
 
 class Table:
-    """The data set of a task `own_data`; every property is computed when it is first asked for.
+    """The data set of the task `own_data`; every property is computed at its first use.
 
     Args:
         options: the task.
@@ -63,7 +63,7 @@ class Table:
 
     @cached_property
     def _raw(self) -> dict[str, Any]:
-        """The splits with their own columns."""
+        """The splits with their original columns."""
         try:
             splits = self._loaded()
         except (ValueError, IndexError) as error:
@@ -103,7 +103,7 @@ class Table:
 
     @cached_property
     def chosen(self) -> list[str]:
-        """The names of the input columns; usually one."""
+        """The names of the input columns; usually there is one."""
         if self.options.input_column is not None:
             return [self._existing("input_column", name) for name in self.options.input_column]
         fitting = self._fitting
@@ -118,7 +118,7 @@ class Table:
 
     @property
     def _fitting(self) -> list[str]:
-        """The columns that can be the input alone."""
+        """The columns that can be the only input."""
         return [n for n in self.columns if n != self.label_column and self._kind_of(self.columns[n]) is not None]
 
     def _existing(self, option: str, name: str) -> str:
@@ -131,13 +131,13 @@ class Table:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """The splits with an input column, the label, and where each row stands."""
+        """The splits with the input column, the label column, and each row's split and number."""
         chosen, label, name = self.chosen, self.label_column, self.input_column
         if self.options.sequence_id is not None:
             column = self._existing("sequence_id", self.options.sequence_id)
             parts = {split: sequences(part, chosen, label, column, name) for split, part in self._raw.items()}
             constant = [len(set(labels)) == 1 for part in parts.values() for labels in part[label][:]]
-            if all(constant):  # one label a sequence
+            if all(constant):  # one label for each sequence
                 parts = {split: with_first_labels(part, label, self.columns[label]) for split, part in parts.items()}
             return {split: part.add_column(SPLIT, [split] * len(part)) for split, part in parts.items()}
         numbered = {split: self._numbered(part, split) for split, part in self._raw.items()}
@@ -157,11 +157,11 @@ class Table:
 
     @property
     def input_column(self) -> str:
-        """The name of the input column; several chosen ones are joined into one."""
+        """The name of the input column; several input columns are joined into one."""
         return "+".join(self.chosen)
 
     def _numbered(self, data: Any, split: str) -> Any:
-        """Keep inputs and label, leave sounds undecoded, and add where each row stands."""
+        """Keep the input and label columns, do not decode sounds, and add each row's split and number."""
         data = data.select_columns([*self.chosen, self.label_column])
         for name in self.chosen:
             if isinstance(self.columns[name], Audio):
@@ -172,10 +172,10 @@ class Table:
 
     @cached_property
     def kind(self) -> Input:
-        """The kind of the input column, not fitted yet.
+        """The Input of the input column, not yet fitted.
 
         Raises:
-            ValueError: it cannot be the input, or what it holds is doubtful.
+            ValueError: the column cannot be the input, or its kind is ambiguous.
         """
         name = self.input_column
         feature = self.columns.get(name) or _features_of(self.data["train"])[name]
@@ -193,12 +193,12 @@ class Table:
         return kind
 
     def first(self, count: int, *columns: str) -> list[Row]:
-        """Return some columns of the first training rows."""
+        """Return the first `count` training rows with only these columns."""
         return list(islice(self.data["train"].select_columns(list(columns)), count))
 
     @cached_property
     def target(self) -> Target:
-        """The kind of the label column, not fitted yet."""
+        """The Target of the label column, not yet fitted."""
         label, name = self.label_column, self.input_column
         feature = self.columns[label] if self.options.sequence_id is None else _features_of(self.data["train"])[label]
         per_step = False
@@ -209,7 +209,7 @@ class Table:
 
     @cached_property
     def splits(self) -> Splits:
-        """Train, validation and test, with rows held out for splits that are missing or not labelled.
+        """Train, validation and test. Rows of train are held out for splits that are missing or have no labels.
 
         Raises:
             ValueError: a split has no rows.
@@ -231,7 +231,7 @@ class Table:
         return Splits(train, found["validation"], found["test"])
 
     def _is_labelled(self, data: Any) -> bool:
-        """Whether some label of the first rows is not hidden behind None or -1."""
+        """Whether one of the first rows has a label: neither None nor -1."""
         labels = [row[self.label_column] for row in islice(data.select_columns(self.label_column), PEEK)]
         return any(label is not None and label != -1 for label in labels)
 
@@ -247,7 +247,7 @@ class Table:
         options = {"test_size": self.options.held_out_share, "random_state": seed}
         try:
             stay, held = train_test_split(rows, stratify=None if self.target.is_number else labels, **options)
-        except ValueError as error:  # a class of one row, or more classes than rows held out
+        except ValueError as error:  # a class has one row, or there are more classes than rows to hold out
             logger.warning(
                 "%s: rows are held out at random, not in the proportions of the classes: %s",
                 self.options.dataset_name,
@@ -257,7 +257,7 @@ class Table:
         return data.select(np.sort(stay)), data.select(np.sort(held))
 
     def _stored(self, stream: IterableDataset) -> Dataset:
-        """Return the first rows of a stream as a data set."""
+        """Store the first rows of a stream as a data set."""
         rows = list(islice(stream, self.options.eval_rows))
         if not rows:
             raise ValueError(f"{self.options.dataset_name}: too few rows to evaluate on. Raise held_out_share.")
@@ -265,7 +265,7 @@ class Table:
 
 
 def _as_splits(data: Any) -> dict[str, Any]:
-    """Return the splits by name; a data set without splits is all train."""
+    """Return the splits by name; a data set without splits becomes train."""
     return {"train": data} if isinstance(data, (Dataset, IterableDataset)) else dict(data)
 
 
@@ -275,10 +275,10 @@ def _features_of(data: Any) -> Features:
 
 
 def number_row(row: Row, index: int, split: str) -> Row:
-    """Return a row with two more columns that say where it stands."""
+    """Add a row's split and number as two columns."""
     return {**row, ROW: index, SPLIT: split}
 
 
 def is_held_out(row: Row, seed: int, share: float, held: bool) -> bool:
-    """Whether a row of a stream is held out (held=True) or stays (held=False), decided by its number alone."""
+    """Whether a row of a stream belongs to the rows held out (held=True) or to the others; its number decides."""
     return (zlib.crc32(f"{seed} {row[ROW]}".encode()) < share * 2**32) is held

@@ -1,4 +1,4 @@
-"""What a label column asks for: one class, several classes, a class at every step, or numbers."""
+"""The kinds of label columns: one class, several classes, a class at every step, or numbers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ from .columns import is_list
 
 NUMBERS = ("float16", "float32", "float64")
 CLASSES = ("int", "uint", "bool", "string", "large_string")
-MOST_CLASSES = 0.5  # share of the rows: a column with more different values holds no classes
+MOST_CLASSES = 0.5  # a column with more different values than this share of its rows does not hold classes
 
 
 def are_per_step(labels: Sequence[Any], lengths: Sequence[int]) -> bool:
-    """Whether lists of labels hold one label for each step, and not several labels of a sequence.
+    """Whether lists of labels hold one label for each step, rather than several labels of a sequence.
 
-    They do if every list is as long as its sequence, and if lengths differ or a list holds a class twice.
+    They do if every list is as long as its sequence and, in addition, lengths differ or a list holds a class twice.
     """
     known = [(label, length) for label, length in zip(labels, lengths, strict=True) if label is not None]
     if not known or any(len(label) != length for label, length in known):
@@ -39,11 +39,11 @@ def are_per_step(labels: Sequence[Any], lengths: Sequence[int]) -> bool:
 
 
 class Target:
-    """A label column.
+    """A label column: its classes or numbers, and their metrics.
 
     Args:
         feature: its `datasets` feature.
-        column: its name.
+        column: name of the column.
         per_step: lists hold one class for each step, not several classes of a sequence.
 
     Raises:
@@ -67,22 +67,22 @@ class Target:
                 f"Column {column!r} holds a float for each step, but only classes can be predicted at every step. "
                 "Write classes as integers or strings, or choose another column with --label_column."
             )
-        self.counts: Counter[int] = Counter()  # rows of each class
-        self.width = 1  # numbers per row
+        self.counts: Counter[int] = Counter()  # number of rows of each class
+        self.width = 1  # number of numbers in a row's label
 
     @property
     def kind(self) -> str:
-        """What the column was taken for, in words."""
+        """The kind of the label, in words."""
         if self.is_number:
             return f"{self.width} number{'s' if self.width > 1 else ''} to be predicted"
         kind = "a class at every step" if self.per_step else "several classes" if self.is_list else "a class"
         return f"{kind}, of {len(self.labels)}"
 
     def fit(self, labels: Iterable[Any]) -> None:
-        """Find the classes of the training labels and count their rows; of numbers, how many a row has.
+        """Find the classes in the training labels and count their rows; for numbers, find how many a row has.
 
         Raises:
-            ValueError: a row has no label; nearly every row has a class of its own; all rows have the same class.
+            ValueError: a row has no label; there are too many classes; or all rows have the same class.
         """
         values = [(value, f"train row {row}, column {self.column!r}") for row, value in enumerate(labels)]
         if self.is_number:
@@ -126,9 +126,10 @@ class Target:
         return {"problem_type": kind, **label_names(self.labels)}
 
     def encode(self, cells: Iterable[tuple[Any, str]]) -> Tensor:
-        """Return the labels of (content, name) cells.
+        """Encode the labels in cells (content, name) as a tensor.
 
-        [B] integer classes, [B, C] of 0 and 1 for several classes, [B] or [B, width] numbers.
+        Returns:
+            [B] integers for one class, [B, C] of 0 and 1 for several classes, [B] or [B, width] for numbers.
         """
         if self.is_number:
             return torch.tensor([self._numbers(value, name) for value, name in cells], dtype=torch.float32)
@@ -146,7 +147,7 @@ class Target:
         Args:
             cells: (content, name) of each row.
             mask: [B, T], the attention_mask of the inputs.
-            max_length: crop to so many steps, as the inputs are.
+            max_length: keep only the first max_length steps, as for the inputs.
 
         Raises:
             ValueError: a row has more or fewer labels than steps.
@@ -179,15 +180,15 @@ class Target:
         return numbers.tolist()
 
     def class_weights(self) -> Tensor:
-        """Return weights [C] with which all classes count alike and the mean over rows is 1; 0 for an absent class."""
+        """Return weights [C] that make all classes count equally and have mean 1 over rows; 0 for an absent class."""
         counts = torch.tensor([self.counts[i] for i in range(len(self.classes))], dtype=torch.float32)
         return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Compute the metrics of the label's kind.
+        """Compute the metrics for the kind of the label.
 
-        One class: accuracy and balanced accuracy (mean recall of the classes), over real steps if it is per step.
-        Several classes: micro-averaged F1. Numbers: mean squared error and R2.
+        One class: accuracy and balanced accuracy (mean recall of the classes); with a class at every step, over all
+        real steps. Several classes: micro-averaged F1. Numbers: mean squared error and R2.
         """
         outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         if self.is_number:
@@ -199,7 +200,7 @@ class Target:
         return {"accuracy": accuracy(outputs, labels), "balanced_accuracy": balanced_accuracy(outputs, labels)}
 
     def shown(self, outputs: np.ndarray) -> list[str]:
-        """Return predictions in words, for figures, from logits or numbers [B, C], or logits [B, T, C]."""
+        """Describe predictions in words, for figures, from logits or numbers [B, C] or logits [B, T, C]."""
         if self.per_step:
             return [_most_common([self.labels[i] for i in row.argmax(axis=1)]) for row in outputs]
         if self.is_number:
@@ -209,7 +210,7 @@ class Target:
         return [self.labels[i] for i in outputs.argmax(axis=1)]
 
     def truth(self, labels: np.ndarray) -> list[str]:
-        """Return labels in words, for figures."""
+        """Describe labels in words, for figures."""
         if self.per_step:
             return [_most_common([self.labels[i] for i in row[row != IGNORED]]) for row in labels]
         if self.is_number or self.is_list:

@@ -1,16 +1,16 @@
 """Own data: any data set of texts, pictures, sounds or series of numbers, from the Hub or a local folder.
 
-Source and licence: the user's. What is not set on the command line is inferred from the columns, and one line of the
-log says what each column was taken for. Where that would be a guess, an error asks for `--input_kind`.
+Source and licence: those of your data. Options that are not set are inferred from the columns, and one line of the log
+tells what was inferred. If the kind of the input is ambiguous, an error asks for `--input_kind`.
 
 - input: text (words), picture (pixels in row order), audio (log-mel frames, or samples), or lists of numbers ([T] or
   [T][C], any lengths), standardised per channel over the training rows. The processor that does this is saved;
-- several input columns, `--input_column a b c`: of numbers, one row is a sequence and the columns are its steps; of
-  lists, the columns are channels; with `--sequence_id id` a row is one step, and the columns are channels;
+- several input columns, `--input_column a b c`: if they hold numbers, a row is a sequence and the columns its steps; if
+  they hold lists, the columns are channels; with `--sequence_id id`, a row is one step and the columns are channels;
 - label: integers, strings or class labels (one class), lists of them (several classes, or a class at every step),
   floats (regression);
-- splits: where validation or test is missing, or its labels are hidden (-1), rows of train are held out by seed, in
-  the proportions of the classes. With --streaming true nothing is stored but `eval_rows` rows of each of these two.
+- splits: if validation or test is missing, or its labels are hidden (-1), rows of train are held out for it, by seed
+  and stratified. With --streaming true, only `eval_rows` rows of validation and of test are stored.
 
     python scripts/train.py --dataset_name my_folder --label_column activity
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-BUFFER = 1000  # rows of a stream that are shuffled at a time
+BUFFER = 1000  # size of the shuffle buffer of a stream, in rows
 
 
 @dataclass
 class OwnData(Task):
-    """A label of a sequence, or of every step, on anybody's data."""
+    """The task to predict a label of each sequence, or of every step, in your own data."""
 
     name = "own_data"
     dataset_name: str = field(default="", metadata={"help": "Hub id, or local folder."})
@@ -55,27 +55,27 @@ class OwnData(Task):
     )
     input_column: list[str] | None = field(
         default=None,
-        metadata={"help": "The sequence, or several columns of numbers; default: the only fitting column."},
+        metadata={"help": "Column of the sequence, or several columns of numbers; default: the only fitting column."},
     )
     input_kind: Kind = field(
         default="auto",
         metadata={
-            "help": "What the input column holds, where that is doubtful: words; series ([T] or [T][C], or lists that "
-            "are written as text); channels_first (series [C][T]); tokens (ids that are embedded)."
+            "help": "Kind of the input column, if it is ambiguous: words; series ([T] or [T][channels], also lists "
+            "written as text); channels_first (series [channels][T]); tokens (ids that are embedded)."
         },
     )
     sequence_id: str | None = field(
         default=None,
-        metadata={"help": "A row of the table is one step, and this column tells which sequence it is of."},
+        metadata={"help": "Column with the sequence of a row, for tables in which each row is one step."},
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "What to predict; default: a column named label, labels, target, class or y."}
+        default=None, metadata={"help": "Label column; default: a column named label, labels, target, class or y."}
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read the data as it comes and store none of it. Needs --max_steps."}
+        default=False, metadata={"help": "Stream the data instead of storing it. Needs --max_steps."}
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Crop sequences to so many steps, from their start."}
+        default=None, metadata={"help": "Keep only so many steps of a sequence, from its start."}
     )
     sound_features: Literal["log_mel", "values"] = field(
         default="log_mel",
@@ -83,7 +83,7 @@ class OwnData(Task):
     )
     balance_classes: bool = field(default=False, metadata={"help": "Let all classes count alike in the loss."})
     held_out_share: float = field(
-        default=0.1, metadata={"help": "Share of train for a missing validation or test split."}
+        default=0.1, metadata={"help": "Share of train to hold out for a missing validation or test split."}
     )
     eval_rows: int = field(default=1000, metadata={"help": "With streaming: rows of validation, and of test, at most."})
     split_seed: int = field(default=0, metadata={"help": "Decides which rows are held out."})
@@ -111,27 +111,27 @@ class OwnData(Task):
         return Table(self)
 
     def load(self, seed: int) -> Splits:
-        """Return the splits; `seed` orders a stream, other rows are put in order by the trainer."""
+        """Return the splits. `seed` shuffles a stream; other rows are shuffled by the trainer."""
         train, validation, test = self._table.splits
         return Splits(train.shuffle(seed, buffer_size=BUFFER) if self.streaming else train, validation, test)
 
     @cached_property
     def _input(self) -> Input:
-        """The kind of the input column, fitted on training rows."""
+        """The Input of the input column, fitted to training rows."""
         kind, name = self._table.kind, self._table.input_column
         kind.fit(self._cells(islice(self._table.splits.train, kind.fit_rows), name))
         return kind
 
     @cached_property
     def _labels(self) -> Target:
-        """The kind of the label column, fitted on the whole training split (in streaming: one pass over its labels)."""
+        """The Target of the label column, fitted to the whole training split; a stream is read once for this."""
         data, column = self._table.data["train"].select_columns(self._table.label_column), self._table.label_column
         self._table.target.fit(data[column][:] if not self.streaming else (row[column] for row in data))
         self._tell()
         return self._table.target
 
     def _tell(self) -> None:
-        """Log what each column was taken for, in one line."""
+        """Log the kind of each column, in one line."""
         table = self._table
         (row,) = table.first(1, table.input_column, table.label_column)
         cell, label = row[table.input_column], row[table.label_column]
@@ -152,16 +152,16 @@ class OwnData(Task):
         return ((row[column], f"{row[SPLIT]} row {row[ROW]}, column {column!r}") for row in rows)
 
     def processor(self) -> Any:
-        """Return the tokenizer, image processor or feature extractor; None for token ids."""
+        """Return the tokenizer, image processor or feature extractor; None if the input holds token ids."""
         return self._input.processor
 
     def use_processor(self, checkpoint: str) -> None:
-        """Take the checkpoint's tokenizer, image processor or feature extractor."""
+        """Use the checkpoint's tokenizer, image processor or feature extractor."""
         self._table.kind.load(checkpoint)
         self._input = self._table.kind
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Return the model's inputs and labels: [B], [B, C], or [B, T] with a class at every step."""
+        """Return the model's inputs and labels: [B], [B, C], or [B, T] for a class at every step."""
         inputs = self._input.batch(self._cells(rows, self._table.input_column))
         cells = self._cells(rows, self._table.label_column)
         if self._table.target.per_step:
@@ -174,7 +174,7 @@ class OwnData(Task):
         return self._input.model_defaults() | self._labels.model_defaults()
 
     def loss(self) -> Callable[..., Tensor] | None:
-        """Return the cross-entropy in which all classes count alike, if asked for."""
+        """With balance_classes, return the cross-entropy in which all classes count equally; otherwise None."""
         if not self.balance_classes:
             return None
         if self._labels.is_number or self._labels.is_list:

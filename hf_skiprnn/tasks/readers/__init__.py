@@ -1,1 +1,1 @@
-"""What tasks share: readers of words, sounds and videos, and a cache of prepared rows."""
+"""Modules that tasks share: readers of words, sounds and videos, and a cache of prepared rows."""

@@ -1,4 +1,4 @@
-"""A cache of rows that are costly to make (decoded videos, features of a CNN), in Arrow files."""
+"""Cache rows that are costly to make, such as features of videos, in Arrow files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from hf_skiprnn.evaluation.files import whole_file
 
-ROWS_PER_FILE = 16  # rows that are lost at most when a run is stopped
+ROWS_PER_FILE = 16  # also the largest number of rows that are lost when a run is interrupted
 
 
 def cached_rows(
@@ -24,18 +24,18 @@ def cached_rows(
     facts: dict[str, Any],
     folder: str | None = None,
 ) -> Dataset:
-    """Return the rows `make(part)` of all parts, in order; those in the cache are read, the others made and written.
+    """Return the rows `make(part)` of all parts, in order. Rows in the cache are read; the others are made and cached.
 
-    A run that was stopped goes on after the last file that it finished.
+    An interrupted run continues after the last complete file.
 
     Args:
-        name: of the cache's folder and in the progress bar.
-        parts: what rows are made from.
-        make: part -> row.
-        features: of the rows.
-        facts: everything that decides what the rows hold (files and their sizes, models, options), as JSON. They are
-            hashed into the folder's name: other facts, other files.
-        folder: of all caches; default: `hf_skiprnn` in the cache of `datasets`.
+        name: name in the cache's folder and in the progress bar.
+        parts: the inputs of `make`, one for each row.
+        make: makes a row from a part.
+        features: `datasets` features of the rows.
+        facts: everything that the content of the rows depends on (files and their sizes, models, options), as JSON. A
+            hash of it is part of the folder's name, so that other facts use another folder.
+        folder: folder of all caches; default: `hf_skiprnn` in the cache of `datasets`.
     """
     content = json.dumps({"facts": facts, "features": str(features)}, sort_keys=True, default=str)
     fingerprint = xxhash.xxh64(content.encode()).hexdigest()

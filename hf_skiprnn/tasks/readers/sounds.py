@@ -11,15 +11,15 @@ def read_sound(audio: Any, name: str, sampling_rate: int | None = None) -> tuple
     """Read a cell of an undecoded `datasets.Audio` column; channels are averaged.
 
     Args:
-        audio: {"bytes": content of a sound file, or None, "path": ...}.
-        name: where the sound stands, for errors.
-        sampling_rate: resample to so many samples per second; None: keep the file's rate.
+        audio: {"bytes": content of a sound file or None, "path": its path}.
+        name: row and column of the sound, for errors.
+        sampling_rate: samples per second to resample to; None: keep the file's rate.
 
     Returns:
         Samples [T] float32, and their rate.
 
     Raises:
-        ValueError: the cell holds no sound, a file of another kind, or an empty sound.
+        ValueError: the cell holds no sound, an unknown kind of file, or an empty sound.
     """
     import soundfile
 

@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-RANDOM = "random"  # instead of the name of an image model
-RANDOM_SIZE = 112  # pixels, square
+RANDOM = "random"  # name that stands for an image model with random weights
+RANDOM_SIZE = 112  # pixels, height and width of its input
 FRAMES_AT_ONCE = 32
 
 
@@ -23,7 +23,7 @@ def decode_frames(path: Path, frame_rate: float, limit: int) -> Iterator[np.ndar
     """Yield the pictures shown at 0, 1 / frame_rate, 2 / frame_rate ... seconds, uint8 [H, W, 3], at most `limit`.
 
     Raises:
-        ValueError: the file is no video, or breaks off before its first frame.
+        ValueError: the file is not a video, or ends before its first frame.
     """
     import av
 
@@ -37,7 +37,7 @@ def decode_frames(path: Path, frame_rate: float, limit: int) -> Iterator[np.ndar
             frames = container.decode(stream)
             if (
                 "avi" in container.format.name
-            ):  # constant rate; its time stamps are out of order where B-frames are packed
+            ):  # at a constant rate, count frames: the time stamps of packed B-frames are out of order
                 timed = ((i * duration, frame) for i, frame in enumerate(frames))
             else:
                 timed = ((frame.time, frame) for frame in frames)
@@ -53,7 +53,7 @@ def decode_frames(path: Path, frame_rate: float, limit: int) -> Iterator[np.ndar
 
 
 def _at_rate(frames: Iterable[tuple[float, Any]], frame_rate: float, duration: float) -> Iterator[Any]:
-    """Yield the frame shown at every tick; a frame is shown until the next one, the last for `duration` seconds."""
+    """Yield the frame shown at each multiple of 1 / frame_rate; the last frame is shown for `duration` seconds."""
     tick, last, start, now = 0, None, 0.0, 0.0
     slack = 1e-3 / frame_rate  # time stamps are rounded
     for now, frame in frames:
@@ -68,11 +68,11 @@ def _at_rate(frames: Iterable[tuple[float, Any]], frame_rate: float, duration: f
 
 
 class FrameFeatures:
-    """An image model that turns frames into vectors.
+    """An image model that turns frames into feature vectors.
 
     Args:
-        name: Hub id or folder of a model that AutoModel and AutoImageProcessor load and that has a pooled output; or
-            "random", a small ResNet with random weights (always the same), to see that everything runs.
+        name: Hub id or folder of a model with a pooled output that AutoModel and AutoImageProcessor can load; or
+            "random", a small ResNet with fixed random weights, for a dry run.
 
     Raises:
         OSError: the model cannot be loaded; the message says what to do.
@@ -117,7 +117,7 @@ class FrameFeatures:
         while several := list(islice(frames, FRAMES_AT_ONCE)):
             out = self.model(pixel_values=self._pixels(several))
             pooled = out.pooler_output if getattr(out, "pooler_output", None) is not None else out[0]
-            if pooled.ndim == 4:  # [N, C, 1, 1], or a map to be averaged
+            if pooled.ndim == 4:  # [N, features, 1, 1], or a map to be averaged
                 pooled = pooled.mean(dim=(2, 3))
             if pooled.ndim != 2:
                 raise ValueError(f"{self.name} must give one vector per picture; got {tuple(pooled.shape)}.")

@@ -1,4 +1,4 @@
-"""Texts as words: a word-level tokenizer made from texts, and pretrained word vectors."""
+"""Read texts word by word: make a word-level tokenizer, and load pretrained word vectors."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ PAD_ID = 0
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Make a tokenizer of lower-case words and punctuation marks, the `vocabulary` most frequent ones of `texts`.
+    """Make a tokenizer that knows the `vocabulary` most frequent lower-case words and punctuation marks in `texts`.
 
     It crops texts to their first `max_length` words. Line breaks written as HTML (<br />) count as spaces. Ids 0 and 1
     are padding and unknown words.
@@ -25,7 +25,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> P
     words.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"<br\s*/?>"), " "), normalizers.Lowercase()]
     )
-    apart = Regex(r"\w+(?:'\w+)*|[^\w\s]")  # don't, o'clock: one word
+    apart = Regex(r"\w+(?:'\w+)*|[^\w\s]")  # "don't" and "o'clock" are one word each
     words.pre_tokenizer = pre_tokenizers.Split(apart, behavior="removed", invert=True)
     words.train_from_iterator(
         texts, trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN], show_progress=False)
@@ -62,17 +62,17 @@ def real_gates(gates: np.ndarray, mask: Tensor) -> list[np.ndarray]:
 
 @torch.no_grad()
 def set_vectors(embedding: Tensor, vocabulary: dict[str, int], path: str) -> int:
-    """Overwrite the rows of an embedding whose words are in a word2vec file; return how many there are.
+    """Replace the embeddings of the words that a word2vec file holds; return the number of these words.
 
-    A word is looked up as it is, then with a capital letter.
+    A word is looked up as it is, then with a capital first letter.
 
     Args:
         embedding: [V, D].
-        vocabulary: word -> row.
-        path: of a file in word2vec's binary format (.bin, .bin.gz) or text format (any other name).
+        vocabulary: word -> row of the embedding.
+        path: file in word2vec's binary format (.bin, .bin.gz) or text format (any other name).
 
     Raises:
-        ValueError: the file is absent or damaged, or its vectors have another width than D.
+        ValueError: the file is absent or damaged, or the width of its vectors is not D.
     """
     from gensim.models import KeyedVectors
 

@@ -1,1 +1,1 @@
-"""A small Hub for tests: a server of its own process that the real huggingface_hub client talks to over HTTP."""
+"""A small Hub for tests: a server process that the real huggingface_hub client uses over HTTP."""

@@ -1,4 +1,4 @@
-"""Starts the server, and lets a test set faults and look inside."""
+"""Start the server, and let tests inject faults and read what the server received."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from .store import USERS
 
 
 class HubServer:
-    """The server's process, seen by a test."""
+    """The server process; its methods are for tests."""
 
     def __init__(self) -> None:
         script = Path(__file__).with_name("server.py")
@@ -32,7 +32,7 @@ class HubServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.communicate("")  # its input ends, so it ends
+        self._process.communicate("")  # the server exits when its input ends
         assert self._process.returncode == 0
 
     def _ask(self, name: str, **request: Any) -> Any:
@@ -42,7 +42,7 @@ class HubServer:
 
     @contextlib.contextmanager
     def fault(self, method: str, path: str, action: int | str, times: int = 1) -> Iterator[None]:
-        """See store.Fault. Afterwards there are no faults; this one must have come."""
+        """Inject a fault (see store.Fault) inside the block; fail if it did not happen. Then remove all faults."""
         self._ask("fault", method=method, path=path, action=action, times=times)
         try:
             yield
@@ -51,15 +51,15 @@ class HubServer:
         assert left[0] < times, "the fault never came"
 
     def requests(self) -> list[list[Any]]:
-        """[origin, method, path, whether it had an Authorization header] of everything since the start."""
+        """Return [origin, method, path, whether it had an Authorization header] for every request since the start."""
         return self._ask("requests")
 
     def places_of(self, text: str) -> list[str]:
-        """Where a text occurs in what was received and kept, the Authorization headers to the Hub apart."""
+        """Return where a text occurs in requests and stored files, except in Authorization headers to the Hub."""
         return self._ask("places", text=text)
 
     def repo(self, repo_id: str, revision: str = "main") -> dict[str, Any]:
-        """`files` (path -> SHA-256), `titles` (newest first), `tags` and `branches` (name -> commit)."""
+        """Return `files` (path -> SHA-256), `titles` (newest first), `tags` and `branches` (name -> commit)."""
         return self._ask("repo", id=repo_id, revision=revision)
 
 
@@ -67,10 +67,10 @@ ALICE, ALICE_READS, BOB = USERS
 
 
 class HubClient:
-    """Points the huggingface_hub of this process at the server; everything else of it is as it is.
+    """Makes huggingface_hub in this process use the server; nothing else of it is changed.
 
-    `use_token`, `empty_caches`, `offline` and `lose_server` change what the next call meets. The server's own methods
-    are there too.
+    `use_token`, `empty_caches`, `offline` and `lose_server` apply to the next calls. The methods of HubServer are
+    available too.
     """
 
     def __init__(self, server: HubServer, home: Path, patch: Any) -> None:
@@ -109,12 +109,12 @@ class HubClient:
         self._patch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     def lose_server(self) -> None:
-        """From now on nobody answers."""
+        """Connect to a port where no server listens."""
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             self._point_to(f"http://127.0.0.1:{unused.getsockname()[1]}")
 
     def environment(self) -> dict[str, str]:
-        """For a process of its own that talks to the server as this one does."""
+        """Return the environment for a new process that uses the server as this one does."""
         own = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self._home), "HF_HUB_DISABLE_XET": "1"}
         return {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | own

@@ -1,7 +1,7 @@
-"""The server: `python server.py` prints the addresses of its two origins and serves until its input ends.
+"""The server: `python server.py` prints the URLs of its two origins and serves until its input ends.
 
-The second origin holds large files and must never see an Authorization header. Paths under /_control are the tests'
-own way in.
+The second origin holds large files and must never receive an Authorization header. Paths under /_control are for the
+tests.
 """
 
 import base64
@@ -49,7 +49,7 @@ class Origin(ThreadingHTTPServer):
         return f"http://{self.host}:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # clients that are killed
+        if not isinstance(sys.exception(), ConnectionError):  # a client was killed
             super().handle_error(request, client_address)
 
 
@@ -93,14 +93,14 @@ class Handler(BaseHTTPRequestHandler):
                     answer = respond(self, path, note.body)
             except RefusedError as refused:
                 answer = refused.answer
-            except Exception:  # noqa: BLE001 - of this server: the client would only see that it hung up
+            except Exception:  # noqa: BLE001 - a bug of this server: otherwise the client sees only a closed connection
                 answer = Answer(400, {"error": traceback.format_exc()})
             if fault != "lose answer":
                 self.send(answer, fault)
                 return
         self.hang_up()
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do  # noqa: N815 - http.server's names
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do  # noqa: N815 - names in http.server
 
     def read_body(self) -> bytes:
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
@@ -135,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - name in http.server
         pass
 
 
@@ -167,9 +167,6 @@ def control(name: str, request: dict[str, Any]) -> Answer:
         else:
             return Answer(404)
     return Answer()
-
-
-# What the Hub answers
 
 
 def respond(request: Handler, path: str, body: bytes) -> Answer:

@@ -1,11 +1,11 @@
-"""What the server keeps, in memory: users, repositories, commits, large files."""
+"""The server's data, in memory: users, repositories, commits, large files."""
 
 import hashlib
 import json
 import threading
 from dataclasses import dataclass, field
 
-LARGE = (".safetensors", ".bin", ".pt", ".png")  # kept outside of git, on the second origin
+LARGE = (".safetensors", ".bin", ".pt", ".png")  # stored outside git, on the second origin
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class User:
     may_write: bool
 
 
-# The tokens are looked for in everything the server receives, so each is a string of its own.
+# Tests search for the tokens in everything that the server receives, so each must be unique.
 USERS = {
     "hf_alicewritesAAAAAAAAAAAAAAAAAAAAAAAA": User("alice", True),
     "hf_alicereadsonlyBBBBBBBBBBBBBBBBBBBBB": User("alice", False),
@@ -24,7 +24,7 @@ USERS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a commit."""
+    """A file in a commit."""
 
     content: bytes
     large: bool
@@ -35,7 +35,7 @@ class Entry:
 
     @property
     def oid(self) -> str:
-        """Git's name of the blob; for a large file that of its pointer."""
+        """Git's hash of the blob; for a large file, of its LFS pointer."""
         blob = self.content
         if self.large:
             blob = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(blob)}\n".encode()
@@ -100,11 +100,11 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests of `method` whose path matches.
+    """An error in the next `times` requests with this method and a matching path.
 
-    action: an HTTP status to answer with; "drop" (the connection closes while the body comes); "lose answer" (all is
-    done, then the connection closes); "hang" (nothing happens until the faults are cleared); "truncate" and "corrupt"
-    (of what is downloaded).
+    action: an HTTP status to answer with; "drop" (close the connection while the body arrives); "lose answer" (do the
+    work, then close the connection); "hang" (do nothing until the faults are cleared); "truncate" or "corrupt" (change
+    the downloaded file).
     """
 
     method: str
@@ -115,7 +115,7 @@ class Fault:
 
 @dataclass
 class Received:
-    """A request as it came; `headers` without the Hub's own Authorization."""
+    """A request that the server received; `headers` without the Authorization to the Hub."""
 
     origin: str
     method: str
@@ -134,7 +134,7 @@ class Store:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def places_of(self, text: str) -> list[str]:
-        """Where a text occurs in what was received and kept."""
+        """Return where a text occurs in requests and stored files."""
         needle = text.encode()
         found = [f"{r.method} {r.path}" for r in self.received if needle in r.body or text in r.headers + r.path]
         found += [f"large file {sha}" for sha, content in self.large_files.items() if needle in content]

@@ -1,6 +1,5 @@
 // The Skip RNN scan on a CPU, behind a C ABI. This file is compiled once for each instruction set, each time to a library of
 // its own. All but the exported functions has internal linkage: no library can call another one's code.
-#include <chrono>
 #include <cerrno>
 #include <csignal>
 
@@ -24,31 +23,11 @@ int guarded(const SkipRnnCall* call, const Run& run) noexcept {
   }
 }
 
-// The most float32 operations a second of one core, measured on independent multiply-adds of registers: the best of 50 runs.
-double measure_peak() {
-  constexpr int kChains = 12, kSteps = 20000;
-  double best = 0;
-  for (int run = 0; run < 50; ++run) {
-    Simd<float>::V acc[kChains];
-    for (int c = 0; c < kChains; ++c) acc[c] = splat(float(run + c));  // alike, they would be computed once
-    const auto x = splat(0.5f + float(run)), y = splat(1.0f);
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < kSteps; ++i)
-#pragma GCC unroll 12
-      for (int c = 0; c < kChains; ++c) acc[c] = fma(acc[c], x, y);
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    volatile float used = 0;
-    for (const auto& a : acc) used = used + sum<float>(a);
-    best = std::max(best, 2.0 * Simd<float>::W * kChains * kSteps / seconds.count());
-  }
-  return best;
-}
-
 }  // namespace
 
 SKIP_RNN_EXPORT std::int64_t skip_rnn_abi() { return kAbi; }
 
-// A hash of these files, from build_native.py: engine.py refuses a library that is older than the source beside it.
+// A hash of these files, from build_native.py: library.py refuses a library that is older than the source beside it.
 #ifndef SKIP_RNN_SOURCE
 #define SKIP_RNN_SOURCE 0
 #endif
@@ -62,8 +41,6 @@ SKIP_RNN_EXPORT int skip_rnn_backward(const SkipRnnCall* call) {
   if (call && (call->every < 1 || call->rows < 1 || call->rows > kLanes)) return kBadCall;
   return guarded(call, [call] { call->is_double ? backward<double>(*call) : backward<float>(*call); });
 }
-
-SKIP_RNN_EXPORT double skip_rnn_peak_flops() { return measure_peak(); }
 
 // Ctrl-C during a call. Python's own signal handler only records the signal, and Python raises KeyboardInterrupt after the
 // call has returned. So during a call this handler replaces it: it sets the flag that ends the call, then calls the replaced
