@@ -128,7 +128,7 @@ class SkipRNNLayer(nn.Module):
         return tuple(None if value is None else value.clone() for value in values)
 
     def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
-        """Return the weights of a layer that no tool has changed; see `layer_weights` and `SkipStack.current_layers`."""
+        """Return the weights of a layer that no tool has changed; of others see `SkipStack.current_layers`."""
         return layer_weights(self, dtype)
 
 
