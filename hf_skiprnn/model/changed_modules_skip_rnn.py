@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-PLAIN_TENSORS = (
-    nn.Parameter,
-    Tensor,
-)  # tensors of other classes (quantised, sharded) need not have memory of their own
+# Tensors of other classes (quantised, sharded) need not have memory of their own.
+PLAIN_TENSORS = (nn.Parameter, Tensor)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -30,10 +28,9 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_table(embeddings: nn.Module) -> bool:
-    """Return whether embeddings are the rows of a plain tensor: an nn.Embedding that no tool has changed."""
-    return (
-        is_plain(embeddings, nn.Embedding) and type(embeddings.weight) in PLAIN_TENSORS and embeddings.max_norm is None
-    )
+    """Whether embeddings are the rows of a plain tensor: those of an nn.Embedding that no tool has changed."""
+    is_unchanged = is_plain(embeddings, nn.Embedding) and embeddings.max_norm is None
+    return is_unchanged and type(embeddings._parameters.get("weight")) in PLAIN_TENSORS  # quicker than the attribute
 
 
 def linear_map(

@@ -61,7 +61,7 @@ def test_bad_tokens_and_states() -> None:
         model(input_ids=torch.tensor([[-1, 7]]))
     with pytest.raises(ValueError, match="input_ids must be integers"):
         model(input_ids=torch.rand(2, 3))
-    with pytest.raises(ValueError, match="vocab_size=7, takes input_ids or inputs_embeds; got input_values"):
+    with pytest.raises(ValueError, match=r"vocab_size=7, .* takes input_ids or inputs_embeds; got input_values"):
         model(torch.rand(2, 3, 2))
     state = classifier().base_model.initial_state(3)
     with pytest.raises(ValueError, match=r"state must have shapes .*\(1, 2, 6\).*got .*\(1, 3, 6\)"):

@@ -24,14 +24,15 @@ class Outcomes:
     def __init__(self) -> None:
         self.counts: dict[str, dict[str, int]] = {}
 
-    def _count(self, path: str, outcome: str) -> None:
-        counts = self.counts.setdefault(Path(path).stem, {})
+    def _count(self, node: str, outcome: str) -> None:
+        counts = self.counts.setdefault(Path(node.partition("::")[0]).stem, {})
         counts[outcome] = counts.get(outcome, 0) + 1
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or report.outcome != "passed":
+        is_part = hasattr(report, "context")  # a subtest, whose test is counted
+        if report.outcome != "passed" or (report.when == "call" and not is_part):
             outcome = "failed as expected" if hasattr(report, "wasxfail") and report.skipped else report.outcome
-            self._count(report.location[0] if report.nodeid.startswith("tests") else report.nodeid, outcome)
+            self._count(report.nodeid, outcome)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.outcome != "passed" and report.nodeid:
