@@ -143,8 +143,8 @@ class Stream(_Copies):
     @property
     def state(self) -> SkipRNNState:
         """A copy of the state, a batch of one row: for `model(..., state=)`, `pull` or another stream."""
-        since = self._state.increment.new_tensor([self._step - self._updated])
-        return self._state.map(Tensor.clone)._replace(steps_since_update=since)
+        steps_since_update = self._state.increment.new_tensor([self._step - self._updated])
+        return self._state.map(Tensor.clone)._replace(steps_since_update=steps_since_update)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the stream as tensors that safetensors can save. The generator of a random gate is not included."""
@@ -301,8 +301,8 @@ class StreamBatch(_Copies):
     @property
     def state(self) -> SkipRNNState:
         """A copy of the state: for `model(..., state=)`, `pull` or another stream."""
-        since = (self._step - self._updated).to(self._state.increment)
-        return self._state.map(Tensor.clone)._replace(steps_since_update=since)
+        steps_since_update = (self._step - self._updated).to(self._state.increment)
+        return self._state.map(Tensor.clone)._replace(steps_since_update=steps_since_update)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all streams as tensors that safetensors can save. The generator of a random gate is not included."""

@@ -14,12 +14,12 @@ from hf_skiprnn.model.cells_skip_rnn import LARGEST_COUNT, NEVER, gate_opens, st
 from hf_skiprnn.model.pull_skip_rnn import EndOfSequence, Position
 
 
-@given(increment=st.floats(2**-25, 1, width=32), since=st.integers(0, 1000))
-def test_the_interval_is_the_first_step_at_which_the_gate_opens(increment: float, since: int) -> None:
-    skip = steps_to_skip(increment, since)
-    count = torch.tensor([since + skip, since + skip + 1])
+@given(increment=st.floats(2**-25, 1, width=32), steps_since_update=st.integers(0, 1000))
+def test_the_interval_is_the_first_step_at_which_the_gate_opens(increment: float, steps_since_update: int) -> None:
+    skip = steps_to_skip(increment, steps_since_update)
+    count = torch.tensor([steps_since_update + skip, steps_since_update + skip + 1])
     before, at = gate_opens(count, torch.full((2,), increment)).tolist()
-    assert at or since + skip + 1 >= LARGEST_COUNT
+    assert at or steps_since_update + skip + 1 >= LARGEST_COUNT
     assert not before or skip == 0
 
 

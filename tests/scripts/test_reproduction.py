@@ -239,7 +239,7 @@ def test_runs_are_made_once_and_failures_are_told(
         "--seed=1",
         "--seed=2",
         "--seed=3",
-    ]  # type: ignore[index]
+    ]
     assert re.search(r"failed: \S+tuned-table1-skip-lstm-1e-5/seed-3", capsys.readouterr().err)
     assert [run["training"]["seed"] for run in read_table(tmp_path, 1)["runs"]] == [1, 2]
     before = (tmp_path / "table1-adding" / "README.md").read_text()

@@ -224,13 +224,15 @@ def ties_zero_and_nan() -> None:
     increments += [0.5 / n for n in range(1, 30)]
     batch, steps = len(increments), 12 if INTERPRETED else 40
     problem = make_problem(Case(batch=batch, steps=steps, gate_bias=-50.0, inputs=1), dtype=torch.float32)
-    for since in (0.0, 3.0):
+    for steps_since_update in (0.0, 3.0):
         state = problem.state._replace(
-            increment=torch.tensor(increments), steps_since_update=torch.full((batch,), since)
+            increment=torch.tensor(increments), steps_since_update=torch.full((batch,), steps_since_update)
         )
         with torch.no_grad():
             got = on_device(replace(problem, state=state)).run(triton_scan).update_gates.bool().cpu()
-        opens = gate_opens((since + torch.arange(1, steps + 1)).unsqueeze(0), torch.tensor(increments).unsqueeze(1))
+        opens = gate_opens(
+            steps_since_update + torch.arange(1, steps + 1).unsqueeze(0), torch.tensor(increments).unsqueeze(1)
+        )
         first = torch.where(opens.any(1), opens.int().argmax(1), steps)
         for row in range(batch):
             assert not got[row, : first[row]].any(), increments[row]
