@@ -380,11 +380,6 @@ def test_a_push_that_failed_in_the_background_surfaces(hub: HubClient, repo_id: 
     assert torch.equal(weights(trainer.model), weights(AutoModelForSequenceClassification.from_pretrained(repo_id)))
 
 
-def test_a_token_in_the_arguments_is_refused(hub: HubClient, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="hub_token must not be in TrainingArguments"):
-        trainer_that_pushes(tmp_path / "run", "alice/never", hub_token=ALICE)
-
-
 # Last: everything above went through the same server.
 
 

@@ -201,10 +201,6 @@ def test_wrong_inputs() -> None:
 
 
 def test_conversions_that_would_change_the_function_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"gate='learned' may skip steps; nn\.LSTM and nn\.GRU cannot"):
-        SkipLSTM(3, 7).to_native()
-    with pytest.raises(ValueError, match="learned initial state"):
-        SkipLSTM(3, 7, gate="always", learn_initial_state=True).to_native()
     with pytest.raises(ValueError, match="resets after the product"):
         SkipGRU.from_native(nn.GRU(3, 7), gru_reset="before")
     with pytest.raises(ValueError, match="bidirectional"):
