@@ -185,7 +185,7 @@ def test_an_evaluated_stream_counts_every_row_once_or_is_refused(two_processes, 
     for dealt_out, read_by_each in two_processes["streams"]:
         for key in ("loss", "updates", "updates_std", "update_rate"):
             assert dealt_out[f"eval_{key}"] == pytest.approx(metrics[f"eval_{key}"], rel=1e-9), key
-        assert read_by_each.startswith("A stream that every process reads a part of (dispatch_batches=False)")
+        assert read_by_each.startswith("With dispatch_batches=False, a stream does not tell")
 
 
 def test_two_processes_on_a_cpu_are_those_of_several_gpus():
