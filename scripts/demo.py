@@ -29,7 +29,7 @@ from hf_skiprnn.commands import evaluate
 from hf_skiprnn.evaluation.animation import write_animation
 from hf_skiprnn.tasks import TASKS
 
-TASK, PIXELS, STRIDE = "find_digit", 256, 3
+TASK, STRIDE = "find_digit", 3
 TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # relative, because results.json stores the command
 # The slowest training comes first, because two run at a time.
 RIVALS = {"plain-lstm": ["--gate=always"], "skip-lstm": [], "strided-lstm": ["--gate=strided", f"--stride={STRIDE}"]}
@@ -67,7 +67,8 @@ def read_again(folder: str) -> dict[str, float]:
     """
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
-    canvases = TASKS[TASK]().load(seed=0).test
+    options = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["task_options"]
+    canvases = TASKS[TASK](**options).load(seed=0).test
     pixels, labels = processor(canvases["image"][:], return_tensors="pt")["pixel_values"], canvases["label"][:]
     with torch.no_grad():
         out = model(pixel_values=pixels, output_update_gates=True)
@@ -76,7 +77,12 @@ def read_again(folder: str) -> dict[str, float]:
     names = [model.config.id2label[answer] for answer in answers[some]]
     write_animation(Path(folder, "reading.gif"), pixels[some, 0].numpy(), out.update_gates[some].numpy() > 0, names)
     right = sum(answer == label for answer, label in zip(answers, labels, strict=True))
-    return {"accuracy": right / len(labels), "pixels": out.num_updates.mean().item()}
+    return {
+        "accuracy": right / len(labels),
+        "pixels": out.num_updates.mean().item(),
+        "of": pixels[0].numel(),
+        "canvases": len(labels),
+    }
 
 
 def read_again_in_a_new_process(folder: Path) -> dict[str, float]:
@@ -100,20 +106,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where the three runs go")
     parser.add_argument("--read_again", metavar="CHECKPOINT", help="only evaluate this checkpoint, and print JSON")
     settings, options = parser.parse_known_args(argv)
+    if any(option.startswith(("--gate", "--target_update_rate", "--budget")) for option in options):
+        parser.error("the demo compares three gates by one recipe; to choose a gate or a share, use scripts/train.py")
     if settings.read_again:
         print(json.dumps(read_again(settings.read_again)))
         return
     begin, folder = time.monotonic(), settings.output_dir
     print(f"Three trainings, two at a time; this is {folder / SHOWN}:", flush=True)
     with ThreadPoolExecutor(2) as pool:
-        jobs = {name: pool.submit(train, folder / name, [*rival, *options]) for name, rival in RIVALS.items()}
+        jobs = {name: pool.submit(train, folder / name, [*options, *rival]) for name, rival in RIVALS.items()}
         results = {name: job.result() for name, job in jobs.items()}
     print(f"\n== {folder / SHOWN}, evaluated ==", flush=True)
     evaluate.main([str(folder / SHOWN)])
     again = read_again_in_a_new_process(folder / SHOWN)
     print(f"loaded in a new process: accuracy {again['accuracy']:.1%}, {again['pixels']:.1f} pixels read")
-    canvases = len(TASKS[TASK]().load(seed=0).test)
-    print(f"\n{f'{canvases} test canvases':22} {'accuracy':>9} {'pixels read':>12} {'of 256':>7} {'mult-adds':>12}")
+    title, of = f"{again['canvases']:.0f} test canvases", f"of {again['of']:.0f}"
+    print(f"\n{title:22} {'accuracy':>9} {'pixels read':>12} {of:>7} {'mult-adds':>12}")
     for name, title in (
         ("skip-lstm", "Skip LSTM"),
         ("plain-lstm", "plain LSTM"),
@@ -122,7 +130,7 @@ def main(argv: list[str]) -> None:
         print(row(title, results[name]))
     skip, plain, strided = (results[f"{name}-lstm"]["metrics"]["test"] for name in ("skip", "plain", "strided"))
     print(
-        f"\nThe Skip LSTM reads {skip['updates']:.0f} of {PIXELS} pixels and is right for {skip['accuracy']:.1%}. "
+        f"\nThe Skip LSTM reads {skip['updates']:.0f} {of} pixels and is right for {skip['accuracy']:.1%}. "
         f"A plain LSTM reads all: {plain['accuracy']:.1%}. Every {STRIDE}rd pixel: {strided['accuracy']:.1%}."
         f"\nPicture: {folder / SHOWN / 'steps-read-test.png'}. Watch it read: {folder / SHOWN / 'reading.gif'}."
         f"\n{time.monotonic() - begin:.0f} s."

@@ -35,6 +35,7 @@ the folder above it), or from the results.json of a published folder. Options on
 Writes evaluation-SPLIT.json and steps-read-SPLIT.png into the checkpoint's folder, or into --output_dir.
 """
 # Names of metrics that Trainer and SkipRNNTrainer add to the task's own start with one of these.
+CALIBRATION_ROWS = 1024  # validation rows: the standard error of a mean share is then below a hundredth
 OF_THE_TRAINER = ("loss", "budget_loss", "update", "runtime", "samples_per", "steps_per", "model_preparation", "epoch")
 
 
@@ -135,18 +136,20 @@ def operating_points(
     from hf_skiprnn.evaluation.figures import accuracy_against_updates
 
     points, shifted, rows = [], cast(Any, model), getattr(splits, options.split)
-    before = shifted.config.gate_shift
-    shifts = set(options.gate_shifts or ())
-    if options.update_rates and shifted.config.gate_calibration is None:
-        kept, size = list(splits.validation), options.batch_size
+    config = shifted.config
+    before = config.gate_shift, config.gate_calibration
+    asked: list[tuple[float, dict[str, float]]] = [(shift, {}) for shift in options.gate_shifts or ()]
+    if options.update_rates and config.gate_calibration is None:
+        kept, size = list(spread_rows(splits.validation, CALIBRATION_ROWS)), options.batch_size
         calibrate(shifted, [task.collate(kept[start : start + size]) for start in range(0, len(kept), size)])
     for rate in options.update_rates or ():
-        set_update_rate(shifted, rate)
-        shifts.add(shifted.config.gate_shift)
-    for shift in sorted(shifts):
+        if (found := set_update_rate(shifted, rate)) != rate:
+            print(f"update rate {rate:.1%} was not measured; the nearest one is {found:.1%}.")
+        asked.append((config.gate_shift, {"update_rate_asked": rate}))
+    for shift, named in sorted(asked, key=lambda pair: pair[0]):
         shifted.set_gate_shift(shift)
-        points.append({"gate_shift": shift} | evaluate(model, task, rows, options.batch_size, folder))
-    shifted.set_gate_shift(before)
+        points.append({"gate_shift": shift} | named | evaluate(model, task, rows, options.batch_size, folder))
+    config.gate_shift, config.gate_calibration = before
     metric = "accuracy" if "accuracy" in points[0] else "task_loss"
     if metric == "accuracy":
         curve = [(point["updates"], point[metric]) for point in points]
@@ -181,10 +184,15 @@ def pull(model: PreTrainedModel, task: Task, folder: Path) -> dict[str, Any]:
     return result
 
 
+def spread_rows(rows: Dataset, number: int) -> Dataset:
+    """Return at most `number` rows from all over a split, which may be sorted by label."""
+    shown = min(number, len(rows))
+    return rows.select([i * len(rows) // shown for i in range(shown)])
+
+
 def draw_rows(model: PreTrainedModel, task: Task, rows: Dataset, path: Path, number: int = 12) -> None:
     """Draw the steps read in `number` rows, evenly spaced over the split, because it may be sorted by label."""
-    shown = min(number, len(rows))
-    draw(model, task, rows.select([i * len(rows) // shown for i in range(shown)]), path)
+    draw(model, task, spread_rows(rows, number), path)
 
 
 def draw(model: PreTrainedModel, task: Task, rows: Dataset, path: Path) -> None:

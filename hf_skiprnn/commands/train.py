@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from datasets import Dataset
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
 from hf_skiprnn.evaluation.files import write_json
 from hf_skiprnn.hub.card import data_fingerprint
 from hf_skiprnn.tasks import Splits, Task
-from hf_skiprnn.training.calibration import calibrate, set_update_rate
+from hf_skiprnn.training.calibration import calibrate, set_update_rate, share_read
 from hf_skiprnn.training.callbacks import BudgetController, StopWhenSettled
 from hf_skiprnn.training.checkpoints import last_complete_checkpoint
 from hf_skiprnn.training.provenance import commit
@@ -23,7 +24,7 @@ from hf_skiprnn.training.rate_controller import RateController
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 from .classes import start_classifier
-from .evaluate import draw_rows
+from .evaluate import CALIBRATION_ROWS, draw_rows, spread_rows
 from .option_parser import wrong_input_exits
 from .runs import RESULTS, RUN_FILE, check_run, describe, plain_names, results_of
 from .summary import LabelWatch, summary
@@ -31,7 +32,6 @@ from .train_options import Settings, StartArguments, given, parse
 
 logger = logging.get_logger(__name__)
 LEAST_STEPS, MOST_EPOCHS = 1000, 100  # of a training on own data whose length nobody chose
-CALIBRATION_ROWS = 1024  # validation rows: the standard error of a mean share is then below a hundredth
 
 
 def model_of(start: StartArguments, task: Task, config: SkipRNNConfig) -> PreTrainedModel:
@@ -62,16 +62,22 @@ def trainer_of(settings: Settings, splits: Splits, watch: LabelWatch) -> SkipRNN
     )
 
 
-def train_long_enough(args: TrainingArguments, splits: Splits, options: list[str]) -> None:
-    """Give small data sets more epochs, unless the command line says how long to train: a gate needs steps to learn."""
-    if any(given(options, name) for name in ("num_train_epochs", "max_steps")) or not isinstance(splits.train, Sized):
+def train_long_enough(settings: Settings, splits: Splits, options: list[str]) -> None:
+    """Give small data sets more epochs than the recipe has, unless the user said how long to train.
+
+    A gate needs steps to learn. A recipe of the user's own (--config) says it too.
+    """
+    args = settings.args
+    if any(given(options, name) for name in ("num_train_epochs", "max_steps", "config")):
+        return
+    if not isinstance(splits.train, Sized):
         return
     rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = -(-len(splits.train) // rows_a_step)
     epochs = min(-(-LEAST_STEPS // steps), MOST_EPOCHS)
     if epochs > args.num_train_epochs:
         print(f"{len(splits.train)} training rows: {epochs} epochs, which are {epochs * steps} optimizer steps.")
-        args.num_train_epochs = float(epochs)
+        args.num_train_epochs = settings.chosen["num_train_epochs"] = float(epochs)
 
 
 def callback_outcomes(settings: Settings, trainer: SkipRNNTrainer) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         set_seed(args.seed)
         splits = settings.task.load(args.seed if args.data_seed is None else args.data_seed)
         if settings.task.name == "own_data":
-            train_long_enough(settings.args, splits, sys.argv[1:] if argv is None else argv)
+            train_long_enough(settings, splits, sys.argv[1:] if argv is None else argv)
         watch = LabelWatch(settings.task.compute_metrics)
         trainer = trainer_of(settings, splits, watch)
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
@@ -105,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"Going on from {checkpoint}.", flush=True)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     train = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"], "resumed_from": checkpoint}
-    calibrate_gate(trainer)
+    calibrate_gate(trainer, splits.validation)
     test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
     guess = watch.guess()
     results = results_of(settings, trainer, train, test) | {"commit": code} | callback_outcomes(settings, trainer)
@@ -117,21 +123,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def calibrate_gate(trainer: SkipRNNTrainer) -> None:
+def calibrate_gate(trainer: SkipRNNTrainer, validation: Dataset) -> None:
     """Shift the gate after training so that the share of steps read in validation rows is exactly the target."""
     controllers = [c for c in trainer.callback_handler.callbacks if isinstance(c, RateController)]
     if not controllers:
         return
     (controller,) = controllers
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    batches, rows = [], 0
-    for batch in trainer.get_eval_dataloader():
-        batches.append(batch)
-        rows += len(batch["labels"])
-        if rows * trainer.args.world_size >= CALIBRATION_ROWS:
-            break
+    batches = list(trainer.get_eval_dataloader(spread_rows(validation, CALIBRATION_ROWS)))
     calibrate(model, batches, trainer.accelerator)
-    controller.judge(set_update_rate(model, controller.target), model.config)
+    set_update_rate(model, controller.target)
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    model.eval()
+    controller.judge(share_read(model, inputs, model.config.gate_shift, trainer.accelerator), model.config)
     if text := controller.warning():
         logger.warning(text)
 

@@ -39,6 +39,9 @@ SHAPE = (
 )
 
 
+OPERATING_POINT = ("gate_shift", "gate_noise", "gate_calibration", "budget_loss", "budget_target")
+
+
 @dataclasses.dataclass
 class StartArguments:
     """The option that chooses the initial weights."""
@@ -160,7 +163,9 @@ def config_of(start: StartArguments, task: Task, fields: dict[str, Any]) -> Skip
     if start.model_name_or_path is None:
         return SkipRNNConfig(**(task.model_defaults() | fields))
     task.use_processor(start.model_name_or_path)
-    config = SkipRNNConfig.from_pretrained(start.model_name_or_path, **(task.model_defaults() | fields))
+    fresh = SkipRNNConfig()  # the operating point and the budget are this training's, not the checkpoint's
+    point = {name: getattr(fresh, name) for name in OPERATING_POINT}
+    config = SkipRNNConfig.from_pretrained(start.model_name_or_path, **(point | task.model_defaults() | fields))
     held = SkipRNNConfig.from_pretrained(start.model_name_or_path)
     if others := [name for name in SHAPE if getattr(held, name) != getattr(config, name)]:
         raise SystemExit(

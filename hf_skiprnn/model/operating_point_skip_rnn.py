@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .cells_skip_rnn import state_dtype
 from .configuration_skip_rnn import SkipRNNConfig
+from .inputs_skip_rnn import can_read_values
 
 Shift = float | Sequence[float] | Tensor
 
@@ -66,7 +67,7 @@ def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:
     rows = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     if rows.shape not in ((), (batch,)):
         raise ValueError(f"{name} must be a number, or [B] = ({batch},) numbers; got shape {tuple(rows.shape)}.")
-    if not torch.compiler.is_compiling() and not bool(rows.isfinite().all()):
+    if can_read_values() and not bool(rows.isfinite().all()):
         raise ValueError(f"{name} must be finite; got {rows.tolist()}.")
     return rows.expand(batch)
 
@@ -87,8 +88,9 @@ def shift_of_rate(calibration: Sequence[Sequence[float]] | None, rate: Tensor) -
             "rows, or give gate_shift."
         )
     shares, shifts = torch.tensor(calibration, dtype=rate.dtype, device=rate.device).T.contiguous().unbind()
-    low, high = float(shares[0]), float(shares[-1])
-    if not torch.compiler.is_compiling() and bool(((rate < low) | (rate > high)).any()):
+    low, high = calibration[0][0], calibration[-1][0]
+    slack = 1e-6  # a share of the table, rounded to the precision of the model
+    if can_read_values() and bool(((rate < low - slack) | (rate > high + slack)).any()):
         raise ValueError(
             f"update_rate must lie in what was measured, {low:.3f} to {high:.3f}; got {float(rate.min()):.3f} to "
             f"{float(rate.max()):.3f}. Calibrate over "
@@ -96,6 +98,7 @@ def shift_of_rate(calibration: Sequence[Sequence[float]] | None, rate: Tensor) -
         )
     if len(shares) == 1:
         return shifts.expand_as(rate)
+    rate = rate.clamp(low, high)
     after = torch.searchsorted(shares, rate.contiguous()).clamp(1, len(shares) - 1)
     weight = (rate - shares[after - 1]) / (shares[after] - shares[after - 1])
     return torch.lerp(shifts[after - 1], shifts[after], weight)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_skiprnn.evaluation.metrics import real_lengths
 from hf_skiprnn.model.operating_point_skip_rnn import shift_of_rate
 
 WIDEST = 8.0  # shifts from -WIDEST to WIDEST are measured
@@ -40,8 +41,7 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any
     model.eval()
 
     def measure(shift: float) -> float:
-        share = share_read(model, rows, shift)
-        return share if accelerator is None else float(accelerator.reduce(torch.tensor(share), "mean"))
+        return share_read(model, rows, shift, accelerator)
 
     step = 2 * WIDEST / (COARSE - 1)
     shares = {shift: measure(shift) for shift in (step * i - WIDEST for i in range(COARSE))}
@@ -59,10 +59,11 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any
 
 
 def set_update_rate(model: Any, rate: float) -> float:
-    """Set the gate shift of a calibrated model so that it reads the share `rate`; return the share that it reads.
+    """Set the gate shift of a calibrated model so that it reads the share `rate`; return the share that was looked up.
 
-    A rate outside the measured shares is replaced by the nearest one. Unlike the argument `update_rate=` of a call, the
-    shift is saved with the checkpoint, in `config.gate_shift`.
+    A rate outside the measured shares is replaced by the nearest one. Between two measured shares the shift is
+    interpolated, so the share that is read may differ; `share_read` measures it. Unlike the argument `update_rate=` of
+    a call, the shift is saved with the checkpoint, in `config.gate_shift`.
     """
     pairs = model.config.gate_calibration
     reachable = min(max(rate, pairs[0][0]), pairs[-1][0])
@@ -71,15 +72,15 @@ def set_update_rate(model: Any, rate: float) -> float:
 
 
 @torch.no_grad()
-def share_read(model: Any, batches: Iterable[Mapping[str, Any]], shift: float) -> float:
-    """Measure the share of steps that a model reads at a gate shift: the mean over rows of N / L."""
+def share_read(model: Any, batches: Iterable[Mapping[str, Any]], shift: float, accelerator: Any = None) -> float:
+    """Measure the share of steps that a model reads at a gate shift: the mean over rows of N / L.
+
+    With several processes, an accelerator averages their shares.
+    """
     shares = []
     for batch in batches:
         inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         num_updates = model(**inputs, gate_shift=shift).num_updates
-        mask = inputs.get("attention_mask")
-        first = next(inputs[name] for name in ("input_values", "input_ids", "pixel_values") if name in inputs)
-        steps = first.shape[2] * first.shape[3] if first.dim() == 4 else first.shape[1]
-        lengths = torch.full_like(num_updates, steps) if mask is None else mask.sum(1)
-        shares.append(num_updates / lengths.clamp(min=1))
-    return float(torch.cat(shares).double().mean())
+        shares.append(num_updates / real_lengths(inputs).clamp(min=1))
+    share = torch.cat(shares).float().mean()
+    return float(share if accelerator is None else accelerator.reduce(share, "mean"))

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from .callbacks import saved_attributes
+from .forward_notes import skip_rnns
 
 logger = logging.get_logger(__name__)
 
@@ -74,14 +75,15 @@ class RateController(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         """Set the budget, the noise and, in a new model, the gate's initial bias; or restore a checkpoint's state."""
-        config, base = model.config, model.base_model
+        base = skip_rnn_in(model)
+        config = base.config
         if config.gate != "learned":
             raise ValueError(f"A target update rate needs gate='learned'; got gate={config.gate!r}.")
         config.budget_loss, config.budget_target = "rate", self.target
         config.gate_noise = config.gate_noise or NOISE
         self.rate = min(max(COURSE / max(state.max_steps, 1), SLOWEST), FASTEST)
         kept = saved_attributes(state, self)
-        self.level, self.scale = kept.get("level", self.level), kept.get("scale", self.scale)
+        self.level, self.scale, self.share = kept.get("level", 0.0), kept.get("scale"), None
         self.astray, self.weight = kept.get("astray", 0), kept.get("weight", 0.0)
         config.budget_weight = self.weight
         if not kept:
@@ -128,7 +130,7 @@ class RateController(TrainerCallback, ExportableState):
         """
         if self.scale is None and state.global_step:
             raise RuntimeError("RateController needs SkipRNNTrainer, which passes it the share of every step.")
-        self.judge(self.share, model.config)
+        self.judge(self.share, skip_rnn_in(model).config)
 
     def judge(self, share: float | None, config: Any) -> None:
         """Set `outcome` from the share that is read now; call it again after a calibration."""
@@ -155,10 +157,22 @@ class RateController(TrainerCallback, ExportableState):
         return f"The target share of steps, {self.target:.1%}, was not reached: the share is {shown}. {reason}"
 
 
+def skip_rnn_in(model: Any) -> Any:
+    """Return the SkipRNNModel in a model, which a tool or the user may have wrapped.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = skip_rnns(model)
+    if not found:
+        raise ValueError(f"RateController needs a model that contains a SkipRNNModel; got {type(model).__name__}.")
+    return found[0]
+
+
 @torch.no_grad()
 def start_as_stride(gate: Any, target: float, first_bias: float) -> None:
     """Initialise an untrained gate to read about every (1 / target)-th step; do not change a trained gate."""
-    if not torch.equal(gate.bias, torch.full_like(gate.bias, first_bias)):
+    if not isinstance(gate, torch.nn.Linear) or not bool((gate.bias == first_bias).all()):
         return
     gate.weight.mul_(SMALL)
     gate.bias.fill_(math.log(target / (1 - target)) - math.log(2))

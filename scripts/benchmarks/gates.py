@@ -138,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "model_cards" / "gates", help="folder of the results")
     parser.add_argument("--report", action="store_true", help="do not train")
     chosen, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if any(option.startswith(("--gate", "--target_update_rate", "--learning_rate", "--seed")) for option in rest):
+        parser.error("gates, shares, learning rates and seeds are chosen here; see --shares and --seeds")
     path = chosen.results / "results.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     if not chosen.report:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,3 +142,18 @@ def test_short_calls_and_other_threads_are_not_watched(monkeypatch: pytest.Monke
     thread.start()
     thread.join()
     assert len(results) == 1
+
+
+def test_a_handler_that_a_handler_sets_stays() -> None:
+    """A second Ctrl-C often kills: the first one's handler restores the system's default."""
+    code = (
+        "import os, signal, time\n"
+        "from hf_skiprnn.kernels.cpu.library import engine\n"
+        "library = engine()\n"
+        "library.skip_rnn_watch_interrupt()\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "library.skip_rnn_stop_watching()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(1)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGINT

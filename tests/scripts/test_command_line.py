@@ -281,3 +281,13 @@ def test_classes_of_a_checkpoint_are_known_by_name(names, tmp_path, capsys):
         assert "its outputs are reordered by class name" in said
         assert equal(tuned.classifier.weight, held)
         assert evaluate.main(options)["metrics"]["accuracy"] > 0.9
+
+
+def test_fine_tuning_does_not_take_over_an_operating_point(tmp_path):
+    point = {"gate_shift": -0.7, "gate_noise": 1.0, "gate_calibration": [[0.1, -1.0], [0.5, 1.0]]}
+    budget = {"budget_loss": "rate", "budget_target": 0.2}
+    SkipRNNForSequenceClassification(SkipRNNConfig(num_labels=10, **point, **budget)).save_pretrained(tmp_path)
+    shape = ["--task", "digits", "--model_name_or_path", str(tmp_path), *CPU]
+    config = train.parse([*shape, "--budget_weight", "1e-4"]).config
+    assert (config.gate_shift, config.gate_noise, config.gate_calibration) == (0.0, 0.0, None)
+    assert train.parse([*shape, "--gate", "always"]).config.gate == "always"

@@ -130,3 +130,50 @@ def test_options_make_the_callbacks() -> None:
     assert (type(rate), rate.target, type(steered)) == (RateController, 0.4, BudgetController)
     with pytest.raises(ValueError, match="all set lambda: use only one"):
         BudgetArguments(target_update_rate=0.4, budget_warmup_steps=3).callbacks()
+
+
+class Wrapped(torch.nn.Module):
+    """A model of the user's own that contains a Skip RNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny()
+
+    def forward(self, input_values, labels=None):
+        out = self.inner(input_values, labels=labels)
+        return {"loss": out.task_loss, "logits": out.logits}
+
+
+def test_a_model_that_contains_a_skip_rnn_is_held_too(tmp_path) -> None:
+    model, controller = Wrapped(), RateController(0.3)
+    train(tmp_path, model, rows_of(40, 64), controller, 12)
+    assert model.inner.config.budget_loss == "rate"
+    assert controller.share == pytest.approx(0.3, abs=0.15)
+    with pytest.raises(ValueError, match="contains a SkipRNNModel; got Linear"):
+        controller.on_train_begin(None, None, None, model=torch.nn.Linear(1, 1))
+
+
+def test_a_second_training_starts_anew(tmp_path) -> None:
+    rows, controller = rows_of(30, 64), RateController(0.3)
+    first, second = tiny(), tiny()
+    train(tmp_path, first, rows, controller, 6)
+    kept = controller.level, controller.scale
+    train(tmp_path, second, rows, controller, 6)
+    assert (controller.level, controller.scale) == kept
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_outcome_is_measured_not_looked_up() -> None:
+    """A gate that sees nothing of its state knows whole strides only: between two of them no shift reads the share."""
+    model = tiny(hidden_size=4)
+    with torch.no_grad():
+        model.skip_rnn.update_gate.weight.zero_()
+    batch = {"input_values": torch.randn(8, 60, 1)}
+    calibrate(model.eval(), [batch])
+    assert set_update_rate(model, 0.75) == 0.75
+    read = share_read(model, [batch], model.config.gate_shift)
+    assert read in (0.5, 1.0)
+    controller = RateController(0.75)
+    controller.judge(read, model.config)
+    assert not controller.outcome["reached"]

@@ -204,7 +204,9 @@ def test_deepspeed_understands_its_launcher(monkeypatch, tmp_path):
 
     monkeypatch.setattr(accelerate_launch, "deepspeed_launcher", note)
     file = str(LAUNCHERS / "deepspeed.yaml")
-    arguments = accelerate_launch.launch_command_parser().parse_args(["--config_file", file, "train.py"])
+    arguments = accelerate_launch.launch_command_parser().parse_args(
+        ["--config_file", file, "--main_process_port", "0", "train.py"]
+    )
     accelerate_launch.launch_command(arguments)
     for name, value in environment.items():
         if name.startswith("ACCELERATE_"):

@@ -74,8 +74,13 @@ SKIP_RNN_EXPORT const volatile std::int32_t* skip_rnn_watch_interrupt() {
   return sigaction(SIGINT, &ours, nullptr) ? nullptr : &interrupted;
 }
 
-// Restores the replaced handler. To be called after each call that skip_rnn_watch_interrupt returned a flag for.
-SKIP_RNN_EXPORT void skip_rnn_stop_watching() { sigaction(SIGINT, &before_watching, nullptr); }
+// Restores the replaced handler, unless somebody has set another one since: a handler in Python may do so. To be called after
+// each call that skip_rnn_watch_interrupt returned a flag for.
+SKIP_RNN_EXPORT void skip_rnn_stop_watching() {
+  struct sigaction current;
+  if (sigaction(SIGINT, nullptr, &current)) return;
+  if ((current.sa_flags & SA_SIGINFO) && current.sa_sigaction == on_interrupt) sigaction(SIGINT, &before_watching, nullptr);
+}
 
 #if !defined(__AVX2__)
 // The instruction set that this machine runs: 0 portable (NEON on aarch64), 1 AVX2 and FMA, 2 also AVX-512 F, BW, VL and DQ.
