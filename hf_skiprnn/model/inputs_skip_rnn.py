@@ -84,6 +84,16 @@ def _check_input(name: str, inputs: Tensor, input_size: int) -> None:
         raise ValueError(f"{name} must be {legend} with {input_size} inputs a step; got {shape}.")
 
 
+def warn_of_budget() -> None:
+    """Warn once that no budget is in a loss that is computed outside of the model."""
+    if not torch.compiler.is_compiling():
+        logger.warning_once(
+            "A training step has no labels, so the model computes no loss. If a loss is computed elsewhere (as with "
+            "compute_loss_func or label_smoothing_factor of a plain Trainer), add out.budget_loss to it: without the "
+            "budget, the gate does not learn to skip. SkipRNNTrainer adds it."
+        )
+
+
 def can_read_values() -> bool:
     """Return whether code may depend on values: not under torch.compile, nor under torch.func (vmap, grad)."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()

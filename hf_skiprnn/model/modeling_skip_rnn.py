@@ -13,7 +13,15 @@ from transformers.utils.generic import can_return_tuple
 from .changed_modules_skip_rnn import is_table
 from .checkpoint_skip_rnn import name_code, refuse_broken_numbers, refuse_foreign_weights
 from .configuration_skip_rnn import SkipRNNConfig
-from .inputs_skip_rnn import check_finite, check_flags, check_state, check_tokens, select_input, warn_of_padding
+from .inputs_skip_rnn import (
+    check_finite,
+    check_flags,
+    check_state,
+    check_tokens,
+    select_input,
+    warn_of_budget,
+    warn_of_padding,
+)
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
 from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
 from .operating_point_skip_rnn import Shift, row_shifts
@@ -324,6 +332,8 @@ class SkipRNNClassifier(SkipRNNPreTrainedModel):
         )
         logits = self.classifier(self.dropout(out.last_hidden_state if self.per_frame else out.pooler_output))
         task_loss = None if labels is None else self._task_loss(logits, labels, attention_mask)
+        if labels is None and self.training and logits.requires_grad and self.config.budget_weight:
+            warn_of_budget()
         return SkipRNNClassifierOutput(
             loss=None if task_loss is None else task_loss + out.budget_loss,
             logits=logits,

@@ -1,5 +1,6 @@
 """The operating point: shifts and rates of each row in calls, streams, pull and pipelines; saved; checked."""
 
+import logging
 import pickle
 from itertools import pairwise
 
@@ -139,3 +140,17 @@ def test_a_call_needs_rows() -> None:
         calibrate(build(), [])
     with pytest.raises(ValueError, match="gate='learned'"):
         calibrate(build(gate="always"), [{"input_values": torch.zeros(1, 2, 2).double()}])
+
+
+def test_a_training_step_without_labels_says_that_no_loss_has_the_budget(rows, caplog) -> None:
+    logging.Logger.warning_once.cache_clear()  # another test may have had the warning
+    model = build()
+    model(rows)
+    assert "add out.budget_loss" not in caplog.text  # inference
+    model.train()
+    for _ in range(2):
+        model(rows, labels=torch.zeros(5, dtype=torch.long))
+        assert "add out.budget_loss" not in caplog.text
+    model(rows)
+    model(rows)
+    assert caplog.text.count("add out.budget_loss to it") == 1
