@@ -52,7 +52,7 @@ struct sigaction before_watching;
 
 void on_interrupt(int signal, siginfo_t* info, void* context) {
   const int error = errno;  // of the code that the signal interrupts
-  interrupted = 1;
+  __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED);  // other threads read it
   if (before_watching.sa_flags & SA_SIGINFO) before_watching.sa_sigaction(signal, info, context);
   else before_watching.sa_handler(signal);
   errno = error;
@@ -63,7 +63,7 @@ void on_interrupt(int signal, siginfo_t* info, void* context) {
 // Installs the handler and returns the flag for a call's `cancel`. Returns null where SIGINT has no handler: then it ends the
 // process or is ignored.
 SKIP_RNN_EXPORT const volatile std::int32_t* skip_rnn_watch_interrupt() {
-  interrupted = 0;
+  __atomic_store_n(&interrupted, 0, __ATOMIC_RELAXED);
   if (sigaction(SIGINT, nullptr, &before_watching)) return nullptr;
   const bool has_handler = (before_watching.sa_flags & SA_SIGINFO) ||
                            (before_watching.sa_handler != SIG_DFL && before_watching.sa_handler != SIG_IGN);
