@@ -212,7 +212,10 @@ def tasks() -> dict[str, set[str]]:
         bases, fields, _ = found.get(name, ((), (), None))
         return set(fields).union(*map(fields_of, bases))
 
-    named = {task: fields_of(name) for name, (_, _, task) in found.items() if task}
+    def is_task(name: str) -> bool:
+        return name == "Task" or any(map(is_task, found.get(name, ((), (), None))[0]))
+
+    named = {task: fields_of(name) for name, (_, _, task) in found.items() if task and is_task(name)}
     return dict(sorted(named.items()))
 
 

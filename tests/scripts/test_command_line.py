@@ -291,3 +291,7 @@ def test_fine_tuning_does_not_take_over_an_operating_point(tmp_path):
     config = train.parse([*shape, "--budget_weight", "1e-4"]).config
     assert (config.gate_shift, config.gate_noise, config.gate_calibration) == (0.0, 0.0, None)
     assert train.parse([*shape, "--gate", "always"]).config.gate == "always"
+
+
+def test_the_tasks_that_are_read_from_source_are_the_tasks():
+    assert list(hf_skiprnn_cli.tasks()) == sorted(TASKS)
