@@ -157,6 +157,8 @@ class SkipRNNConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, dict | None) or (name == "id2label" and value == {}):
                 raise ValueError(f"{name} must be a dictionary of labels; got {value!r}.")
+        if self.label2id and self.id2label is None:  # transformers would drop the names without a word
+            self.id2label = {number: name for name, number in self.label2id.items()}
         dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
         if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be that of floating point numbers, as 'float32'; got {self.dtype!r}.")
