@@ -9,7 +9,7 @@ from datasets import Audio, load_dataset_builder
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 
 
-class SoundFile(Audio):
+class SoundFile(Audio):  # type: ignore[misc]  # datasets ships no types
     """`datasets.Audio` whose rows are made without torchcodec, from the path of a sound file or its content."""
 
     def encode_example(self, value: Any) -> dict[str, Any]:
