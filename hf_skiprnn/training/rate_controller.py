@@ -1,7 +1,7 @@
 """Train a gate to read a target share of the steps: `SkipRNNTrainer(..., callbacks=[RateController(0.2)])`.
 
 The budget is lambda * N / L (`budget_loss="rate"`). Lambda is the dual variable (Lagrange multiplier) of the constraint
-"the mean share is the target": it rises while the model reads more, and falls while it reads less. A negative lambda
+"the share of steps read is the target": it rises while the model reads more, and falls while it reads less. A negative lambda
 rewards reading, which opens a closed gate again. All quantities are shares, so the same constants serve sequences of
 any length.
 """
@@ -31,7 +31,7 @@ PATIENCE = 100  # optimizer steps with a share far off after which a warning is 
 
 
 class RateController(TrainerCallback, ExportableState):
-    """Keep the mean share of steps that a learned gate reads at `target` during the whole training.
+    """Keep the share of steps that a learned gate reads at `target` during the whole training.
 
     The gate of a new model starts by reading about every (1 / target)-th step: W_p is small, and
     b_p = logit(target) - log 2, which puts the threshold half-way between two strides. Then, at every optimizer step,
@@ -94,7 +94,7 @@ class RateController(TrainerCallback, ExportableState):
 
         Args:
             config: the model's config; its budget_weight is lambda.
-            share: mean of N / L over the rows of an optimizer step in all processes.
+            share: updates over real steps, summed over the rows of an optimizer step in all processes.
             task_loss: task loss of the same rows.
             step: number of the optimizer step, for the warning.
         """

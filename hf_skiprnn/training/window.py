@@ -25,10 +25,10 @@ class BatchCounts(NamedTuple):
     lengths: Tensor  # [B], real steps of each row
 
     def reads(self) -> Tensor:
-        """Return [sum over rows of N / L, rows, sum over rows of the task loss]."""
-        shares, rows = self.updates / self.lengths.clamp(min=1), len(self.lengths)
-        parts = (shares.sum(), torch.full_like(shares[:1].sum(), rows), self.task_loss * rows)
-        return torch.stack([part.to(shares.device, exact(shares.device)) for part in parts])
+        """Return [updates of all rows, real steps of all rows, sum over rows of the task loss, rows]."""
+        device, rows = self.updates.device, len(self.lengths)
+        parts = (self.updates.sum(), self.lengths.sum(), self.task_loss * rows, torch.tensor(rows))
+        return torch.stack([part.to(device, exact(device)) for part in parts])
 
 
 def exact(device: torch.device) -> torch.dtype:
