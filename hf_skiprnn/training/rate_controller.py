@@ -25,7 +25,8 @@ logger = logging.get_logger(__name__)
 
 NOISE = 1.0  # gate_noise: rows read from about a third of the target share to three times the target share
 SMALL = 0.1  # factor by which W_p is scaled at the start, so that the gate begins as a fixed stride
-PROPORTIONAL = 1.0  # proportional gain, in units of the first task loss
+PROPORTIONAL = 1.0  # proportional gain, in units of the task loss
+SMOOTHING = 0.05  # weight of a step in the moving average of the task loss
 # Integral gain for each optimizer step: COURSE / number of steps, clamped to [SLOWEST, FASTEST].
 SLOWEST, FASTEST, COURSE = 0.03, 0.3, 24.0
 LIMIT = 5.0  # limit of the integral (anti-windup); in trials it stayed below 3
@@ -47,8 +48,9 @@ class RateController(TrainerCallback, ExportableState):
 
         error = clamp((share - target) / (2 target (1 - target)), -1, 1)
         level += rate * error
-        lambda = first task loss * (level + error) / (4 target (1 - target))
+        lambda = task loss * (level + error) / (4 target (1 - target))
 
+    where the task loss is the largest value so far of its moving average.
     If `config.gate_noise` is 0 it is set to 1, so that the trained gate also works at other shifts. After training,
     `hf_skiprnn.training.calibrate` finds the shift at which exactly the target is read. `outcome` holds the target, the
     share in the last evaluation, lambda, and whether that share is within 10 % of the target.
@@ -82,7 +84,8 @@ class RateController(TrainerCallback, ExportableState):
         self.dial = None if dial is None else tuple(dial)
         self.level = 0.0  # the integral of the error, in units of `scale`
         self.slope = 0.0  # the integral of the error's slope over the noise in standard deviations, likewise
-        self.scale: float | None = None  # the first task loss
+        self.smooth: float | None = None  # moving average of the task loss
+        self.scale: float | None = None  # its largest value; the first one of a trained model says little
         self.weight, self.weight_slope = 0.0, 0.0  # lambda
         self.astray = 0  # number of steps in a row with a share far off
         self.share: float | None = None
@@ -90,7 +93,7 @@ class RateController(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        names = ("level", "slope", "scale", "astray", "weight", "weight_slope")
+        names = ("level", "slope", "smooth", "scale", "astray", "weight", "weight_slope")
         attributes = {name: getattr(self, name) for name in names}
         return {"args": {"target": self.target, "dial": self.dial}, "attributes": attributes}
 
@@ -104,7 +107,8 @@ class RateController(TrainerCallback, ExportableState):
         self.max_steps = max(state.max_steps, 1)
         self.rate = min(max(COURSE / self.max_steps, SLOWEST), FASTEST)
         kept = saved_attributes(state, self)
-        self.level, self.scale, self.share = kept.get("level", 0.0), kept.get("scale"), None
+        self.level, self.share = kept.get("level", 0.0), None
+        self.smooth, self.scale = kept.get("smooth"), kept.get("scale")
         self.slope, self.weight_slope = kept.get("slope", 0.0), kept.get("weight_slope", 0.0)
         self.astray, self.weight = kept.get("astray", 0), kept.get("weight", 0.0)
         config.budget_weight, config.budget_slope = self.weight, self.weight_slope
@@ -124,8 +128,9 @@ class RateController(TrainerCallback, ExportableState):
             step: number of the optimizer step.
         """
         share = self.share = held.share
-        if self.scale is None:
-            self.scale = max(abs(held.task_loss), 1e-6)
+        loss = max(abs(held.task_loss), 1e-6)
+        self.smooth = loss if self.smooth is None else self.smooth + SMOOTHING * (loss - self.smooth)
+        self.scale = self.smooth if self.scale is None else max(self.scale, self.smooth)
         unit = self.scale / (4 * self.target * (1 - self.target))
         if self.dial is None:
             error = clamp((share - self.target) / (2 * self.target * (1 - self.target)), 1.0)

@@ -81,11 +81,12 @@ def test_lambda_follows_the_error_and_may_reward_reading() -> None:
     controller.observe(config, held(0.36, 2.0), 1)  # error (0.36 - 0.2) / (2 * 0.16) = 0.5
     assert controller.level == pytest.approx(0.05)
     assert config.budget_weight == pytest.approx(2.0 * (0.05 + 0.5) / 0.64)
-    controller.observe(config, held(0.01, 9.0), 2)  # the scale stays that of the first step
+    controller.observe(config, held(0.01, 1.0), 2)  # the scale does not fall with the loss
     assert config.budget_weight == pytest.approx(2.0 * (0.05 - 0.1 * 0.59375 - 0.59375) / 0.64)
     for step in range(1000):
-        controller.observe(config, held(1.0, 1.0), step)
+        controller.observe(config, held(1.0, 4.0), step)
     assert controller.level == LIMIT
+    assert controller.scale == pytest.approx(4.0)  # a trained model's first loss would be too small
 
 
 def test_the_errors_of_rows_are_of_their_own_targets() -> None:
