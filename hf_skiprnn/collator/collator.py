@@ -1,7 +1,7 @@
 """SkipRNNDataCollator: chooses columns, pads sequences and masks the padding."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class SkipRNNDataCollator:
             raise ValueError(f"max_length must be at least 1; got {max_length}.")
         _check_processor(processor, model.config)
         # The model itself is not kept, because workers of a DataLoader get copies of the collator.
-        self._config: Any = model.config
+        self._config = cast(Any, model).config
         self._targets = Targets(
             self._config, any(getattr(part, "per_frame", False) is True for part in model.modules())
         )
