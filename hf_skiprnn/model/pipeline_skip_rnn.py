@@ -1,7 +1,8 @@
 """Pipelines for texts, sounds, images and series of numbers; their results can include the number of steps read.
 
-`pipeline(task, model=folder, trust_remote_code=True)` finds them by the checkpoint's config, with or without this
-package. With the package, `pipeline(task, model=model, ...)` around a model object finds them too.
+Where this package is not installed, `pipeline(task, model=folder, trust_remote_code=True)` finds them by the
+checkpoint's config. After `import hf_skiprnn` they are registered: `pipeline(task, model=folder)` needs neither consent
+nor code in the folder, and `pipeline(task, model=model, ...)` around a model object finds them too.
 """
 
 # The methods of transformers' pipelines have different signatures, and the mixin below must work with all of them.
@@ -36,12 +37,9 @@ class ResultsWithUpdates(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: Any = self.model.config
-        if getattr(config, "custom_pipelines", None):
+        for entry in (getattr(config, "custom_pipelines", None) or {}).values():
             # pipeline() replaced the class names in the config by classes, which cannot be saved as JSON.
-            config.custom_pipelines = {
-                task: info | {"pt": [getattr(auto, "__name__", auto) for auto in info["pt"]]}
-                for task, info in config.custom_pipelines.items()
-            }
+            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry["pt"]]
 
     def _sanitize_parameters(
         self,
