@@ -266,6 +266,10 @@ def test_what_a_file_holds_is_shown_as_text(folders: dict[str, Path], tmp_path: 
         ("/home/me/My Data/x", "x"),
         ("~/a/b", "b"),
         ("~bob/x/y", "y"),
+        ("$HOME/a/b", "b"),
+        ("x --o=${HOME}/a/b %USERPROFILE%\\c", "x --o=b c"),
+        ("x ../../home/bob/y ./../Users/bob/y", "x y y"),
+        ({"/home/bob/x": 1}, {"x": 1}),
         (["/a/b", {"k": ("/c/d",)}], ["b", {"k": ["d"]}]),
         ("python x.py --o '/home/J D/runs/x' --y=/tmp/z --z=[/a/b,/c/d]", "python x.py --o x --y=z '--z=[b,d]'"),
         ("https://me:secret@host.org/a/b", "https://host.org/a/b"),
@@ -275,7 +279,10 @@ def test_what_a_file_holds_is_shown_as_text(folders: dict[str, Path], tmp_path: 
         ("file:///home/me/x", "x"),
         ("PATH:/home/me/b", "PATH:b"),
         ("it's in /home/me/x", "it's in x"),
-        *[(same, same) for same in ("https://hf.co/a/b", "stanfordnlp/imdb", "runs/x", "1/2 and a / b", 3.5, None)],
+        *[
+            (same, same)
+            for same in ("https://hf.co/a/b", "stanfordnlp/imdb", "runs/x", "../shared/x", "1/2 and a / b", 3.5, None)
+        ],
     ],
 )
 def test_what_is_published_names_no_folder_user_or_password(value: Any, wanted: Any) -> None:
