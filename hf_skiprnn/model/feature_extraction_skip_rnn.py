@@ -245,18 +245,24 @@ def _as_array(raw: Any, name: str, is_sound: bool) -> np.ndarray:
         ValueError: it does not hold numbers, steps have different lengths, or its integer type is not a PCM type.
     """
     if isinstance(raw, torch.Tensor):
-        raw = raw.detach().cpu().numpy()
+        raw = raw.detach().cpu()
+        raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()  # NumPy has no bfloat16
     try:
         array = np.asarray(raw)
+        if array.dtype.kind == "O":  # Python's numbers: the list tells their type, the array does not
+            array = np.asarray(array.tolist())
+        if array.dtype.kind == "c":
+            raise TypeError(f"{array.dtype} is not a type of real numbers")
         values = array.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} must hold numbers, as many at every step: {error}") from error
-    if not is_sound or array.dtype.kind not in "iub":
+    kind = array.dtype.newbyteorder("=")  # files may have another order of bytes
+    if not is_sound or kind.kind not in "iub":
         return values
-    if array.dtype not in PCM:
+    if kind not in PCM:
         raise ValueError(
             f"{name} holds {array.dtype}, whose range as sound is unknown. Pass PCM as {', '.join(map(str, PCM))}, or "
             "floats in [-1, 1]."
         )
-    zero, largest = PCM[array.dtype]
+    zero, largest = PCM[kind]
     return (values - zero) / largest

@@ -34,6 +34,8 @@ class ResultsWithUpdates(Pipeline):
     read, and `steps`, the number of real steps.
     """
 
+    _load_video_processor = False  # None would try to load one from every file of settings
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: Any = self.model.config
@@ -95,7 +97,20 @@ class SkipRNNTextClassificationPipeline(ResultsWithUpdates, TextClassificationPi
 
 
 class SkipRNNAudioClassificationPipeline(ResultsWithUpdates, AudioClassificationPipeline):
-    """transformers' "audio-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
+    """transformers' "audio-classification" pipeline for Skip RNNs; see ResultsWithUpdates.
+
+    A sound may also be a list of samples in [-1, 1], as in JSON: [T] or [T][1].
+    """
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Classify one sound or a list of sounds."""
+        return super().__call__(np.asarray(inputs) if is_one_sequence(inputs, 1) else inputs, **kwargs)
+
+    def preprocess(self, inputs: Any, **params: Any) -> Any:
+        """Return transformers' model inputs."""
+        samples = np.asarray(inputs) if isinstance(inputs, (list, tuple)) else inputs
+        is_column = isinstance(samples, np.ndarray) and samples.ndim == 2 and samples.shape[1] == 1
+        return super().preprocess(samples[:, 0] if is_column else samples, **params)
 
 
 class SkipRNNImageClassificationPipeline(ResultsWithUpdates, ImageClassificationPipeline):
@@ -200,6 +215,10 @@ def _by_model(default: type[Pipeline], own: type[Pipeline]) -> type[Pipeline]:
     """Return a class that constructs `own` for a Skip RNN, and `default` for any other model."""
 
     class ByModel(default):  # type: ignore[valid-type]  # a class that is only known at run time
+        # None would look for a video processor beside our image processor, and ask for consent to run its code. No
+        # pipeline of these tasks uses one.
+        _load_video_processor = False
+
         def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:
             model = kwargs["model"] if "model" in kwargs else args[0]
             return (own if model.config.model_type == "skip_rnn" else default)(*args, **kwargs)

@@ -201,3 +201,18 @@ def test_bad_options_are_refused(options, message):
 def test_fit_needs_sequences():
     with pytest.raises(ValueError, match="at least one sequence"):
         SkipRNNFeatureExtractor().fit([])
+
+
+def test_samples_of_every_origin() -> None:
+    """Files of other byte orders, arrays of Python's numbers, and bfloat16, which NumPy lacks."""
+    extractor = SkipRNNFeatureExtractor(sampling_rate=8000)
+    samples = np.array([100, -20000], np.int16)
+    wanted = samples[:, None] / 2**15
+    for same in (samples.astype(">i2"), torch.from_numpy(samples)):
+        np.testing.assert_allclose(extractor(same, sampling_rate=8000)["input_values"][0], wanted)
+    half = torch.tensor([0.5, -1.0], dtype=torch.bfloat16)
+    np.testing.assert_allclose(extractor(half, sampling_rate=8000)["input_values"][0], [[0.5], [-1.0]])
+    with pytest.raises(ValueError, match="holds int64, whose range as sound is unknown"):
+        extractor(samples.astype(object), sampling_rate=8000)
+    with pytest.raises(ValueError, match=r"must hold numbers.*complex128 is not a type of real numbers"):
+        extractor(np.array([1j, 2.0]), sampling_rate=8000)

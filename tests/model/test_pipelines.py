@@ -1,5 +1,6 @@
 """The four pipelines where the package is installed; test_remote_code.py has them where it is not."""
 
+import builtins
 import json
 import math
 import subprocess
@@ -207,6 +208,16 @@ def test_the_lists_of_a_json_body_are_one_series(width: int) -> None:
     assert pipe([series[:1].tolist()]) == [pipe(series[:1])]
 
 
+def test_the_lists_of_a_json_body_are_one_sound(tmp_path: Path) -> None:
+    pipe = pipeline("audio-classification", model=str(small_checkpoint(tmp_path / "audio", "audio")), **TRUSTED)
+    sound = RNG.uniform(-1, 1, size=40).round(3)
+    want = pipe(sound)
+    assert pipe(sound.tolist()) == pipe(sound[:, None].tolist()) == pipe({"raw": sound, "sampling_rate": 8000}) == want
+    assert pipe([sound.tolist(), sound[:20].tolist()]) == [want, pipe(sound[:20])]
+    with pytest.raises(ValueError, match="holds int64, whose range as sound is unknown"):
+        pipe([100, -100])
+
+
 def test_integer_sounds_are_those_of_their_floats(tmp_path: Path) -> None:
     pipe = pipeline("audio-classification", model=str(small_checkpoint(tmp_path / "audio", "audio")), **TRUSTED)
     sound = (RNG.uniform(-1, 1, size=40) * 2**15).astype(np.int16)
@@ -236,8 +247,12 @@ WITHOUT_CODE: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.parametrize("consent", [{}, {"trust_remote_code": False}, {"trust_remote_code": True}], ids=str)
 @pytest.mark.parametrize("kind", WITHOUT_CODE)
-def test_the_installed_code_serves_a_folder_without_code(tmp_path: Path, kind: str, consent: dict[str, bool]) -> None:
-    """Nobody is asked for consent: pytest has no input, so that a question would raise an error."""
+def test_the_installed_code_serves_a_folder_without_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, consent: dict[str, bool]
+) -> None:
+    """Nobody is asked for consent, also where transformers would go on without an answer."""
+    questions: list[str] = []
+    monkeypatch.setattr(builtins, "input", questions.append)
     folder = small_checkpoint(tmp_path / kind, kind)
     for path in folder.glob("*.py"):
         path.unlink()
@@ -245,6 +260,7 @@ def test_the_installed_code_serves_a_folder_without_code(tmp_path: Path, kind: s
     pipe = pipeline(task, model=str(folder), return_updates=True, device="cpu", **consent)
     assert type(pipe).__module__ == "hf_skiprnn.model.pipeline_skip_rnn"
     assert pipe(given)[0]["steps"] > 0
+    assert questions == []
     if kind == "text" and consent.get("trust_remote_code", True):  # it has one task, which need not be named
         assert pipeline(model=str(folder), device="cpu", **consent).task == task
     pipe.save_pretrained(tmp_path / "again")  # with code, for those who have no package
