@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.changed_modules_skip_rnn import storage_gap
 from hf_skiprnn.model.dense_scan_skip_rnn import NO_FORWARD_MODE
-from hf_skiprnn.model.inputs_skip_rnn import storage_gap
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)

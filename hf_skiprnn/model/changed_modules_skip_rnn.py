@@ -30,6 +30,24 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
+def storage_gap(tensor: Tensor) -> str:
+    """Return what is wrong if a tensor's storage is smaller than its shape says, else "".
+
+    torch's own operators read beyond such a storage. It comes from `untyped_storage().resize_()`.
+    """
+    last = tensor.numel() - 1
+    if not tensor.is_contiguous():
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
+    held = tensor.untyped_storage().nbytes()
+    if held >= needed:
+        return ""
+    shape = tuple(tensor.shape)
+    return (
+        f"of shape {shape} needs {needed} bytes; its storage holds {held}. Something has freed or shrunk the storage."
+    )
+
+
 def is_table(embeddings: nn.Module) -> bool:
     """Whether embeddings are the rows of a plain tensor: those of an nn.Embedding that no tool has changed."""
     is_unchanged = is_plain(embeddings, nn.Embedding) and embeddings.max_norm is None

@@ -47,8 +47,17 @@ class CustomPipelines(dict[str, Any]):
     def __contains__(self, task: object) -> bool:
         """Return whether the pipeline of a task must be loaded from the checkpoint."""
         entry = self.get(str(task))
-        implementation = entry.get("impl") if isinstance(entry, dict) else entry
-        return entry is not None and not (IS_PACKAGE and str(implementation).startswith(OWN_PIPELINES))
+        return entry is not None and not (IS_PACKAGE and entry["impl"].startswith(OWN_PIPELINES))
+
+
+def _check_code(name: str, value: Any) -> None:
+    """Raise ValueError if auto_map or custom_pipelines do not have the form that transformers expects in a file."""
+    found, form = list(value.values()) if isinstance(value, dict) else [None], '"module.Class"'
+    if name == "custom_pipelines":
+        found = [entry.get("impl") if isinstance(entry, dict) else None for entry in found]
+        form = '{"impl": "module.Class"}'
+    if not all(isinstance(entry, str | list | tuple) for entry in found):
+        raise ValueError(f"config.json: {name} must map names to {form}; got {value!r}. Remove it, or repair it.")
 
 
 def _count_of_labels(count: Any) -> int:
@@ -143,8 +152,9 @@ class SkipRNNConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.0
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "custom_pipelines" and isinstance(value, dict):
-            value = CustomPipelines(value)
+        if name in ("auto_map", "custom_pipelines"):
+            _check_code(name, value := value or {})
+            value = CustomPipelines(value) if name == "custom_pipelines" else value
         super().__setattr__(name, value)
 
     @classmethod

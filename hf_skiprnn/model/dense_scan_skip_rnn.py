@@ -17,7 +17,7 @@ sequence      also return the top layer's h at every step, [B, T, H]
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ NO_FORWARD_MODE = (
 )
 
 
-def refuse_forward_mode(*_: Any) -> NoReturn:
+def refuse_forward_mode(ctx: Any, *tangents: Any) -> Any:
     """Raise RuntimeError: torch calls this for tangents, and its own message would not say what to do."""
     raise RuntimeError(NO_FORWARD_MODE)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .cells_skip_rnn import CELLS, state_dtype
-from .changed_modules_skip_rnn import PLAIN_TENSORS
+from .changed_modules_skip_rnn import PLAIN_TENSORS, storage_gap
 from .outputs_skip_rnn import SkipRNNState
 
 if TYPE_CHECKING:
@@ -68,24 +68,6 @@ def select_input(
     if name == "pixel_values":
         inputs = inputs.flatten(2).transpose(1, 2)
     return name, inputs.long() if name == "input_ids" and not inputs.numel() else inputs
-
-
-def storage_gap(tensor: Tensor) -> str:
-    """Return what is wrong if a tensor's storage is smaller than its shape says, else "".
-
-    torch's own operators read beyond such a storage. It comes from `untyped_storage().resize_()`.
-    """
-    last = tensor.numel() - 1
-    if not tensor.is_contiguous():
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
-    held = tensor.untyped_storage().nbytes()
-    if held >= needed:
-        return ""
-    shape = tuple(tensor.shape)
-    return (
-        f"of shape {shape} needs {needed} bytes; its storage holds {held}. Something has freed or shrunk the storage."
-    )
 
 
 def check_storage(name: str, tensor: Tensor) -> None:

@@ -41,7 +41,7 @@ class ResultsWithUpdates(Pipeline):
         config: Any = self.model.config
         for entry in (getattr(config, "custom_pipelines", None) or {}).values():
             # pipeline() replaced the class names in the config by classes, which cannot be saved as JSON.
-            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry["pt"]]
+            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]
 
     def _sanitize_parameters(
         self,

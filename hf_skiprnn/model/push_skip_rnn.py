@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .cells_skip_rnn import NEVER
-from .inputs_skip_rnn import storage_gap
+from .changed_modules_skip_rnn import storage_gap
 from .operating_point_skip_rnn import Shift, fixed_shifts
 from .outputs_skip_rnn import SkipRNNState
 from .reader_skip_rnn import Reader, as_count, as_tensor
