@@ -235,7 +235,7 @@ class SkipRNNTrainer(Trainer):
         result = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
         if (last := self._evaluated.last) is None:  # no labels
             return result
-        task, budget, updates, lengths, _ = last
+        task, budget, updates, lengths, _ = last  # the gate has no noise in evaluation
         kept = self._rows_of_their_own(len(lengths))
         if self._some_process_repeats_rows(len(lengths)):
             # Every process takes part: a forward pass of sharded weights needs all. Some have no own rows, and count 0.
