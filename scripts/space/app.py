@@ -182,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="recordings to choose from: a folder or Hub id in the layout of the task fsdd",
     )
     options = parser.parse_args(argv)
+    examples.canvases()  # so that the first click on the button need not wait for them
     build(options.sounds).launch(server_port=options.port, theme=THEME, css=CSS, footer_links=[], ssr_mode=False)
 
 

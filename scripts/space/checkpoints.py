@@ -11,7 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
@@ -87,7 +92,13 @@ def dial(config: Any) -> Dial:
     if config.gate != "learned":
         return Dial(None, 0, 1, 0, f"No dial: the gate is {config.gate!r}, not learned")
     if not config.gate_calibration:
-        return Dial("gate_shift", -3, 3, min(max(config.gate_shift, -3), 3), "Gate shift: below 0 reads less, above 0 reads more")
+        return Dial(
+            "gate_shift",
+            -3,
+            3,
+            min(max(config.gate_shift, -3), 3),
+            "Gate shift: below 0 reads less, above 0 reads more",
+        )
     shares, shifts = np.array(config.gate_calibration).T
     low, high = math.ceil(1000 * shares[0]) / 10, math.floor(1000 * shares[-1]) / 10
     trained = round(100 * float(np.interp(config.gate_shift, shifts, shares)), 1)
@@ -132,7 +143,7 @@ def load(name: str) -> Checkpoint:
     written = max((p.stat().st_mtime for p in Path(name).glob("model*.safetensors")), default=0.0) if is_folder else 0.0
     try:
         return _load(name, written)
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, StrictDataclassError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name} does not load: {error}") from error
 
 

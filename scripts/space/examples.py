@@ -15,7 +15,9 @@ REVIEW = (
     "wonderful, the music is quiet and never in the way, and the last scene is one of the best I have seen in years. "
     "A beautiful, honest story. Go and see it."
 )
-SERIES = " ".join(f"{np.sin(2 * np.pi * (0.3 + step / 11)):.3f}" for step in range(100))  # a period of 5.5 ms at 2 kHz
+SERIES = " ".join(
+    f"{np.sin(2 * np.pi * (0.3 + step / 5.5)):.3f}" for step in range(100)
+)  # a period of 5.5 ms, sampled every ms
 
 
 @functools.cache
