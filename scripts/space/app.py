@@ -18,7 +18,7 @@ from pad import pad
 from reading import LONGEST_TEXT, describe, show
 
 CSS = """
-.reading {width: 22rem; max-width: 100%; image-rendering: pixelated}
+.reading {width: 23rem; max-width: 100%; image-rendering: pixelated}
 .sound .reading, .series .reading {width: 100%; image-rendering: auto}
 .words {width: 100%; height: 22rem; border: 1px solid #b0b7bf; background: #fff}
 .verdict {font-size: 1.1rem}

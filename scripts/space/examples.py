@@ -24,7 +24,8 @@ SERIES = " ".join(
 def canvases() -> tuple[np.ndarray, ...]:
     """Return the test canvases of the task find_digit, [H, W] of ink in [0, 1]; they come with scikit-learn."""
     # The training rows are not used; one place for each makes few of them.
-    rows = TASKS["find_digit"](places=1).load(seed=0).test
+    task: Any = TASKS["find_digit"]
+    rows = task(places=1).load(seed=0).test
     return tuple(np.asarray(image, np.float32) / 255 for image in rows["image"][:])
 
 
@@ -38,8 +39,8 @@ def recordings(dataset_name: str) -> dict[str, Any]:
         return {}
     from datasets import Audio
 
-    task: Any = TASKS["fsdd"](dataset_name=dataset_name)
-    rows = task.recordings()["test"].cast_column("audio", Audio(decode=False))
+    task: Any = TASKS["fsdd"]
+    rows = task(dataset_name=dataset_name).recordings()["test"].cast_column("audio", Audio(decode=False))
     labels = [int(label) for label in rows["label"][:]]
     return {f"{digit}": rows[labels.index(digit)]["audio"] for digit in sorted(set(labels))}
 

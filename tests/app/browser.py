@@ -8,6 +8,7 @@ The app runs as in a Space: from a folder with app.py, the package and the check
 text tab has the checkpoint runs/imdb if there is one, else an untrained one of seven words.
 """
 
+import io
 import os
 import shutil
 import socket
@@ -23,11 +24,12 @@ import numpy as np
 import pytest
 import soundfile
 from paths import CARDS, ROOT
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from small_checkpoints import small_checkpoint
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-START, WAIT = 120, 30  # seconds for the app to start, and for the page to react on a busy machine
+START, WAIT = 300, 60  # seconds for the app to start, and for the page to react on a busy machine
 SLOWEST = 1.0  # seconds; the median reaction is about a tenth of a second where the machine is idle
 PICTURES = os.environ.get("PICTURES")
 # Notes when the visitor last did something, and how long it then took until an answer changed.
@@ -106,7 +108,7 @@ def browser_page(address: str, sound: Path) -> Iterator[Page]:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=[*arguments, f"--use-file-for-fake-audio-capture={sound}"]
         )
-        page = browser.new_page(viewport={"width": 1100, "height": 860})
+        page = browser.new_page(viewport={"width": 1000, "height": 800})
         page.set_default_timeout(1000 * WAIT)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -140,7 +142,8 @@ def keep(page: Page, name: str) -> None:
         folder = ROOT / PICTURES
         folder.mkdir(parents=True, exist_ok=True)
         page.wait_for_timeout(3500)  # the animation's last picture, which stays for 1.6 s
-        page.screenshot(path=folder / f"{name}.png")
+        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        shot.quantize(48, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)  # about 30 kB
 
 
 def updates(panel: Locator) -> int:
