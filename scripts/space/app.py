@@ -182,6 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="recordings to choose from: a folder or Hub id in the layout of the task fsdd",
     )
     options = parser.parse_args(argv)
+    try:
+        examples.recordings(options.sounds)
+    except (OSError, ValueError) as error:
+        parser.error(f"--sounds {options.sounds} holds no recordings as the task fsdd reads them: {error}")
     examples.canvases()  # so that the first click on the button need not wait for them
     build(options.sounds).launch(server_port=options.port, theme=THEME, css=CSS, footer_links=[], ssr_mode=False)
 

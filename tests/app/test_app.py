@@ -56,3 +56,9 @@ def test_the_pad_is_filled_with_another_canvas_each_time() -> None:
     value, number = app.another_canvas(0)
     assert value == value_of(canvases()[0])
     assert app.another_canvas(number)[0] != value
+
+
+def test_wrong_recordings_are_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        app.main([f"--sounds={tmp_path}"])
+    assert "holds no recordings as the task fsdd reads them" in capsys.readouterr().err
