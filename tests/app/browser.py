@@ -47,6 +47,7 @@ WATCH = """() => {
     }).observe(document.body, {subtree: true, childList: true, characterData: true});
 }"""
 
+expect.set_options(timeout=1000 * WAIT)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 
 
