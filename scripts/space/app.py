@@ -91,9 +91,7 @@ def react(
     kinds: Sequence[Kind], name: Any, slider: Any, components: Sequence[Any], outputs: Sequence[Any], *more: Any
 ) -> None:
     """Read again whenever an input or the slider changes, or one of the events `more` happens."""
-    events = [slider.change, *more]
-    for component in components:
-        events += [component.change, component.input] if isinstance(component, gr.HTML) else [component.change]
+    events = [slider.change, *(component.change for component in components), *more]
     gr.on(
         events,
         lambda name, value, *raws: show(kinds, name, value, *raws),
@@ -118,10 +116,10 @@ def tab_of(kind: Kind, sounds: str) -> None:
         gr.Markdown(missing(kind))
         return
     with gr.Row():
-        with gr.Column():
+        with gr.Column(scale=2):
             component = input_of(kind)
             example_of(kind, component, sounds)
-        with gr.Column():
+        with gr.Column(scale=3):
             name = gr.Dropdown(names, value=names[0], label="Checkpoint")
             slider = slider_for(names[0])
             outputs = outputs_of()
@@ -139,13 +137,13 @@ def any_tab(sounds: str) -> None:
     told = gr.Markdown()
     columns, components = [], []
     with gr.Row(visible=False) as body:
-        with gr.Column():
+        with gr.Column(scale=2):
             for kind in kinds:
                 with gr.Column(visible=False) as column:
                     components.append(input_of(kind))
                     example_of(kind, components[-1], sounds)
                 columns.append(column)
-        with gr.Column():
+        with gr.Column(scale=3):
             slider = slider_for(None)
             outputs = outputs_of()
     opened = gr.State("")
@@ -162,7 +160,7 @@ def any_tab(sounds: str) -> None:
 
 def build(sounds: str) -> gr.Blocks:
     """Return the app. sounds: where recordings come from, see examples.recordings; "" for none."""
-    with gr.Blocks(title="See it read", analytics_enabled=False) as app:
+    with gr.Blocks(title="See it read", analytics_enabled=False, fill_width=True) as app:
         gr.Markdown(INTRODUCTION)
         for kind, title in TITLES.items():
             with gr.Tab(title):

@@ -18,7 +18,7 @@ const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
 Object.assign(pen, {{lineWidth: {PEN}, lineCap: "round", lineJoin: "round"}});
 let drawing = false, sent = null;
 const place = (event) => [event.offsetX, event.offsetY];
-const send = (value) => {{ sent = value; props.value = value; trigger("input"); }};
+const send = (value) => {{ sent = value; props.value = value; }};  // setting it is the event "change"
 const clear = () => pen.clearRect(0, 0, canvas.width, canvas.height);
 canvas.addEventListener("pointerdown", (event) => {{
     drawing = true;

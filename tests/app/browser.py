@@ -109,7 +109,7 @@ def browser_page(address: str, sound: Path) -> Iterator[Page]:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=[*arguments, f"--use-file-for-fake-audio-capture={sound}"]
         )
-        page = browser.new_page(viewport={"width": 1000, "height": 800})
+        page = browser.new_page(viewport={"width": 1000, "height": 880})
         page.set_default_timeout(1000 * WAIT)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -144,7 +144,7 @@ def keep(page: Page, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         page.wait_for_timeout(3500)  # the animation's last picture, which stays for 1.6 s
         shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        shot.quantize(48, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)  # about 30 kB
+        shot.quantize(128, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)  # about 40 kB
 
 
 def updates(panel: Locator) -> int:
@@ -173,9 +173,11 @@ def draw_seven(page: Page, panel: Locator) -> None:
 
 
 def test_a_drawn_digit_is_read(page: Page) -> None:
-    panel = open_tab(page, "Draw a digit")
+    panel, sent = open_tab(page, "Draw a digit"), list[str]()
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
     draw_seven(page, panel)
     expect(panel.locator(".verdict")).to_contain_text("answers 7")
+    assert len(sent) == 1, sent  # a stroke is read once
     expect(panel.locator("img.reading")).to_be_visible()
     keep(page, "digit")
     trained = updates(panel)
