@@ -16,7 +16,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-BENCHMARKS = ("cpu", "memory", "streaming", "gpu")
+BENCHMARKS = ("cpu", "memory", "streaming", "training", "gpu")
 ISA = "HF_SKIPRNN_CPU_ISA"  # the variable of our engine
 # The names of the sets in oneDNN, MKL and ATen. AVX-512 is the widest set of our engine, so there the peers may use
 # everything that the machine has, including its bfloat16 and matrix instructions.

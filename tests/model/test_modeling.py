@@ -86,12 +86,16 @@ def test_outputs_behave_as_those_of_transformers() -> None:
         assert (out.loss, out.logits, out.state) == (theirs.loss, theirs.logits, theirs.state)
     out = ours(logits=a, state=b)
     out.loss, out["num_updates"], out.note, out.logits = a, b, "kept", None
-    assert list(out) == ["logits", "state", "loss", "num_updates"] and out["loss"] is out.loss is a
-    assert out.num_updates is b and out.note == "kept"
+    assert list(out) == ["logits", "state", "loss", "num_updates"]
+    assert out["loss"] is out.loss is a
+    assert out.num_updates is b
+    assert out.note == "kept"
     again = pickle.loads(pickle.dumps(ours(logits=a)))
-    assert type(again) is ours and list(again) == ["logits"] and torch.equal(again.logits, a)
+    assert (type(again), list(again)) == (ours, ["logits"])
+    assert torch.equal(again.logits, a)
     mapped = tree_map(lambda part: part + 1, ours(logits=a, budget_loss=b))
-    assert type(mapped) is ours and list(mapped) == ["logits", "budget_loss"] and torch.equal(mapped.logits, b)
+    assert (type(mapped), list(mapped)) == (ours, ["logits", "budget_loss"])
+    assert torch.equal(mapped.logits, b)
 
 
 def test_base_model_output() -> None:
