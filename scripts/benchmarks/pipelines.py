@@ -3,8 +3,8 @@
     python scripts/benchmark.py pipelines
 
 The rows are random: reviews of 20 to 400 words, and images of 28 x 28 pixels; a quarter of the steps is read. "model"
-calls the model on batches that are ready. "predict" is SkipRNNTrainer.predict on rows of token ids or pixels. "pipeline"
-starts from texts and PIL images. Seconds are those of the processor, so that other programs do not count.
+calls the model on batches that are ready. "predict" is SkipRNNTrainer.predict on rows of token ids or pixels.
+"pipeline" starts from texts and PIL images. Only the time of this process counts, not that of other programs.
 """
 
 import logging

@@ -56,6 +56,10 @@ def test_splits_are_by_seed_and_stratified(reviews):
     assert IMDB(dataset_name=reviews).load(5).validation["text"] == splits.validation["text"]
     assert IMDB(dataset_name=reviews, split_seed=1).load(0).validation["text"] != splits.validation["text"]
     assert len(IMDB(dataset_name=reviews, train_rows=10).load(0).train) == 10
+    batch, prepared = task.collate([splits.train[i] for i in range(5)]), task.prepared(splits.train)
+    for _ in range(2):  # the second batch is from memory
+        again = task.collate(prepared.__getitems__(list(range(5))))
+        assert all(torch.equal(again[name], batch[name]) for name in batch)
     known = task.processor().get_vocab()
     assert "great" in known
     held_out = {text.split()[-1] for text in splits.validation["text"]}  # every review ends with a unique number
