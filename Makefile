@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench gates gpu check-native faults fuzz soak matrix tools format clean distclean
+.PHONY: help setup demo test test-wheel check docs bench gates gpu check-native faults fuzz soak matrix tools format clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +21,9 @@ demo: $(STAMP)  ## train a Skip LSTM on handwritten digits, reload it, and show 
 
 test: $(STAMP)  ## run the tests
 	$(RUN) -m pytest --numprocesses auto $(ARGS)
+
+test-wheel: $(STAMP)  ## build the wheel, install it into an environment of its own, and use it from an empty folder
+	$(RUN) -m pytest -o faulthandler_timeout=1200 tests/wheel/walks.py $(ARGS)
 
 check: $(STAMP) docs  ## check format, lint, types and imports, and build the documentation
 	$(RUN) -m ruff format --check .

@@ -28,7 +28,7 @@ from hf_skiprnn.hub.card_checks import card_problems
 from hf_skiprnn.hub.private import public
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w])")
-SPEED_COLUMNS = "date,device,torch,python,hf_skiprnn,commit,level,cell,mode,batch,steps,inputs,units,layers,sequence"
+SPEED_COLUMNS = "date,device,instruction_set,torch,python,hf_skiprnn,commit,level,cell,mode,batch,steps,inputs,units,layers,sequence"
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {kind: small_checkpoint(root / kind, kind) for kind in KINDS}
     (made["image"] / "steps-read-test.png").write_bytes(b"\x89PNG")
     (root / "speed").mkdir()
-    row = "2025-02-03,Some CPU,2.13,3.11,0.1.0,abc1234,layer,lstm,inference,64,784,1,{},1,False,1,0.25,constant,ours"
+    row = "2025-02-03,Some CPU (AVX512),avx512,2.13,3.11,0.1.0,abc1234,layer,lstm,inference,64,784,1,{},1,False,1,0.25,constant,ours"
     rows = [f"{row.format(6)},1.1,1.25,1.4,7.75,0.5", f"{row.format(99)},1.1,9.87,1.4,6.66,0.5"]
     whole = row.format(6).replace(",layer,", ",model,").replace("0.25,constant", "0.43,{}")
     rows += [f"{whole.format('image')},1.1,3.21,1.4,5.54,0.5", f"{whole.format('another')},1.1,3.33,1.4,4.44,0.5"]
+    rows += [f"{whole.format('image')},1.1,4.56,1.4,2.89,0.5".replace("CPU (AVX512),avx512", "CPU (AVX2),avx2")]
     header = f"{SPEED_COLUMNS},threads,rate,spread,name,p20_ms,p50_ms,p80_ms,native_over_this,share_of_peak"
     (root / "speed" / "cpu.csv").write_text("\n".join([header, *rows]) + "\n")
     write_card(made["image"])
@@ -144,7 +145,8 @@ def test_the_paper_stands_beside_it(folders: dict[str, Path]) -> None:
 def test_pictures_speed_and_data(folders: dict[str, Path]) -> None:
     card = (folders["image"] / "README.md").read_text()
     assert "![which steps it reads](steps-read-test.png)" in card
-    assert "Inference on one thread of Some CPU: 3.21 ms for 64 rows, 5.54 times as fast" in card
+    assert "Inference on one thread of Some CPU with AVX-512: 3.21 ms for 64 rows, 5.54 times as fast" in card
+    assert "Inference on one thread of Some CPU with AVX2: 4.56 ms for 64 rows, 2.89 times as fast" in card
     assert "7.75" not in card  # a layer
     assert "4.44" not in card  # another checkpoint
     assert "Test split (10000 rows)" in card
