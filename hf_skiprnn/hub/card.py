@@ -160,7 +160,9 @@ def speed_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     wanted = {"level": "model", "name": "ours", "spread": name, "threads": "1"}
     rows = [row for row in measurements(folder) if all(row.get(key) == value for key, value in wanted.items())]
     rows.sort(key=lambda row: (row["mode"], list(INSTRUCTION_SETS).index(row["instruction_set"])))
-    return [row | {key: float(row[key]) for key in ("p50_ms", "native_over_this")} | {"where": place(row)} for row in rows]
+    return [
+        row | {key: float(row[key]) for key in ("p50_ms", "native_over_this")} | {"where": place(row)} for row in rows
+    ]
 
 
 def place(row: Mapping[str, str]) -> str:

@@ -92,5 +92,5 @@ def test_on_windows_auto_takes_events_and_says_why(
     assert kernels.choose_engine("auto", torch.zeros(2, 3, 1), 100) == EVENTS
     (message,) = caplog.messages
     assert "several times slower. There is no native CPU engine for Windows" in message
-    with pytest.raises(RuntimeError, match="for Windows. Everything works without it on the 'events' backend"):
+    with pytest.raises(RuntimeError, match=r"for Windows\. Everything works without it on the 'events' backend"):
         kernels.choose_engine("cpu", torch.zeros(2, 3, 1), 100)

@@ -19,6 +19,8 @@ class BuildNative(build_ext):  # type: ignore[misc]  # setuptools ships no types
     A hash of the source is compiled into each library, so that library.py can detect a library of other source.
     """
 
+    extensions: list[Extension]
+
     def run(self) -> None:
         # Here, not before: a source distribution holds the source of all libraries, wherever it is made.
         self.extensions = [ext for ext in self.extensions if _runs_here(ext.name)]

@@ -1,8 +1,8 @@
 """The native CPU engine's libraries: which one this process uses, and calls of its C interface.
 
 If a compiler is found, three libraries (portable, AVX2, AVX-512) are built from one source with the package; on ARM the
-portable one alone, with NEON; on Windows none. The widest
-one that this CPU can run is used. HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 selects another one.
+portable one alone, with NEON; on Windows none. The widest one that this CPU can run is used.
+HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 selects another one.
 """
 
 import ctypes
