@@ -35,7 +35,7 @@ the folder above it), or from the results.json of a published folder. Options on
 Writes evaluation-SPLIT.json and steps-read-SPLIT.png into the checkpoint's folder, or into --output_dir.
 """
 # Names of metrics that Trainer and SkipRNNTrainer add to the task's own start with one of these.
-CALIBRATION_ROWS = 1024  # validation rows: the standard error of a mean share is then below a hundredth
+CALIBRATION_ROWS = 1024  # validation rows: the standard error of the share is then below a hundredth
 OF_THE_TRAINER = ("loss", "budget_loss", "update", "runtime", "samples_per", "steps_per", "model_preparation", "epoch")
 
 

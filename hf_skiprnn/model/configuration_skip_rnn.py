@@ -69,10 +69,13 @@ class SkipRNNConfig(PreTrainedConfig):
             `hf_skiprnn.training.RateController` needs to hold a share.
         budget_target: wanted share of real steps read, in [0, 1]; needed by "l1" and "l2", refused with "cost"; with
             "rate" it is what training was asked for.
+        budget_slope: with budget_loss="rate" and gate_noise=[low, high]: lambda of a row is budget_weight +
+            budget_slope * its noise, so that rows that shall read more can have another price.
         gate_shift: added to the gate's bias b_p at run time: the operating point. Below 0 fewer steps are read, above 0
             more. Saved with the checkpoint; `gate_shift=` and `update_rate=` of a call replace it.
-        gate_noise: a; in training each row's gate is shifted by a draw from U(-a, a), so that the trained model bears
-            other shifts. 0 switches it off.
+        gate_noise: in training each row's gate is shifted by a draw from U(-a, a), so that the trained model bears
+            other shifts. 0 switches it off. With [low, high] draws are from U(low, high), and the row's wanted share
+            follows: its logit is that of budget_target plus the noise.
         gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
             increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
@@ -111,8 +114,9 @@ class SkipRNNConfig(PreTrainedConfig):
     budget_weight: float | int = 1e-4
     budget_loss: Literal["cost", "l1", "l2", "rate"] = "cost"
     budget_target: float | int | None = None
+    budget_slope: float | int = 0.0
     gate_shift: float | int = 0.0
-    gate_noise: float | int = 0.0
+    gate_noise: float | int | list[float | int] = 0.0
     gate_calibration: list[list[float | int]] | None = None
     learn_initial_state: bool = True
     update_bias: float | int = 1.0
@@ -205,13 +209,16 @@ class SkipRNNConfig(PreTrainedConfig):
 
     def validate_finite(self) -> None:
         """Check that the weight of the budget, initial biases, shift and noise are finite."""
-        for name in ("budget_weight", "update_bias", "forget_bias", "gate_shift"):
+        for name in ("budget_weight", "budget_slope", "update_bias", "forget_bias", "gate_shift"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
         if not 0 <= self.input_noise < math.inf:
             raise ValueError(f"input_noise must be a finite standard deviation, at least 0; got {self.input_noise}.")
-        if not 0 <= self.gate_noise < math.inf:
-            raise ValueError(f"gate_noise must be a finite width of a uniform distribution; got {self.gate_noise}.")
+        low, high = self.noise_range()
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(
+                f"gate_noise must be a, the half width of U(-a, a), or [low, high], both finite; got {self.gate_noise}."
+            )
         if self.budget_weight < 0 and self.budget_loss != "rate":
             raise ValueError(
                 f"budget_weight must not be negative; got {self.budget_weight}. 0 switches the budget off."
@@ -231,9 +238,18 @@ class SkipRNNConfig(PreTrainedConfig):
         if self.budget_target is not None and not 0 <= self.budget_target <= 1:
             raise ValueError(f"budget_target is a share of a row's real steps, in [0, 1]; got {self.budget_target}.")
 
+    def noise_range(self) -> tuple[float, float]:
+        """Return the lowest and the highest shift that `gate_noise` draws."""
+        noise = self.gate_noise
+        if not isinstance(noise, list):
+            return -noise, noise
+        if len(noise) != 2:
+            raise ValueError(f"gate_noise must be a number or [low, high]; got {noise}.")
+        return noise[0], noise[1]
+
     def validate_operating_point(self) -> None:
         """Check that only a learned gate is moved, and that shares increase with shifts in a calibration."""
-        if self.gate != "learned" and (self.gate_shift or self.gate_noise or self.gate_calibration):
+        if self.gate != "learned" and (self.gate_shift or any(self.noise_range()) or self.gate_calibration):
             raise ValueError(
                 f"gate_shift, gate_noise and gate_calibration need gate='learned'; got gate={self.gate!r}."
             )

@@ -67,6 +67,7 @@ class SkipRNNModelOutput(ModelOutput):
         budget_loss: scalar, lambda times the cost of the updates, mean over rows.
         hidden_states: with output_hidden_states=True: the inputs [B, T, input_size], then each layer's h [B, T, H],
             bottom layer first. Only the top layer's h and the inputs are part of the graph of the other outputs.
+        gate_noise: [B], the shift of each row's gate that was drawn in training; None without `config.gate_noise`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -76,6 +77,7 @@ class SkipRNNModelOutput(ModelOutput):
     update_gates: Tensor | None = None
     budget_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    gate_noise: Tensor | None = None
 
 
 @dataclass
