@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo app test test-app check docs bench gates gpu check-native faults fuzz soak matrix tools format clean distclean
+.PHONY: help setup demo app test test-app test-wheel check docs bench gates gpu check-native faults fuzz soak matrix tools format clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,9 @@ test: $(STAMP)  ## run the tests
 
 test-app: $(VENV)/.test-app  ## use the app in a real browser; needs Chromium: apt-get install chromium
 	$(RUN) -m pytest tests/app/test_app.py tests/app/browser.py $(ARGS)
+
+test-wheel: $(STAMP)  ## build the wheel, install it into an environment of its own, and use it from an empty folder
+	$(RUN) -m pytest -o faulthandler_timeout=1200 tests/wheel/walks.py $(ARGS)
 
 check: $(STAMP) docs  ## check format, lint, types and imports, and build the documentation
 	$(RUN) -m ruff format --check .
