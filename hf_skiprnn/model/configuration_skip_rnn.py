@@ -32,6 +32,32 @@ BESIDE_FIELDS = (
 )
 FROM_FILE = "_is_from_file"  # how from_dict tells the constructor that it need not be strict
 MISSPELT = 0.85  # similarity, by difflib, from which an unknown name is taken for a spelling mistake
+OWN_PIPELINES = "pipeline_skip_rnn."  # the module of this package's pipelines, which travels with a checkpoint
+IS_PACKAGE = __name__.startswith("hf_skiprnn.")  # else this file came with a checkpoint
+
+
+class CustomPipelines(dict[str, Any]):
+    """A config's custom_pipelines. Where the package is installed, `in` does not find those that the package has.
+
+    `transformers.pipeline` runs the code beside a checkpoint for a task that it finds `in` this dictionary, also where
+    the same code is installed. For other tasks it takes what is registered: the package's pipelines. The entries stay,
+    since they are saved with the config, and name the task to a call that names none.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        """Return whether the pipeline of a task must be loaded from the checkpoint."""
+        entry = self.get(str(task))
+        return entry is not None and not (IS_PACKAGE and entry["impl"].startswith(OWN_PIPELINES))
+
+
+def _check_code(name: str, value: Any) -> None:
+    """Raise ValueError if auto_map or custom_pipelines do not have the form that transformers expects in a file."""
+    found, form = list(value.values()) if isinstance(value, dict) else [None], '"module.Class"'
+    if name == "custom_pipelines":
+        found = [entry.get("impl") if isinstance(entry, dict) else None for entry in found]
+        form = '{"impl": "module.Class"}'
+    if not all(isinstance(entry, str | list | tuple) for entry in found):
+        raise ValueError(f"config.json: {name} must map names to {form}; got {value!r}. Remove it, or repair it.")
 
 
 def _names_by_number(label2id: dict[str, Any]) -> dict[int, str]:
@@ -132,6 +158,12 @@ class SkipRNNConfig(PreTrainedConfig):
     input_noise: float | int = 0.0
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("auto_map", "custom_pipelines"):
+            _check_code(name, value := value or {})
+            value = CustomPipelines(value) if name == "custom_pipelines" else value
+        super().__setattr__(name, value)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:

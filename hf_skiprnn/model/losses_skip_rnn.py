@@ -121,8 +121,15 @@ def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
 
 
 def _binary_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each label's loss (0 if it is ignored) and whether it counts."""
+    """Return each label's loss (0 if it is ignored) and whether it counts.
+
+    Raises:
+        ValueError: a label is outside of [0, 1], where the loss has no lower bound. NaN is not refused: it shows.
+    """
     counts = labels != IGNORED
+    if can_read_values() and bool((((labels < 0) | (labels > 1)) & counts).any()):
+        wrong = labels[((labels < 0) | (labels > 1)) & counts].unique().tolist()[:5]
+        raise ValueError(f"Labels of several classes at once must be in [0, 1], or {IGNORED}; got {wrong}.")
     targets = labels.to(logits.dtype).where(counts, 0)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").where(counts, 0), counts
 
