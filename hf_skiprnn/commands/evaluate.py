@@ -152,7 +152,7 @@ def operating_points(
     config.gate_shift, config.gate_calibration = before
     metric = "accuracy" if "accuracy" in points[0] else "task_loss"
     if metric == "accuracy":
-        curve = [(point["updates"], point[metric]) for point in points]
+        curve = [[(point["updates"], point[metric])] for point in points]
         figure = accuracy_against_updates({"one checkpoint, shifted gate": curve}, metric, "updates per row")
         figure.savefig(folder / f"operating-points-{options.split}.png")
     for point in points:

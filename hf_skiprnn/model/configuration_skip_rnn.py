@@ -60,6 +60,14 @@ def _check_code(name: str, value: Any) -> None:
         raise ValueError(f"config.json: {name} must map names to {form}; got {value!r}. Remove it, or repair it.")
 
 
+def _names_by_number(label2id: dict[str, Any]) -> dict[int, str]:
+    """Return id2label for a label2id; raise ValueError if its values are not 0, 1, 2, ..., each once."""
+    numbers = list(label2id.values())
+    if any(type(number) is not int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
+        raise ValueError(f"label2id must number the labels 0, 1, 2, ..., each once; got {label2id!r}.")
+    return {number: name for name, number in label2id.items()}
+
+
 def _count_of_labels(count: Any) -> int:
     """Return a number of labels, an integer of any library, as an int.
 
@@ -193,6 +201,8 @@ class SkipRNNConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, dict | None) or (name == "id2label" and value == {}):
                 raise ValueError(f"{name} must be a dictionary of labels; got {value!r}.")
+        if self.label2id and self.id2label is None:  # transformers would drop the names without a word
+            self.id2label = _names_by_number(self.label2id)
         dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
         if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be that of floating point numbers, as 'float32'; got {self.dtype!r}.")

@@ -3,7 +3,7 @@
 This file is saved with a checkpoint, so it imports nothing from this package. It takes arrays, not sound files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -129,6 +129,18 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors is None:  # `pad` makes arrays of objects, which Arrow cannot store
             batch.update({name: list(rows) for name, rows in batch.items()})
         return batch
+
+    def join(self, sequences: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Return what `pad` does for extracted steps [T', feature_size] with return_tensors="pt", in less time.
+
+        The padding is on the right.
+        """
+        shape = (len(sequences), max(map(len, sequences)))
+        values = np.full((*shape, self.feature_size), self.padding_value, np.float32)
+        mask = np.zeros(shape, np.int32)
+        for row, steps in enumerate(sequences):
+            values[row, : len(steps)], mask[row, : len(steps)] = steps, 1
+        return {"input_values": torch.from_numpy(values), "attention_mask": torch.from_numpy(mask)}
 
     def extract(self, raw: Any, name: str = "the sequence") -> np.ndarray:
         """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]. `name`: for errors."""

@@ -254,7 +254,7 @@ class SkipStack(nn.Module):
             parts = [getattr(layer, name) for layer in layers]
             if parts[0] is None:  # all layers are alike
                 return weight.new_zeros((len(layers), batch_size, self.hidden_size), dtype=dtype)
-            return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
+            return torch.stack([part.to(dtype).expand(batch_size, -1) for part in parts])
 
         c = stack("initial_c") if CELLS[self.cell].has_cell_state else None
         increment = weight.new_ones(batch_size, dtype=dtype)

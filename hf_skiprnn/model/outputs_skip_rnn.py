@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
@@ -55,7 +55,24 @@ class ScanOutput(NamedTuple):
 
 
 @dataclass
-class SkipRNNModelOutput(ModelOutput):
+class _Output(ModelOutput):
+    """The base of the models' outputs: a ModelOutput that is made quickly, which shows in calls with one short row.
+
+    transformers' own methods list the fields of the class at every assignment.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None and name in self.__dataclass_fields__:
+            super(ModelOutput, self).__setitem__(name, value)
+        object.__setattr__(self, name, value)
+
+    def __post_init__(self) -> None:
+        if len(self) < 2:  # it may be made of one mapping or of pairs, as accelerate does
+            super().__post_init__()
+
+
+@dataclass
+class SkipRNNModelOutput(_Output):
     """The output of SkipRNNModel.
 
     Attributes:
@@ -81,7 +98,7 @@ class SkipRNNModelOutput(ModelOutput):
 
 
 @dataclass
-class SkipRNNClassifierOutput(ModelOutput):
+class SkipRNNClassifierOutput(_Output):
     """The output of the classifiers.
 
     Attributes:

@@ -102,7 +102,7 @@ class SkipRNNTrainer(Trainer):
 
         Nothing here waits for the device.
         """
-        with noted_forwards(self.accelerator.unwrap_model(model)) as notes:
+        with noted_forwards(model) as notes:
             loss, out = compute_loss(model, inputs, True, num_items_in_batch)
         if notes.updates:
             loss = self._add_budget(loss, out, notes, model.training, num_items_in_batch)
@@ -197,7 +197,7 @@ class SkipRNNTrainer(Trainer):
     @property
     def _config(self) -> Any:
         """The config of the Skip RNN, which may be a part of the user's model; None without a Skip RNN."""
-        found = skip_rnns(self.accelerator.unwrap_model(self.model))
+        found = skip_rnns(self.model)  # also inside of wrappers; accelerate's unwrap_model takes a millisecond
         return found[0].config if found else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -235,7 +235,7 @@ class SkipRNNTrainer(Trainer):
         result = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
         if (last := self._evaluated.last) is None:  # no labels
             return result
-        task, budget, updates, lengths, _ = last
+        task, budget, updates, lengths, _ = last  # the gate has no noise in evaluation
         kept = self._rows_of_their_own(len(lengths))
         if self._some_process_repeats_rows(len(lengths)):
             # Every process takes part: a forward pass of sharded weights needs all. Some have no own rows, and count 0.

@@ -20,6 +20,17 @@ def test_series_are_padded_and_masked():
     assert out["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_joined_steps_are_padded_ones(channels: int) -> None:
+    extractor = SkipRNNFeatureExtractor(channels)
+    steps = [np.random.default_rng(0).random((length, channels), np.float32) for length in (4, 1, 6)]
+    joined, padded = extractor.join(steps), extractor.pad({"input_values": list(steps)}, return_tensors="pt")
+    assert joined.keys() == padded.keys()
+    for name, part in padded.items():
+        assert joined[name].dtype == part.dtype
+        assert torch.equal(joined[name], part)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_one_channel_has_an_axis_of_its_own(side):
     extractor = SkipRNNFeatureExtractor(padding_side=side)

@@ -49,7 +49,19 @@ def fit(task):
     """Call the methods of a task that the trainer needs before it starts."""
     splits = task.load(0)
     rows = list(splits.train.take(4))
-    return splits, task.model_defaults(), task.collate(rows)
+    defaults, batch = task.model_defaults(), task.collate(rows)
+    if not task.streaming:
+        check_prepared(task, splits.train, batch)
+    return splits, defaults, batch
+
+
+def check_prepared(task, rows, batch):
+    """Assert that a trainer's rows give the same batch as the first four rows, from memory too."""
+    prepared = task.prepared(rows)
+    for _ in range(2):
+        again = task.collate(prepared.__getitems__([0, 1, 2, 3]))
+        assert again.keys() == batch.keys()
+        assert all(torch.equal(again[name], batch[name]) and again[name].dtype == batch[name].dtype for name in batch)
 
 
 def test_series_of_several_channels_and_lengths(tmp_path):
