@@ -355,6 +355,14 @@ def test_bad_rows_are_named(tmp_path, bad, message):
         fit(OwnData(dataset_name=str(folder)))
 
 
+@pytest.mark.parametrize("labels", [("a", "b"), (0, 1), (0.5, 1.5)], ids=["names", "numbers", "values"])
+def test_a_missing_label_is_named_also_where_rows_are_held_out(tmp_path, labels):
+    rows = [{"x": [0.5, 1.0], "label": label} for label in labels] * 20
+    folder = write(tmp_path / "d", [*rows[:7], {"x": [0.5, 1.0], "label": None}, *rows])
+    with pytest.raises(ValueError, match=r"train row 7, column 'label' has no label \(None\)"):
+        fit(OwnData(dataset_name=folder))
+
+
 def test_a_class_that_training_never_saw_is_named(tmp_path):
     folder = tmp_path / "d"
     write(folder, GOOD)

@@ -38,7 +38,7 @@ from .columns import (
     with_first_labels,
 )
 from .inputs import Input, input_of
-from .targets import Target, are_per_step
+from .targets import Target, are_per_step, present
 
 if TYPE_CHECKING:
     from .task import OwnData
@@ -244,6 +244,8 @@ class Table:
         from sklearn.model_selection import train_test_split
 
         rows, labels = np.arange(len(data)), None if self.target.is_list else data[self.label_column][:]
+        if labels is not None and None in labels:
+            present(None, f"train row {labels.index(None)}, column {self.label_column!r}")
         options = {"test_size": self.options.held_out_share, "random_state": seed}
         try:
             stay, held = train_test_split(rows, stratify=None if self.target.is_number else labels, **options)
