@@ -263,13 +263,14 @@ def accuracy_against_updates(
         means = [mean_of(runs) for runs in curve]
         front = pareto_front(means, lower_is_better)
         axes.step(*zip(*front, strict=True), where="post", linewidth=1.2, alpha=0.6, color=style["color"])
-        for place, (mean, runs) in enumerate(zip(means, curve, strict=True)):
+        for place, ((x, y), runs) in enumerate(zip(means, curve, strict=True)):
             label = name if place == 0 else None
             spread = np.std(runs, axis=0, ddof=1) if len(runs) > 1 else (None, None)
             bars: dict[str, Any] = {"elinewidth": 0.9, "capsize": 2, "linestyle": "none", "ms": 5, "zorder": 3}
-            axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], label=label, **bars, **style)
+            axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], label=label, **bars, **style)
             if len(runs) > 1:
-                axes.scatter(*zip(*runs, strict=True), s=7, alpha=0.4, linewidths=0, **style)
+                each = np.asarray(runs)
+                axes.scatter(each[:, 0], each[:, 1], s=7, alpha=0.4, linewidths=0, **style)
     axes.set_xlabel(steps, fontsize=9, color=INK)
     axes.set_ylabel(metric, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)

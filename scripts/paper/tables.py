@@ -76,6 +76,8 @@ def described(run: Run) -> str:
         return f"{cell}, one step in {model['stride']}"
     if model["gate"] != "learned":
         return cell if model["gate"] == "always" else f"{cell}, p_skip = {model['skip_probability']:g}"
+    if rate := budget.get("target_update_rate"):
+        return f"Skip {cell}, steered to {percent(rate)}"
     name = f"Skip {cell}, λ = {number(float(model['budget_weight']))}"
     if model["budget_loss"] != "cost":
         name += f" ({model['budget_loss']}, target {percent(model['budget_target'])})"

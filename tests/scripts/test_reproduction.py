@@ -74,8 +74,9 @@ def test_means_and_deviations_over_seeds_stand_beside_the_papers(tmp_path: Path)
     settings = "tuned: batch 32, lr 0.001 cosine, 250 steps | 0.0001 | 3 | 2 of 3"
     assert f"| Skip LSTM, λ = 1e-05 | {settings} | {ours} | 24.5 % | solved | 26.95 ± 1.05 |" in page
     settings = "tuned: batch 32, lr 0.001 cosine, 250 steps"
-    assert f"| one-of-our-own | {settings} | 0.0001 | 1 | 1 of 1 | 0.0012 | 12.25 | 24.5 % |" in page
-    assert f"| steered | {settings} | steered to 25.0 % | 1 |" in page
+    assert f"| Skip LSTM, λ = 0.0001 | {settings} | 0.0001 | 1 | 1 of 1 | 0.0012 | 12.25 | 24.5 % |" in page
+    assert f"| Skip LSTM, steered to 25.0 % | {settings} | steered to 25.0 % | 1 |" in page
+    assert "| one-of-our-own | tuned | 1 |" in page  # where the command is
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
     assert pictures == ["beside-the-paper.png"]
     assert (tmp_path / "table1-adding" / pictures[0]).is_file()
