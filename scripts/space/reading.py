@@ -20,7 +20,7 @@ from torch import Tensor
 from hf_skiprnn.evaluation.animation import write_animation
 from hf_skiprnn.evaluation.figures import channels_read, pixels_read, words_read_page
 from hf_skiprnn.tasks.readers.sounds import read_sound
-from hf_skiprnn.tasks.readers.words import tokenize, words_of
+from hf_skiprnn.tasks.readers.words import pad_tokens, tokenize, words_of
 
 POINTS = 5  # other budgets in the table
 LONGEST_SOUND, LONGEST_TEXT, MOST_NUMBERS = 10, 20_000, 20_000  # seconds, characters, numbers
@@ -169,7 +169,7 @@ def _image_inputs(checkpoint: Checkpoint, raw: str | None) -> dict[str, Tensor]:
 def _text_inputs(checkpoint: Checkpoint, raw: str | None) -> dict[str, Tensor]:
     if not (raw or "").strip():
         raise ValueError("Type or paste a text first.")
-    return tokenize(checkpoint.processor, [str(raw)[:LONGEST_TEXT]])
+    return pad_tokens(tokenize(checkpoint.processor, [str(raw)[:LONGEST_TEXT]]), checkpoint.config.pad_token_id or 0)
 
 
 def _sound_inputs(checkpoint: Checkpoint, raw: str | None) -> dict[str, Tensor]:
