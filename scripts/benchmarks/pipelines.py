@@ -29,7 +29,8 @@ UPDATE_BIAS = -1.94  # an increment of 1/8: a quarter of the steps
 
 def model_of(**fields: Any) -> SkipRNNForSequenceClassification:
     """Return a model that reads a quarter of the steps."""
-    model = SkipRNNForSequenceClassification(SkipRNNConfig(**fields, hidden_size=110, num_labels=10)).eval()
+    fields |= {"hidden_size": 110, "num_labels": 10}
+    model = SkipRNNForSequenceClassification(SkipRNNConfig(**fields)).eval()
     gate: Any = model.base_model.update_gate
     torch.nn.init.zeros_(gate.weight)
     torch.nn.init.constant_(gate.bias, UPDATE_BIAS)
