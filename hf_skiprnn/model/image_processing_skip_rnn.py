@@ -80,6 +80,7 @@ class SkipRNNImageProcessor(BaseImageProcessor):
         shapes = {array.shape for array in arrays}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(f"Images of one batch must have one size; got {sorted(shapes)} (channels, height, width).")
+        data: Any
         if return_tensors is not None and len({array.dtype for array in arrays}) == 1:
             data = unit_range(np.stack(arrays))  # all at once, which takes a fraction of the time
         else:

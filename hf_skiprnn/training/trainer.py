@@ -197,7 +197,8 @@ class SkipRNNTrainer(Trainer):
     @property
     def _config(self) -> Any:
         """The config of the Skip RNN, which may be a part of the user's model; None without a Skip RNN."""
-        found = skip_rnns(self.model)  # also inside of wrappers; accelerate's unwrap_model takes a millisecond
+        model: Any = self.model  # perhaps in a wrapper; accelerate's unwrap_model takes a millisecond
+        found = skip_rnns(model)
         return found[0].config if found else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

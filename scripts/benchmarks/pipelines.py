@@ -29,7 +29,8 @@ UPDATE_BIAS = -1.94  # an increment of 1/8: a quarter of the steps
 
 def model_of(**fields: Any) -> SkipRNNForSequenceClassification:
     """Return a model that reads a quarter of the steps."""
-    model = SkipRNNForSequenceClassification(SkipRNNConfig(hidden_size=110, num_labels=10, **fields)).eval()
+    fields |= {"hidden_size": 110, "num_labels": 10}
+    model = SkipRNNForSequenceClassification(SkipRNNConfig(**fields)).eval()
     gate: Any = model.base_model.update_gate
     torch.nn.init.zeros_(gate.weight)
     torch.nn.init.constant_(gate.bias, UPDATE_BIAS)
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     tokenizer = train_tokenizer(texts, WORDS + 2, 400)
     rows = [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]]
     model = model_of(vocab_size=len(tokenizer), input_size=300, pad_token_id=PAD_ID)
-    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    pipe: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)
     measure("texts", model, rows, DataCollatorWithPadding(tokenizer), pipe, texts)
     images = [Image.fromarray(pixels) for pixels in rng.integers(0, 256, size=(ROWS, 28, 28), dtype=np.uint8)]
     processor, model = SkipRNNImageProcessor(), model_of()
