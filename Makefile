@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench gates gpu check-native faults fuzz soak matrix tools format clean distclean
+.PHONY: help setup demo app test test-app test-wheel check docs bench gates gpu check-native faults fuzz soak matrix tools format clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,8 +19,17 @@ setup: $(STAMP)  ## install the package and its tools into .venv
 demo: $(STAMP)  ## train a Skip LSTM on handwritten digits, reload it, and show which pixels it reads
 	$(RUN) scripts/demo.py
 
+app: $(VENV)/.app  ## draw, type or speak in the browser, and see which steps a model reads
+	$(RUN) scripts/space/app.py $(ARGS)
+
 test: $(STAMP)  ## run the tests
 	$(RUN) -m pytest --numprocesses auto $(ARGS)
+
+test-app: $(VENV)/.test-app  ## use the app in a real browser; needs Chromium: apt-get install chromium
+	$(RUN) -m pytest tests/app/test_app.py tests/app/browser.py $(ARGS)
+
+test-wheel: $(STAMP)  ## build the wheel, install it into an environment of its own, and use it from an empty folder
+	$(RUN) -m pytest -o faulthandler_timeout=1200 tests/wheel/walks.py $(ARGS)
 
 check: $(STAMP) docs  ## check format, lint, types and imports, and build the documentation
 	$(RUN) -m ruff format --check .
@@ -84,6 +93,14 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard hf_skiprnn/kernels/cpu/csrc/
 	@find $(VENV) -type d -name '*.dist-info' ! -exec test -e '{}/INSTALLER' ';' -prune -exec rm -rf '{}' +
 	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools
 	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,figures,audio,video,export,vectors,dev,docs]'
+	@touch $@
+
+$(VENV)/.app: $(STAMP) scripts/space/requirements.txt
+	$(RUN) -m pip install --quiet --constraint constraints.txt --requirement scripts/space/requirements.txt
+	@touch $@
+
+$(VENV)/.test-app: $(VENV)/.app
+	$(RUN) -m pip install --quiet --constraint constraints.txt playwright
 	@touch $@
 
 $(VENV)/.tools: $(STAMP)

@@ -15,6 +15,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.utils.import_utils import is_vision_available
 
 from hf_skiprnn._moved_modules import MovedModules
+from hf_skiprnn.collator import SkipRNNDataCollator
 from hf_skiprnn.model.configuration_skip_rnn import SkipRNNConfig
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
@@ -41,6 +42,7 @@ __all__ = [
     "SkipLSTM",
     "SkipRNNAudioClassificationPipeline",
     "SkipRNNConfig",
+    "SkipRNNDataCollator",
     "SkipRNNFeatureExtractor",
     "SkipRNNForFrameClassification",
     "SkipRNNForSequenceClassification",

@@ -131,6 +131,7 @@ class _SkipRecurrent(SkipStack):
         if isinstance(hx, SkipRNNState):
             state = check_state(self, hx, inputs.shape[0])
         elif hx is not None:
+            self._check_form(hx)
             h, c = hx if self.has_cell_state else (hx, None)
             for name, part in (("h_0", h), ("c_0", c)):
                 if part is not None and part.shape != state.h.shape:
@@ -145,10 +146,19 @@ class _SkipRecurrent(SkipStack):
         h, c = out.state.h.to(inputs.dtype), out.state.c
         return out, sequence, h if c is None else (h, c.to(inputs.dtype))
 
+    def _check_form(self, hx: Any) -> None:
+        """Raise ValueError if hx is not (h_0, c_0) of an LSTM, or h_0 of a GRU."""
+        parts = hx if self.has_cell_state and isinstance(hx, (tuple, list)) else (hx,)
+        if len(parts) != 1 + self.has_cell_state or not all(isinstance(part, Tensor) for part in parts):
+            wanted = "(h_0, c_0)" if self.has_cell_state else "h_0"
+            got = f"({', '.join(type(part).__name__ for part in hx)})" if isinstance(hx, tuple) else type(hx).__name__
+            raise ValueError(f"hx must be {wanted} or a SkipRNNState; got {got}.")
+
     def _map_state(self, hx: Any, function: Callable[[Tensor], Tensor]) -> Any:
         """Apply `function` to h or to (h, c). None and a SkipRNNState, which always has a batch, stay as they are."""
         if hx is None or isinstance(hx, SkipRNNState):
             return hx
+        self._check_form(hx)
         return tuple(function(part) for part in hx) if self.has_cell_state else function(hx)
 
     @classmethod

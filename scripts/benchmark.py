@@ -4,6 +4,8 @@
     python scripts/benchmark.py cpu --isa avx2           # our engine and PyTorch use at most AVX2
     python scripts/benchmark.py memory                   # peak memory of a training step
     python scripts/benchmark.py streaming                # a step of a stream, and exported graphs
+    python scripts/benchmark.py training --task digits   # rows per second of train.py, and where the time goes
+    python scripts/benchmark.py pipelines                # rows per second of pipelines and of Trainer.predict
     python scripts/benchmark.py gpu --parts reach        # against cuDNN
     python scripts/benchmark.py cpu --help               # the benchmark's own options
 
@@ -16,7 +18,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-BENCHMARKS = ("cpu", "memory", "streaming", "gpu")
+BENCHMARKS = ("cpu", "memory", "streaming", "training", "pipelines", "gpu")
 ISA = "HF_SKIPRNN_CPU_ISA"  # the variable of our engine
 # The names of the sets in oneDNN, MKL and ATen. AVX-512 is the widest set of our engine, so there the peers may use
 # everything that the machine has, including its bfloat16 and matrix instructions.

@@ -35,7 +35,7 @@ the folder above it), or from the results.json of a published folder. Options on
 Writes evaluation-SPLIT.json and steps-read-SPLIT.png into the checkpoint's folder, or into --output_dir.
 """
 # Names of metrics that Trainer and SkipRNNTrainer add to the task's own start with one of these.
-CALIBRATION_ROWS = 1024  # validation rows: the standard error of a mean share is then below a hundredth
+CALIBRATION_ROWS = 1024  # validation rows: the standard error of the share is then below a hundredth
 OF_THE_TRAINER = ("loss", "budget_loss", "update", "runtime", "samples_per", "steps_per", "model_preparation", "epoch")
 
 
@@ -152,7 +152,7 @@ def operating_points(
     config.gate_shift, config.gate_calibration = before
     metric = "accuracy" if "accuracy" in points[0] else "task_loss"
     if metric == "accuracy":
-        curve = [(point["updates"], point[metric]) for point in points]
+        curve = [[(point["updates"], point[metric])] for point in points]
         figure = accuracy_against_updates({"one checkpoint, shifted gate": curve}, metric, "updates per row")
         figure.savefig(folder / f"operating-points-{options.split}.png")
     for point in points:

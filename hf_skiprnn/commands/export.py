@@ -40,6 +40,11 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument(
         "--gate_shift", type=float, default=0.0, help="added to the gate's bias: below 0, fewer updates"
     )
+    parser.add_argument(
+        "--gate_shift_input",
+        action="store_true",
+        help="give the graph an input gate_shift [B]: each row's shift of the gate, instead of one shift for all",
+    )
     parser.add_argument("--inputs", type=Path, help=".npy of real inputs to check on, [B, T, input_size] or ids [B, T]")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a checkpoint from the Hub")
     return parser.parse_args(argv)
@@ -72,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         model = load(options.checkpoint, options.trust_remote_code)
     if options.gate_shift:
         model.set_gate_shift(options.gate_shift)
-    graph = (OneUpdate if options.one_update else UpdateLoop)(model)
+    graph = (OneUpdate if options.one_update else UpdateLoop)(model, options.gate_shift_input)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     save_onnx(graph, options.output)
     if options.int8:

@@ -75,5 +75,5 @@ def wrong_input_exits() -> Iterator[None]:
     """Turn an error about options, files or data into an exit with its message and without a traceback."""
     try:
         yield
-    except (ValueError, OSError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         raise SystemExit(f"hf-skiprnn: {error}") from error

@@ -53,7 +53,7 @@ def trainer_of(settings: Settings, splits: Splits, watch: LabelWatch) -> SkipRNN
         model_of(settings.start, task, settings.config),
         settings.args,
         data_collator=task.collate,
-        train_dataset=splits.train,
+        train_dataset=task.prepared(splits.train),
         eval_dataset=splits.validation,
         processing_class=task.processor(),
         compute_metrics=watch,

@@ -39,7 +39,7 @@ SHAPE = (
 )
 
 
-OPERATING_POINT = ("gate_shift", "gate_noise", "gate_calibration", "budget_loss", "budget_target")
+OPERATING_POINT = ("gate_shift", "gate_noise", "gate_calibration", "budget_loss", "budget_target", "budget_slope")
 
 
 @dataclasses.dataclass
@@ -102,7 +102,7 @@ def parse(argv: list[str]) -> Settings:
     if unknown:
         near = did_you_mean(unknown[0].partition("=")[0].lstrip("-"), names)
         parser.error(f"unknown: {' '.join(unknown)}.{near} --task {task_class.name} --help lists every option")
-    if budget.target_update_rate is not None or budget.steered_update_rate is not None:
+    if any(value is not None for value in (budget.target_update_rate, budget.dial, budget.steered_update_rate)):
         prepare_steering(args, at_logs=budget.steered_update_rate is not None)
     fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     return Settings(start, task, config_of(start, task, fields), args, chosen_of(args, options), budget, stopping)
@@ -136,7 +136,7 @@ def given(options: list[str], name: str) -> bool:
 def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
     """Return the recipe without the settings that an option replaces."""
     left_out: set[str] = set()
-    if given(options, "target_update_rate") or given(options, "steered_update_rate"):  # they find lambda
+    if any(given(options, name) for name in ("target_update_rate", "dial", "steered_update_rate")):  # they find lambda
         left_out |= set(STEERED)
     if given(options, "gate") or given(options, "budget_weight") or given(options, "budget_loss"):  # a rival, or lambda
         left_out.add("target_update_rate")

@@ -32,7 +32,10 @@ def write_animation(path: Path, images: np.ndarray, gates: np.ndarray, predicted
         raise ValueError(f"gates must be [N, H*W] of images {images.shape}; got {gates.shape}.")
     ends = np.linspace(0, gates.shape[1], FRAMES + 1).round().astype(int)
     frames = [_frame(images, gates, end, None) for end in ends]
-    frames += [_frame(images, gates, gates.shape[1], predicted)] * LAST
+    last = _frame(images, gates, gates.shape[1], predicted)
+    # One palette for all frames: the last one has every colour. A palette for each would take most of the time.
+    palette = last.convert("P", palette=Image.Palette.ADAPTIVE)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in [*frames, *[last] * LAST]]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0)
 
 
@@ -50,4 +53,4 @@ def _frame(images: np.ndarray, gates: np.ndarray, end: int, predicted: Sequence[
         page.paste(tile, (left, MARGIN))
         text = f"{seen.sum()} of {len(read)} read" + ("" if predicted is None else f": it is a {predicted[index]}")
         draw.text((left, height + MARGIN + 10), text, fill=INK)
-    return page.convert("P", palette=Image.Palette.ADAPTIVE)
+    return page

@@ -4,9 +4,11 @@ The figures use Matplotlib's objects, not pyplot, so they need no display and ch
 draw steps read take `predicted` and `labels`: the names of the predicted and the true class of each row.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +18,7 @@ from matplotlib.ticker import NullFormatter
 
 READ = "#d62728"  # a step that was read
 UNREAD = "#b0b7bf"  # a step that was skipped
+UNREAD_WORD = "#7d868f"  # darker: thin letters must be legible
 INK = "#30363d"  # text and axes
 # Each kind of model has the same colour in all figures. Its second curve in one figure has another marker.
 COLOURS = {"learned": READ, "plain": INK, "strided": "#1f77b4", "random": "#e69f00"}
@@ -27,7 +30,7 @@ def kind_of(name: str) -> str:
     lower = name.lower()
     if "random" in lower or "p_skip" in lower:
         return "random"
-    if "stride" in lower:
+    if "stride" in lower or "one step in" in lower:
         return "strided"
     return "learned" if lower.startswith("skip") or "gate" in lower else "plain"
 
@@ -97,29 +100,46 @@ def marked_values_read(inputs: np.ndarray, gates: np.ndarray, predicted: np.ndar
 def channels_read(
     sequences: Sequence[np.ndarray], gates: Sequence[np.ndarray], predicted: Sequence[str], labels: Sequence[str]
 ) -> Figure:
-    """Draw every series, a single channel as a line, several as a heat map, and mark the steps read in red.
+    """Draw every series as lines, one above the other, with the steps that were read in red.
+
+    More than FEW_CHANNELS channels, such as the bands of a spectrum, are drawn as one line: their mean.
 
     sequences: [T, I] each, of any lengths; gates: [T] bool each.
     """
-    figure = _figure(8.0, 1.35 * len(sequences) + 0.7)
-    for index, (steps, read) in enumerate(zip(sequences, gates, strict=True)):
-        _check("channels_read", read, steps.shape[:1])
-        axes = _strip(figure, len(sequences), index, f"{_verdict(predicted[index], labels[index])}; {_count(read)}")
-        places = np.flatnonzero(read)
-        if steps.shape[1] == 1:
-            axes.plot(steps[:, 0], color=UNREAD, linewidth=0.8)
-            axes.plot(places, steps[places, 0], ".", color=READ, markersize=3.0)
-        else:
-            axes.imshow(steps.T, aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest")
-            axes.eventplot(places, lineoffsets=-0.08 * steps.shape[1], linelengths=0.12 * steps.shape[1], colors=READ)
-            axes.set_ylim(-0.18 * steps.shape[1], steps.shape[1] - 0.5)
-        axes.tick_params(labelbottom=True)  # lengths differ, so each plot shows its own time axis
+    few = [steps if steps.shape[1] <= FEW_CHANNELS else steps.mean(1, keepdims=True) for steps in sequences]
+    heights = [max(1.35, 0.3 + 0.45 * lines.shape[1]) for lines in few]
+    figure = _figure(8.0, sum(heights) + 0.7)
+    grid = figure.add_gridspec(len(few), 1, height_ratios=heights)
+    for index, (lines, read) in enumerate(zip(few, gates, strict=True)):
+        _check("channels_read", read, lines.shape[:1])
+        verdict = f"{_verdict(predicted[index], labels[index])}; {_count(read)}"
+        axes = _style_strip(figure.add_subplot(grid[index]), verdict)
+        for place, channel in enumerate(lines.T):
+            values = channel if lines.shape[1] == 1 else _lane(channel, lines.shape[1] - 1 - place)
+            axes.plot(values, color=UNREAD, linewidth=0.9)
+            axes.plot(np.flatnonzero(read), values[read], "o", color=READ, markersize=2.8)
+        if lines.shape[1] > 1:
+            axes.set_yticks(np.arange(lines.shape[1])[::-1] + 0.4, [str(place) for place in range(lines.shape[1])])
+        axes.set_ylabel(_what_is_drawn(sequences[index].shape[1]), fontsize=7, color=INK)
     figure.axes[-1].set_xlabel("step", fontsize=9, color=INK)
-    figure.suptitle("Steps read are marked in red", fontsize=10, color=INK)
+    figure.suptitle("Steps read in red, skipped steps in gray", fontsize=10, color=INK)
     return figure
 
 
-LINE = 110  # characters in a line of text
+FEW_CHANNELS = 8  # at most so many lines in one plot
+
+
+def _lane(channel: np.ndarray, lane: int) -> np.ndarray:
+    """Return a channel scaled to the height of a lane; a constant one stands in its middle."""
+    low, high = channel.min(), channel.max()
+    return lane + (0.8 * (channel - low) / (high - low) if high > low else np.full(len(channel), 0.4))
+
+
+def _what_is_drawn(channels: int) -> str:
+    return "value" if channels == 1 else "channel" if channels <= FEW_CHANNELS else f"mean of\n{channels} channels"
+
+
+LINE = 110  # characters in a line of text; they fill the width of the figure
 
 
 def words_read(
@@ -144,7 +164,7 @@ def words_read(
         for line in lines:
             row += 1
             for place, column in line:
-                color = READ if read[place] else UNREAD
+                color = READ if read[place] else UNREAD_WORD
                 _word(axes, column, row, texts[index][place], color)
         row += 2
     figure.suptitle("Words read in red, skipped words in gray", fontsize=10, color=INK)
@@ -171,6 +191,9 @@ def words_read_page(
     )
 
 
+NAME_WIDTH = 34  # characters; longer names are wrapped
+
+
 class Comparison(NamedTuple):
     """A row of a table: our values, one for each seed, and the paper's mean and standard deviation, if it has them."""
 
@@ -186,7 +209,7 @@ def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) 
 
     metric and steps: labels of the two axes.
     """
-    figure = _figure(9.0, 1.1 + 0.3 * len(rows))
+    figure = _figure(9.0, 1.1 + 0.36 * len(rows))
     places = np.arange(len(rows))[::-1]
     names = [row.name for row in rows]
     left, right = figure.subplots(1, 2, sharey=True)
@@ -208,44 +231,68 @@ def ours_beside_the_papers(rows: Sequence[Comparison], metric: str, steps: str) 
             if paper[0] is not None:
                 style = {"fmt": "D", "ms": 4, "mfc": "none", "color": INK, "capsize": 2}
                 axes.errorbar(paper[0], place - 0.25, xerr=paper[1], label="paper", **style)
-    left.set_yticks(places, names, fontsize=8)
+    left.set_yticks(places, [textwrap.fill(name, NAME_WIDTH) for name in names], fontsize=8)
     handles, labels = right.get_legend_handles_labels()
     shown = dict(zip(labels, handles, strict=True))
     figure.legend(shown.values(), shown.keys(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
-def accuracy_against_updates(points: Mapping[str, Sequence[tuple[float, float]]], metric: str, steps: str) -> Figure:
-    """Draw the metric against updates, one curve for each model; a line joins the runs on the Pareto front.
+Runs = Sequence[tuple[float, float]]  # (updates, metric) of runs that differ only in their seed
 
-    points: model name -> (updates, metric) of its runs; higher metrics are better. The name decides the colour.
-    metric and steps: labels of the axes.
+
+def accuracy_against_updates(
+    points: Mapping[str, Sequence[Runs]], metric: str, steps: str, lower_is_better: bool = False
+) -> Figure:
+    """Draw the metric against updates, one curve for each model; a line joins the points on the Pareto front.
+
+    A point is a mean over seeds; bars show the standard deviations, and small dots the runs.
+
+    points: model name -> its points, each with one or several runs. The name decides the colour.
+    metric and steps: labels of the axes. lower_is_better: the metric is an error; its axis is logarithmic.
     """
     figure = _figure(6.0, 4.2)
     axes = figure.add_subplot()
+    if lower_is_better:
+        axes.set_yscale("log")
     kinds: list[str] = []
-    for name, runs in points.items():
+    for name, curve in points.items():
         kind = kind_of(name)
-        marker, colour = MARKERS[kinds.count(kind) % len(MARKERS)], COLOURS[kind]
+        style: dict[str, Any] = {"color": COLOURS[kind], "marker": MARKERS[kinds.count(kind) % len(MARKERS)]}
         kinds.append(kind)
-        axes.step(*zip(*pareto_front(runs), strict=True), where="post", linewidth=1.2, alpha=0.7, color=colour)
-        updates, values = zip(*runs, strict=True)
-        axes.scatter(updates, values, s=22, color=colour, marker=marker, label=name, zorder=3)
+        means = [mean_of(runs) for runs in curve]
+        front = pareto_front(means, lower_is_better)
+        axes.step(*zip(*front, strict=True), where="post", linewidth=1.2, alpha=0.6, color=style["color"])
+        for place, ((x, y), runs) in enumerate(zip(means, curve, strict=True)):
+            label = name if place == 0 else None
+            spread = np.std(runs, axis=0, ddof=1) if len(runs) > 1 else (None, None)
+            bars: dict[str, Any] = {"elinewidth": 0.9, "capsize": 2, "linestyle": "none", "ms": 5, "zorder": 3}
+            axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], label=label, **bars, **style)
+            if len(runs) > 1:
+                each = np.asarray(runs)
+                axes.scatter(each[:, 0], each[:, 1], s=7, alpha=0.4, linewidths=0, **style)
     axes.set_xlabel(steps, fontsize=9, color=INK)
     axes.set_ylabel(metric, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(visible=True, color=UNREAD, linewidth=0.4, alpha=0.5)
-    axes.legend(fontsize=8, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2 if len(points) == 4 else 3, fontsize=8, frameon=False)
     return figure
 
 
-def pareto_front(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the Pareto front of runs (updates, metric), sorted by updates: no run with fewer updates is as good."""
+def mean_of(runs: Runs) -> tuple[float, float]:
+    """Return the mean updates and the mean metric of runs."""
+    updates, metrics = zip(*runs, strict=True)
+    return fmean(updates), fmean(metrics)
+
+
+def pareto_front(runs: Runs, lower_is_better: bool = False) -> list[tuple[float, float]]:
+    """Return the Pareto front of (updates, metric), sorted by updates: nothing with fewer updates is as good."""
     front: list[tuple[float, float]] = []
-    for updates, metric in sorted(runs, key=lambda run: (run[0], -run[1])):
-        if not front or metric > front[-1][1]:
+    sign = -1 if lower_is_better else 1
+    for updates, metric in sorted(runs, key=lambda run: (run[0], -sign * run[1])):
+        if not front or sign * metric > sign * front[-1][1]:
             front.append((updates, metric))
     return front
 
@@ -266,7 +313,8 @@ def _lines(words: Sequence[str]) -> list[list[tuple[int, int]]]:
 def _word(axes: Axes, column: int, row: int, word: str, color: str) -> None:
     """Write a word at a column and row of characters; escape the dollar sign, which starts a formula in Matplotlib."""
     weight = "bold" if color == READ else "normal"
-    text = axes.text(column, row, word, fontsize=6.8, color=color, weight=weight, family="monospace", va="top")
+    shown = "".join(letter if letter.isprintable() else " " for letter in word)
+    text = axes.text(column, row, shown, fontsize=7.8, color=color, weight=weight, family="monospace", va="top")
     text.set_parse_math(False)
 
 
@@ -284,9 +332,15 @@ def _figure(width: float, height: float) -> Figure:
 
 def _strip(figure: Figure, count: int, index: int, title: str) -> Axes:
     """Add one of `count` plots that stand below each other and share the time axis."""
-    axes = figure.add_subplot(count, 1, index + 1)
+    axes = _style_strip(figure.add_subplot(count, 1, index + 1), title)
+    axes.tick_params(labelbottom=index == count - 1)
+    return axes
+
+
+def _style_strip(axes: Axes, title: str) -> Axes:
+    """Give a wide, low plot its title and thin axes."""
     axes.set_title(title, fontsize=9, color=INK, loc="left", pad=3)
-    axes.tick_params(labelsize=7, colors=INK, labelbottom=index == count - 1)
+    axes.tick_params(labelsize=7, colors=INK)
     axes.margins(x=0.01)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

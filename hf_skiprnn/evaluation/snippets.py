@@ -84,11 +84,7 @@ def snippet(
     lines = _frames(config, location) if kind == "frames" else _pipeline(kind, config, processor, location, task)
     if code_travels:
         return lines
-    trusted = ""
-    if kind != "frames":
-        trusted = f", pipeline_class=SkipRNN{'Sequence' if kind == 'series' else kind.title()}ClassificationPipeline"
-    package = f"from hf_skiprnn import {trusted.split('=')[1]}" if trusted else "import hf_skiprnn"
-    return lines.replace("\n\n", f"\n\n{package}\n\n", 1).replace(", trust_remote_code=True", trusted)
+    return lines.replace("\n\n", "\n\nimport hf_skiprnn\n\n", 1).replace(", trust_remote_code=True", "")
 
 
 def _frames(config: Mapping[str, Any], location: str) -> str:

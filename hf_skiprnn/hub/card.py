@@ -34,6 +34,7 @@ HUB_ID = r"\w[\w.-]*/[\w.-]+"
 VIDEO_TASKS = ("ucf101", "charades")
 # The main metric of a task is the first of these that it has.
 MAIN_METRICS = ("map_100", "accuracy", "f1", "mse")
+INSTRUCTION_SETS = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "portable code"}  # widest first; as users say it
 TIMES = {"runtime", "samples_per_second", "steps_per_second"}  # not shown: the machine may have been busy
 
 
@@ -152,10 +153,21 @@ def measurements(folder: Path) -> list[dict[str, Any]]:
 
 
 def speed_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return the measured times of the checkpoint `name` on one thread: of inference and of a training step."""
+    """Return the measured times of the checkpoint `name` on one thread, inference before training, widest set first.
+
+    `where` names the processor and the instruction set, to which nn.LSTM and nn.GRU were limited too.
+    """
     wanted = {"level": "model", "name": "ours", "spread": name, "threads": "1"}
     rows = [row for row in measurements(folder) if all(row.get(key) == value for key, value in wanted.items())]
-    return [row | {key: float(row[key]) for key in ("p50_ms", "native_over_this")} for row in rows]
+    rows.sort(key=lambda row: (row["mode"], list(INSTRUCTION_SETS).index(row["instruction_set"])))
+    return [
+        row | {key: float(row[key]) for key in ("p50_ms", "native_over_this")} | {"where": place(row)} for row in rows
+    ]
+
+
+def place(row: Mapping[str, str]) -> str:
+    """Return the processor and the instruction set of a measurement, in words."""
+    return f"{row['device'].partition(' (')[0]} with {INSTRUCTION_SETS[row['instruction_set']]}"
 
 
 def data_fingerprint(rows: Dataset, split: str) -> dict[str, Any]:

@@ -24,9 +24,19 @@ OPSET = 20
 
 
 class Exported(nn.Module):
-    """The base class of both graphs: it holds a classifier of sequences or frames, and computes updates of its rows."""
+    """The base class of both graphs: it holds a classifier of sequences or frames, and computes updates of its rows.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: the classifier.
+        shift_input: give the graph one more input, gate_shift: a number for each row, which is added to the gate's
+            bias instead of `config.gate_shift`. Without it the graph keeps the config's shift.
+
+    Raises:
+        ValueError: the model has no classifier, is not float32, or its gate is random; or `shift_input` for a gate that
+            is not learned.
+    """
+
+    def __init__(self, model: Any, shift_input: bool = False) -> None:
         super().__init__()
         base = model.base_model
         if base is model:
@@ -36,19 +46,22 @@ class Exported(nn.Module):
             )
         if base.gate == "random":
             raise ValueError("gate='random' draws random numbers, which the graph cannot repeat; export another gate.")
+        if shift_input and base.gate != "learned":
+            raise ValueError(f"Only a learned gate has a shift; this model has gate={base.gate!r}.")
         if (dtype := model.classifier.weight.dtype) != torch.float32:
             raise ValueError(
                 f"Export takes float32 weights, because gates are computed in float32; got {dtype}. Use model.float()."
             )
         self.model, self.base = model.eval(), base
-        self.cell = CELLS[base.cell]
+        self.cell, self.shift_input = CELLS[base.cell], shift_input
 
-    def update(self, x: Tensor, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def update(self, x: Tensor, states: Sequence[Tensor], shift: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """Return the states of N rows after one update, and the number of steps until the next update.
 
         Args:
             x: numbers [N, I] or token ids [N].
             states: h of each layer, bottom first, then c of each layer; each [N, H].
+            shift: [N], each row's shift of the gate; None: the config's.
 
         The second result is [N, 1] int64, at least 1. It exceeds LARGEST_COUNT if the gate never opens again.
         """
@@ -56,7 +69,7 @@ class Exported(nn.Module):
         h, c = list(states[: len(layers)]), list(states[len(layers) :])
         if self.base.config.vocab_size is not None:
             x = self.base.embeddings(x)
-        increment = update(x, h, c, layers, self.base.gate_weights(), self.cell)
+        increment = update(x, h, c, layers, self.base.gate_weights(shift), self.cell)
         if increment is None:
             stride = self.base.stride if self.base.gate == "strided" else 1
             return h + c, torch.full_like(h[0][:, :1], stride, dtype=torch.long)
@@ -76,7 +89,9 @@ class Exported(nn.Module):
 class UpdateLoop(Exported):
     """A graph for whole sequences: from inputs and an attention mask to logits, num_updates and update_gates."""
 
-    def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, inputs: Tensor, attention_mask: Tensor, gate_shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, num_updates [B] and update_gates [B, T] of 0 and 1, all float32.
 
         The logits are [B, num_labels]; for a frame classifier [B, T, num_labels].
@@ -84,6 +99,7 @@ class UpdateLoop(Exported):
         Args:
             inputs: [B, T, input_size] float32, or token ids [B, T] int64.
             attention_mask: [B, T] int64, 1 at real steps.
+            gate_shift: [B] float32; only with `shift_input`.
         """
         batch, steps = inputs.shape[:2]
         real = attention_mask != 0
@@ -103,7 +119,7 @@ class UpdateLoop(Exported):
         def body(at: Tensor, gates: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
             states, kept_logits = carried[:parts], carried[parts:]
             x = flat.index_select(0, flat_order.gather(1, at).squeeze(1))
-            new, wait = self.update(x, states)
+            new, wait = self.update(x, states, gate_shift)
             alive = at < lengths
             kept = [torch.where(alive, part, old) for part, old in zip(new, states, strict=True)]
             later = (at + wait).minimum(lengths)
@@ -147,7 +163,9 @@ class UpdateLoop(Exported):
 class OneUpdate(Exported):
     """A graph of one update of N rows. The caller runs it at steps that are read, and counts the steps to skip."""
 
-    def forward(self, x: Tensor, fresh: Tensor, h: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, fresh: Tensor, h: Tensor, c: Tensor | None = None, gate_shift: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return logits [N, num_labels], steps_to_skip [N] int64, h, and for an LSTM c.
 
         Args:
@@ -155,11 +173,12 @@ class OneUpdate(Exported):
             fresh: [N] bool, true for rows at their first step; their h and c are ignored.
             h: [L, N, H] float32.
             c: [L, N, H] float32; None for a GRU.
+            gate_shift: [N] float32; only with `shift_input`.
         """
         given = [*h.unbind(), *(() if c is None else c.unbind())]
         start = self.start(x.shape[0])
         states = [torch.where(fresh.unsqueeze(1), first, old) for first, old in zip(start, given, strict=True)]
-        states, steps = self.update(x, states)
+        states, steps = self.update(x, states, gate_shift)
         wait = torch.where(steps > LARGEST_COUNT, NEVER, steps - 1).squeeze(1)
         layers = len(self.base.layers)
         stacked = [torch.stack(part) for part in (states[:layers], states[layers:]) if part]
@@ -183,6 +202,9 @@ def program(graph: Exported) -> torch.export.ExportedProgram:
         shapes = [{0: dynamic}, {0: dynamic}, {1: dynamic}, None]
         if graph.cell.has_cell_state:
             arguments[3], shapes[3] = state.clone(), {1: dynamic}
+    if graph.shift_input:
+        arguments.append(torch.zeros(2))
+        shapes.append({0: dynamic})
     with torch.no_grad():
         return torch.export.export(graph, tuple(arguments), dynamic_shapes=tuple(shapes))
 
@@ -190,10 +212,11 @@ def program(graph: Exported) -> torch.export.ExportedProgram:
 def names(graph: Exported) -> tuple[list[str], list[str]]:
     """Return the names of a graph's inputs and outputs, in order."""
     main = graph.base.main_input_name
+    shift = ["gate_shift"] if graph.shift_input else []
     if isinstance(graph, UpdateLoop):
-        return [main, "attention_mask"], ["logits", "num_updates", "update_gates"]
+        return [main, "attention_mask", *shift], ["logits", "num_updates", "update_gates"]
     state = ["h", "c"] if graph.cell.has_cell_state else ["h"]
-    inputs = [main, "fresh", *state]
+    inputs = [main, "fresh", *state, *shift]
     return inputs, ["logits", "steps_to_skip", *(f"next_{name}" for name in state)]
 
 
@@ -202,7 +225,7 @@ def save_onnx(graph: Exported, path: str | Path) -> torch.export.ExportedProgram
 
     UpdateLoop has the inputs input_values or input_ids, and attention_mask; and the outputs logits, num_updates and
     update_gates. OneUpdate has the inputs input_values or input_ids, fresh, h and c; and the outputs logits,
-    steps_to_skip, next_h and next_c. A GRU has no c.
+    steps_to_skip, next_h and next_c. A GRU has no c. With `shift_input` both have the input gate_shift.
     """
     inputs, outputs = names(graph)
     source = program(graph)
@@ -261,10 +284,12 @@ def session(path: str | Path) -> Any:
 def compare(graph: UpdateLoop, path: str | Path, inputs: Tensor, attention_mask: Tensor) -> Agreement:
     """Run the graph at `path` in onnxruntime and compare it with its model; inputs as for UpdateLoop.forward."""
     name = graph.base.main_input_name
-    feed = {name: inputs.numpy(), "attention_mask": attention_mask.numpy()}
+    given = {name: inputs, "attention_mask": attention_mask}
+    if graph.shift_input:  # a different shift for each row, around the config's
+        given["gate_shift"] = graph.base.config.gate_shift + torch.linspace(-1, 1, len(inputs))
+    feed = {name: value.numpy() for name, value in given.items()}
     logits, updates, gates = map(torch.from_numpy, session(path).run(None, feed))
     with torch.no_grad():
-        given = {name: inputs, "attention_mask": attention_mask}
         want = graph.model(**given, output_update_gates=True)
     same = (gates == want.update_gates).all(1)
     difference = (logits - want.logits)[same].abs()

@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.changed_modules_skip_rnn import storage_gap
+from hf_skiprnn.model.dense_scan_skip_rnn import NO_FORWARD_MODE
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
 
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -41,28 +43,18 @@ def check_memory(name: str, tensor: Tensor) -> None:
         )
     if not tensor.numel():
         return
-    last = tensor.numel() - 1
-    if not tensor.is_contiguous():
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
     try:
-        held = tensor.untyped_storage().nbytes()
+        gap = storage_gap(tensor)
     except NotImplementedError as error:  # many tensors in one, from torch.autograd.grad(is_grads_batched=True)
         raise ValueError(f"{name} is a batch of tensors of a vectorized derivative. {USE_DENSE}") from error
-    if held < needed:
-        raise ValueError(
-            f"{name} of shape {tuple(tensor.shape)} needs {needed} bytes; its storage holds {held}. "
-            "Something has freed or shrunk the storage (FSDP frees weights outside their module's forward)."
-        )
+    if gap:
+        raise ValueError(f"{name} {gap} (FSDP frees weights outside their module's forward)")
 
 
 def refuse_transforms(backend: str) -> None:
     """Raise RuntimeError under what an engine cannot follow: transforms of torch.func, forward-mode derivatives."""
     if forward_ad._current_level >= 0:
-        raise RuntimeError(
-            f"The {backend!r} backend, as every other, has no forward-mode derivative (jvp, dual numbers). Use reverse "
-            "mode (torch.autograd, torch.func.grad, vjp, jacrev) on the 'dense' backend."
-        )
+        raise RuntimeError(NO_FORWARD_MODE)
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             f"The {backend!r} backend does not run under transforms of torch.func (vmap, grad, vjp). {USE_DENSE}"

@@ -8,6 +8,7 @@ or replace it. Only a call then shows what the module computes.
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import _has_any_global_hook
 
 # Tensors of other classes (quantised, sharded) need not have memory of their own.
 PLAIN_TENSORS = (nn.Parameter, Tensor)
@@ -16,7 +17,8 @@ PLAIN_TENSORS = (nn.Parameter, Tensor)
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module has exactly this class, no hooks, and the `forward` of its class.
 
-    A parametrised or sharded module has another class; accelerate replaces `forward` of the instance.
+    A parametrised or sharded module has another class; accelerate replaces `forward` of the instance. Profilers and
+    FLOP counters hook all modules at once.
     """
     return type(module) is kind and not (
         module._forward_hooks
@@ -24,6 +26,25 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
+
+
+def storage_gap(tensor: Tensor) -> str:
+    """Return what is wrong if a tensor's storage is smaller than its shape says, else "".
+
+    torch's own operators read beyond such a storage. It comes from `untyped_storage().resize_()`.
+    """
+    last = tensor.numel() - 1
+    if not tensor.is_contiguous():
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
+    held = tensor.untyped_storage().nbytes()
+    if held >= needed:
+        return ""
+    shape = tuple(tensor.shape)
+    return (
+        f"of shape {shape} needs {needed} bytes; its storage holds {held}. Something has freed or shrunk the storage."
     )
 
 

@@ -32,6 +32,40 @@ BESIDE_FIELDS = (
 )
 FROM_FILE = "_is_from_file"  # how from_dict tells the constructor that it need not be strict
 MISSPELT = 0.85  # similarity, by difflib, from which an unknown name is taken for a spelling mistake
+OWN_PIPELINES = "pipeline_skip_rnn."  # the module of this package's pipelines, which travels with a checkpoint
+IS_PACKAGE = __name__.startswith("hf_skiprnn.")  # else this file came with a checkpoint
+
+
+class CustomPipelines(dict[str, Any]):
+    """A config's custom_pipelines. Where the package is installed, `in` does not find those that the package has.
+
+    `transformers.pipeline` runs the code beside a checkpoint for a task that it finds `in` this dictionary, also where
+    the same code is installed. For other tasks it takes what is registered: the package's pipelines. The entries stay,
+    since they are saved with the config, and name the task to a call that names none.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        """Return whether the pipeline of a task must be loaded from the checkpoint."""
+        entry = self.get(str(task))
+        return entry is not None and not (IS_PACKAGE and entry["impl"].startswith(OWN_PIPELINES))
+
+
+def _check_code(name: str, value: Any) -> None:
+    """Raise ValueError if auto_map or custom_pipelines do not have the form that transformers expects in a file."""
+    found, form = list(value.values()) if isinstance(value, dict) else [None], '"module.Class"'
+    if name == "custom_pipelines":
+        found = [entry.get("impl") if isinstance(entry, dict) else None for entry in found]
+        form = '{"impl": "module.Class"}'
+    if not all(isinstance(entry, str | list | tuple) for entry in found):
+        raise ValueError(f"config.json: {name} must map names to {form}; got {value!r}. Remove it, or repair it.")
+
+
+def _names_by_number(label2id: dict[str, Any]) -> dict[int, str]:
+    """Return id2label for a label2id; raise ValueError if its values are not 0, 1, 2, ..., each once."""
+    numbers = list(label2id.values())
+    if any(type(number) is not int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
+        raise ValueError(f"label2id must number the labels 0, 1, 2, ..., each once; got {label2id!r}.")
+    return {number: name for name, number in label2id.items()}
 
 
 def _count_of_labels(count: Any) -> int:
@@ -69,10 +103,13 @@ class SkipRNNConfig(PreTrainedConfig):
             `hf_skiprnn.training.RateController` needs to hold a share.
         budget_target: wanted share of real steps read, in [0, 1]; needed by "l1" and "l2", refused with "cost"; with
             "rate" it is what training was asked for.
+        budget_slope: with budget_loss="rate" and gate_noise=[low, high]: lambda of a row is budget_weight +
+            budget_slope * its noise, so that rows that shall read more can have another price.
         gate_shift: added to the gate's bias b_p at run time: the operating point. Below 0 fewer steps are read, above 0
             more. Saved with the checkpoint; `gate_shift=` and `update_rate=` of a call replace it.
-        gate_noise: a; in training each row's gate is shifted by a draw from U(-a, a), so that the trained model bears
-            other shifts. 0 switches it off.
+        gate_noise: in training each row's gate is shifted by a draw from U(-a, a), so that the trained model bears
+            other shifts. 0 switches it off. With [low, high] draws are from U(low, high), and the row's wanted share
+            follows: its logit is that of budget_target plus the noise.
         gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
             increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
@@ -111,8 +148,9 @@ class SkipRNNConfig(PreTrainedConfig):
     budget_weight: float | int = 1e-4
     budget_loss: Literal["cost", "l1", "l2", "rate"] = "cost"
     budget_target: float | int | None = None
+    budget_slope: float | int = 0.0
     gate_shift: float | int = 0.0
-    gate_noise: float | int = 0.0
+    gate_noise: float | int | list[float | int] = 0.0
     gate_calibration: list[list[float | int]] | None = None
     learn_initial_state: bool = True
     update_bias: float | int = 1.0
@@ -120,6 +158,12 @@ class SkipRNNConfig(PreTrainedConfig):
     input_noise: float | int = 0.0
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("auto_map", "custom_pipelines"):
+            _check_code(name, value := value or {})
+            value = CustomPipelines(value) if name == "custom_pipelines" else value
+        super().__setattr__(name, value)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
@@ -157,6 +201,8 @@ class SkipRNNConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, dict | None) or (name == "id2label" and value == {}):
                 raise ValueError(f"{name} must be a dictionary of labels; got {value!r}.")
+        if self.label2id and self.id2label is None:  # transformers would drop the names without a word
+            self.id2label = _names_by_number(self.label2id)
         dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
         if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be that of floating point numbers, as 'float32'; got {self.dtype!r}.")
@@ -205,13 +251,16 @@ class SkipRNNConfig(PreTrainedConfig):
 
     def validate_finite(self) -> None:
         """Check that the weight of the budget, initial biases, shift and noise are finite."""
-        for name in ("budget_weight", "update_bias", "forget_bias", "gate_shift"):
+        for name in ("budget_weight", "budget_slope", "update_bias", "forget_bias", "gate_shift"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
         if not 0 <= self.input_noise < math.inf:
             raise ValueError(f"input_noise must be a finite standard deviation, at least 0; got {self.input_noise}.")
-        if not 0 <= self.gate_noise < math.inf:
-            raise ValueError(f"gate_noise must be a finite width of a uniform distribution; got {self.gate_noise}.")
+        low, high = self.noise_range()
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(
+                f"gate_noise must be a, the half width of U(-a, a), or [low, high], both finite; got {self.gate_noise}."
+            )
         if self.budget_weight < 0 and self.budget_loss != "rate":
             raise ValueError(
                 f"budget_weight must not be negative; got {self.budget_weight}. 0 switches the budget off."
@@ -231,9 +280,18 @@ class SkipRNNConfig(PreTrainedConfig):
         if self.budget_target is not None and not 0 <= self.budget_target <= 1:
             raise ValueError(f"budget_target is a share of a row's real steps, in [0, 1]; got {self.budget_target}.")
 
+    def noise_range(self) -> tuple[float, float]:
+        """Return the lowest and the highest shift that `gate_noise` draws."""
+        noise = self.gate_noise
+        if not isinstance(noise, list):
+            return -noise, noise
+        if len(noise) != 2:
+            raise ValueError(f"gate_noise must be a number or [low, high]; got {noise}.")
+        return noise[0], noise[1]
+
     def validate_operating_point(self) -> None:
         """Check that only a learned gate is moved, and that shares increase with shifts in a calibration."""
-        if self.gate != "learned" and (self.gate_shift or self.gate_noise or self.gate_calibration):
+        if self.gate != "learned" and (self.gate_shift or any(self.noise_range()) or self.gate_calibration):
             raise ValueError(
                 f"gate_shift, gate_noise and gate_calibration need gate='learned'; got gate={self.gate!r}."
             )

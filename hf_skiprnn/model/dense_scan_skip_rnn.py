@@ -37,10 +37,22 @@ class Engine(NamedTuple):
     follows_autocast: bool = True  # multiplies in the precision of its weights, which autocast lowers
 
 
+NO_FORWARD_MODE = (
+    "A Skip RNN has no forward-mode derivative (jvp, dual numbers, torch.func.hessian) on any backend. Use reverse "
+    "mode (torch.autograd, torch.func.grad, vjp, jacrev) on the 'dense' backend."
+)
+
+
+def refuse_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    """Raise RuntimeError: torch calls this for tangents, and its own message would not say what to do."""
+    raise RuntimeError(NO_FORWARD_MODE)
+
+
 class StraightThrough(torch.autograd.Function):
     """The binary gate u_t with the straight-through estimator: its derivative by update_prob is 1 (section 3.1)."""
 
     generate_vmap_rule = True
+    jvp = staticmethod(refuse_forward_mode)
 
     @staticmethod
     def forward(update_prob: Tensor, opened: Tensor) -> Tensor:
@@ -59,6 +71,7 @@ class Blend(torch.autograd.Function):
     """Compute u * new + (1 - u) * old for u of 0 or 1. If u is 0, a NaN in `new` does not reach the result."""
 
     generate_vmap_rule = True
+    jvp = staticmethod(refuse_forward_mode)
 
     @staticmethod
     def forward(gate: Tensor, new: Tensor, old: Tensor) -> Tensor:

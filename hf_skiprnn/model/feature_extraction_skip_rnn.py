@@ -3,7 +3,7 @@
 This file is saved with a checkpoint, so it imports nothing from this package. It takes arrays, not sound files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -130,6 +130,18 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
             batch.update({name: list(rows) for name, rows in batch.items()})
         return batch
 
+    def join(self, sequences: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Return what `pad` does for extracted steps [T', feature_size] with return_tensors="pt", in less time.
+
+        The padding is on the right.
+        """
+        shape = (len(sequences), max(map(len, sequences)))
+        values = np.full((*shape, self.feature_size), self.padding_value, np.float32)
+        mask = np.zeros(shape, np.int32)
+        for row, steps in enumerate(sequences):
+            values[row, : len(steps)], mask[row, : len(steps)] = steps, 1
+        return {"input_values": torch.from_numpy(values), "attention_mask": torch.from_numpy(mask)}
+
     def extract(self, raw: Any, name: str = "the sequence") -> np.ndarray:
         """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]. `name`: for errors."""
         steps = self._steps(raw, name)
@@ -245,18 +257,24 @@ def _as_array(raw: Any, name: str, is_sound: bool) -> np.ndarray:
         ValueError: it does not hold numbers, steps have different lengths, or its integer type is not a PCM type.
     """
     if isinstance(raw, torch.Tensor):
-        raw = raw.detach().cpu().numpy()
+        raw = raw.detach().cpu()
+        raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()  # NumPy has no bfloat16
     try:
         array = np.asarray(raw)
+        if array.dtype.kind == "O":  # Python's numbers: the list tells their type, the array does not
+            array = np.asarray(array.tolist())
+        if array.dtype.kind == "c":
+            raise TypeError(f"{array.dtype} is not a type of real numbers")
         values = array.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} must hold numbers, as many at every step: {error}") from error
-    if not is_sound or array.dtype.kind not in "iub":
+    kind = array.dtype.newbyteorder("=")  # files may have another order of bytes
+    if not is_sound or kind.kind not in "iub":
         return values
-    if array.dtype not in PCM:
+    if kind not in PCM:
         raise ValueError(
             f"{name} holds {array.dtype}, whose range as sound is unknown. Pass PCM as {', '.join(map(str, PCM))}, or "
             "floats in [-1, 1]."
         )
-    zero, largest = PCM[array.dtype]
+    zero, largest = PCM[kind]
     return (values - zero) / largest

@@ -76,15 +76,22 @@ class SkipRNNImageProcessor(BaseImageProcessor):
         if kwargs:
             raise ValueError(f"SkipRNNImageProcessor only rescales; it takes no {', '.join(sorted(kwargs))}.")
         channels = self.num_channels if num_channels is None else num_channels
-        arrays = [self._pixels(image, channels, input_data_format) for image in _as_list(images)]
+        arrays = [self.pixels(image, channels, input_data_format) for image in _as_list(images)]
         shapes = {array.shape for array in arrays}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(f"Images of one batch must have one size; got {sorted(shapes)} (channels, height, width).")
-        data = np.stack(arrays) if return_tensors is not None and arrays else arrays
+        if return_tensors is not None and len({array.dtype for array in arrays}) == 1:
+            data = unit_range(np.stack(arrays))  # all at once, which takes a fraction of the time
+        else:
+            data = [unit_range(array) for array in arrays]
+            data = np.stack(data) if return_tensors is not None and data else data
         return BatchFeature(data={"pixel_values": data}, tensor_type=return_tensors)
 
-    def _pixels(self, image: Any, channels: int, data_format: str | ChannelDimension | None) -> np.ndarray:
-        """Return one image as float32 [C, H, W] in [0, 1]."""
+    def pixels(
+        self, image: Any, channels: int | None = None, data_format: str | ChannelDimension | None = None
+    ) -> np.ndarray:
+        """Return the pixels [C, H, W] of one image in its own range; `preprocess` scales them and tells the errors."""
+        channels = channels or self.num_channels
         pixels = (
             _from_pil(image, channels) if isinstance(image, Image.Image) else _from_array(image, channels, data_format)
         )
@@ -94,7 +101,7 @@ class SkipRNNImageProcessor(BaseImageProcessor):
                 f"This processor takes images of {self.size['height']} x {self.size['width']} pixels; got "
                 f"{height} x {width}. Resize or crop the image first: it is not done here."
             )
-        return _unit_range(pixels)
+        return pixels
 
 
 def _as_list(images: Any) -> list[Any]:
@@ -135,7 +142,7 @@ def _from_array(image: Any, channels: int, data_format: str | ChannelDimension |
     return _from_pil(Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)), channels)
 
 
-def _unit_range(pixels: np.ndarray) -> np.ndarray:
+def unit_range(pixels: np.ndarray) -> np.ndarray:
     """Return pixels as float32 in [0, 1]: divide 8-bit pixels by 255; floats stay as they are."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float32) / np.float32(255)

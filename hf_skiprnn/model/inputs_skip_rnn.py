@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .cells_skip_rnn import CELLS, state_dtype
+from .changed_modules_skip_rnn import PLAIN_TENSORS, storage_gap
 from .outputs_skip_rnn import SkipRNNState
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def select_input(
         names = " and ".join(present) or "none"
         raise ValueError(f"Give exactly one of {', '.join(given)}; got {names}.")
     ((name, inputs),) = present.items()
+    if not isinstance(inputs, Tensor):
+        raise ValueError(f"{name} must be a tensor; got {type(inputs).__name__}. Convert it with torch.as_tensor().")
     is_text = config.vocab_size is not None
     if is_text and name == "input_values" and not inputs.is_floating_point():
         name = "input_ids"
@@ -65,6 +68,13 @@ def select_input(
     if name == "pixel_values":
         inputs = inputs.flatten(2).transpose(1, 2)
     return name, inputs.long() if name == "input_ids" and not inputs.numel() else inputs
+
+
+def check_storage(name: str, tensor: Tensor) -> None:
+    """Raise ValueError if a plain tensor's storage is smaller than its shape says."""
+    is_plain = type(tensor) in PLAIN_TENSORS and tensor.layout == torch.strided
+    if is_plain and can_read_values() and (gap := storage_gap(tensor)):
+        raise ValueError(f"{name} {gap}")
 
 
 def _check_input(name: str, inputs: Tensor, input_size: int) -> None:
@@ -79,6 +89,7 @@ def _check_input(name: str, inputs: Tensor, input_size: int) -> None:
         raise ValueError(f"{name} must be {kind}; got {inputs.dtype}.")
     if not shape[0]:
         raise ValueError(f"{name} must have at least one row; got {shape}.")
+    check_storage(name, inputs)
     width = {"input_ids": input_size, "pixel_values": shape[1]}.get(name, shape[-1])
     if width != input_size:
         raise ValueError(f"{name} must be {legend} with {input_size} inputs a step; got {shape}.")
@@ -131,6 +142,7 @@ def check_flags(name: str, flags: Tensor | None, batch: int, steps: int) -> Tens
     if flags.shape != (batch, steps):
         hint = " Flatten the image's mask row by row." if flags.dim() > 2 else ""
         raise ValueError(f"{name} must be [B, T] = {(batch, steps)}; got {tuple(flags.shape)}.{hint}")
+    check_storage(name, flags)
     if flags.dtype == torch.bool:
         return flags
     if can_read_values() and bool(((flags != 0) & (flags != 1)).any()):

@@ -239,16 +239,22 @@ class SkipStack(nn.Module):
         return backend
 
     def initial_state(self, batch_size: int) -> SkipRNNState:
-        """Return the state before the first step, learned or zero; its increment of 1 makes step 1 an update."""
+        """Return the state before the first step, learned or zero; its increment of 1 makes step 1 an update.
+
+        Raises:
+            ValueError: the weights are sparse.
+        """
         layers = self.current_layers()
         weight = layers[0].weight_hh
+        if weight.layout != torch.strided:
+            raise ValueError(f"weight_hh must be a dense tensor; got {weight.layout}. Convert it with to_dense().")
         dtype = state_dtype(weight)
 
         def stack(name: str) -> Tensor:
             parts = [getattr(layer, name) for layer in layers]
             if parts[0] is None:  # all layers are alike
                 return weight.new_zeros((len(layers), batch_size, self.hidden_size), dtype=dtype)
-            return torch.stack([part.to(dtype) for part in parts]).unsqueeze(1).expand(-1, batch_size, -1)
+            return torch.stack([part.to(dtype).expand(batch_size, -1) for part in parts])
 
         c = stack("initial_c") if CELLS[self.cell].has_cell_state else None
         increment = weight.new_ones(batch_size, dtype=dtype)
@@ -270,7 +276,15 @@ class SkipStack(nn.Module):
         With a table of embeddings [V, input_size], which is for inference, inputs are token ids [B, T]: the native
         engine then looks up only the tokens that are read. `gate_shift` [B] is each row's shift of the gate. T = 0
         returns `state`.
+
+        Raises:
+            ValueError: inputs are on the device 'meta'.
         """
+        if inputs.device.type == "meta":
+            raise ValueError(
+                "The inputs are on the device 'meta', where tensors have no values; the values decide which steps are "
+                "read. Give inputs on a real device."
+            )
         if forced_gates is None:
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)

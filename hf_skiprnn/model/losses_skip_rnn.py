@@ -1,6 +1,7 @@
 """The losses: of a task, with checked labels, and of the budget (section 3.3)."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,13 +13,30 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 IGNORED = -100  # label of what does not count, as everywhere in transformers
 
 
-def budget_loss(num_updates: Tensor, lengths: Tensor, weight: float, kind: str, target: float | None) -> Tensor:
+def budget_of(config: Any, num_updates: Tensor, lengths: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Return the budget loss of a config; `noise` [B] is the shift of each row's gate that was drawn in training."""
+    weight: float | Tensor = config.budget_weight
+    target, has_targets = config.budget_target, isinstance(config.gate_noise, list)
+    if noise is not None and has_targets and config.budget_loss == "rate" and target is not None and 0 < target < 1:
+        rates = noisy_rates(target, noise)  # the price is one of the share's logit, so that small shares count as much
+        weight = (weight + config.budget_slope * noise) * target * (1 - target) / (rates * (1 - rates))
+    return budget_loss(num_updates, lengths, weight, config.budget_loss, target)
+
+
+def noisy_rates(target: float, noise: Tensor) -> Tensor:
+    """Return the share of steps that a row shall read whose gate is shifted by `noise`: the target's logit follows."""
+    return torch.sigmoid(math.log(target / (1 - target)) + noise)
+
+
+def budget_loss(
+    num_updates: Tensor, lengths: Tensor, weight: float | Tensor, kind: str, target: float | None
+) -> Tensor:
     """Compute the budget loss: lambda times the cost of a row's updates, mean over rows.
 
     Args:
         num_updates: [B], N.
         lengths: [B], real steps of each row, L.
-        weight: lambda.
+        weight: lambda; a number, or one for each row, [B].
         kind: "cost": N; "l1": |N - target * L|; "l2": (N - target * L)^2; "rate": N / L, 0 for a row without steps.
         target: wanted share of real steps read; only "l1" and "l2" use it.
 
@@ -32,7 +50,7 @@ def budget_loss(num_updates: Tensor, lengths: Tensor, weight: float, kind: str, 
     else:
         excess = num_updates - target * lengths
         cost = excess.abs() if kind == "l1" else excess.square()
-    return weight * cost.mean()
+    return weight * cost.mean() if isinstance(weight, float | int) else (weight * cost).mean()
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:
@@ -103,8 +121,15 @@ def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
 
 
 def _binary_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each label's loss (0 if it is ignored) and whether it counts."""
+    """Return each label's loss (0 if it is ignored) and whether it counts.
+
+    Raises:
+        ValueError: a label is outside of [0, 1], where the loss has no lower bound. NaN is not refused: it shows.
+    """
     counts = labels != IGNORED
+    if can_read_values() and bool((((labels < 0) | (labels > 1)) & counts).any()):
+        wrong = labels[((labels < 0) | (labels > 1)) & counts].unique().tolist()[:5]
+        raise ValueError(f"Labels of several classes at once must be in [0, 1], or {IGNORED}; got {wrong}.")
     targets = labels.to(logits.dtype).where(counts, 0)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").where(counts, 0), counts
 

@@ -23,7 +23,7 @@ from .inputs_skip_rnn import (
     warn_of_padding,
 )
 from .layers_skip_rnn import SkipRNNLayer, SkipStack, UpdateGate, init_layer, init_update_gate
-from .losses_skip_rnn import budget_loss, frame_loss, infer_problem_type, sequence_loss
+from .losses_skip_rnn import budget_of, frame_loss, infer_problem_type, sequence_loss
 from .operating_point_skip_rnn import Shift, row_shifts
 from .outputs_skip_rnn import SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
 from .pull_skip_rnn import Fetch, pull
@@ -211,11 +211,12 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         forced = check_flags("forced_gates", forced_gates, batch, steps)
         state = self.initial_state(batch) if state is None else check_state(self, state, batch)
         table = None if inputs.is_floating_point() else self.embeddings.weight
-        shift = row_shifts(self.config, batch, state.increment, gate_shift, update_rate, self.training, generator)
+        shift, noise = row_shifts(
+            self.config, batch, state.increment, gate_shift, update_rate, self.training, generator
+        )
         sequence = output_sequence or bool(output_hidden_states)
         out = self.scan(inputs, state, mask, forced, sequence, generator, table, shift)
         lengths = out.num_updates.new_full((batch,), steps) if mask is None else mask.sum(1)
-        c = self.config
         dtype = self.current_weight().dtype
         last = None if out.sequence is None else out.sequence.to(dtype)
         hidden_states = None
@@ -227,8 +228,9 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
             state=out.state,
             num_updates=out.num_updates,
             update_gates=out.update_gates if output_update_gates else None,
-            budget_loss=budget_loss(out.num_updates, lengths, c.budget_weight, c.budget_loss, c.budget_target),
+            budget_loss=budget_of(self.config, out.num_updates, lengths, noise),
             hidden_states=hidden_states,
+            gate_noise=noise,
         )
 
     def _embed(self, input_ids: Tensor, has_mask: bool, as_vectors: bool) -> Tensor:

@@ -26,22 +26,23 @@ def row_shifts(
     update_rate: Shift | None,
     training: bool,
     generator: torch.Generator | None = None,
-) -> Tensor | None:
-    """Return the shift of each row, [B] in the dtype and on the device of `like`.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return each row's shift, and the noise in it; both [B] in the dtype and on the device of `like`.
 
-    Return None if every row has the shift `config.gate_shift`. In training, noise from U(-a, a) is added to each row's
-    shift, where a is `config.gate_noise`.
+    The shift is None if every row has the shift `config.gate_shift`. The noise is drawn in training only, from the
+    uniform distribution of `config.gate_noise`; else it is None.
 
     Raises:
         ValueError: both arguments are given, one has a wrong shape or value, the gate is not learned, or a rate is
             given without calibration.
     """
-    noise = config.gate_noise if training else 0.0
-    if gate_shift is None and update_rate is None and not noise:
-        return None
+    low, high = config.noise_range() if training else (0.0, 0.0)
+    is_noisy = bool(low or high)
+    if gate_shift is None and update_rate is None and not is_noisy:
+        return None, None
     if config.gate != "learned":
         if gate_shift is None and update_rate is None:
-            return None
+            return None, None
         raise ValueError(f"gate_shift and update_rate need gate='learned'; this model has gate={config.gate!r}.")
     if gate_shift is not None and update_rate is not None:
         raise ValueError("Give gate_shift or update_rate, not both: a rate is looked up as a shift.")
@@ -49,17 +50,18 @@ def row_shifts(
         shift = shift_of_rate(config.gate_calibration, _by_row("update_rate", update_rate, batch, like))
     else:
         shift = _by_row("gate_shift", config.gate_shift if gate_shift is None else gate_shift, batch, like)
-    if noise:
-        draws = torch.rand(batch, generator=generator, device=generator.device if generator else like.device)
-        shift = shift + noise * (2 * draws.to(like) - 1)
-    return shift
+    if not is_noisy:
+        return shift, None
+    draws = torch.rand(batch, generator=generator, device=generator.device if generator else like.device)
+    noise = low + (high - low) * draws.to(like)
+    return shift + noise, noise
 
 
 def fixed_shifts(model: Any, batch: int, gate_shift: Shift | None, update_rate: Shift | None) -> Tensor | None:
-    """Return `row_shifts` for inference, on the model's device and in the dtype of its states."""
+    """Return the shifts of `row_shifts` for inference, on the model's device and in the dtype of its states."""
     weight = model.base_model.current_weight()
     like = torch.empty(0, dtype=state_dtype(weight), device=weight.device)
-    return row_shifts(model.config, batch, like, gate_shift, update_rate, training=False)
+    return row_shifts(model.config, batch, like, gate_shift, update_rate, training=False)[0]
 
 
 def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:

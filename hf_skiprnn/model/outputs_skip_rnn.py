@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
@@ -55,7 +55,24 @@ class ScanOutput(NamedTuple):
 
 
 @dataclass
-class SkipRNNModelOutput(ModelOutput):
+class _Output(ModelOutput):
+    """The base of the models' outputs: a ModelOutput that is made quickly, which shows in calls with one short row.
+
+    transformers' own methods list the fields of the class at every assignment.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None and name in self.__dataclass_fields__:
+            super(ModelOutput, self).__setitem__(name, value)
+        object.__setattr__(self, name, value)
+
+    def __post_init__(self) -> None:
+        if len(self) < 2:  # it may be made of one mapping or of pairs, as accelerate does
+            super().__post_init__()
+
+
+@dataclass
+class SkipRNNModelOutput(_Output):
     """The output of SkipRNNModel.
 
     Attributes:
@@ -67,6 +84,7 @@ class SkipRNNModelOutput(ModelOutput):
         budget_loss: scalar, lambda times the cost of the updates, mean over rows.
         hidden_states: with output_hidden_states=True: the inputs [B, T, input_size], then each layer's h [B, T, H],
             bottom layer first. Only the top layer's h and the inputs are part of the graph of the other outputs.
+        gate_noise: [B], the shift of each row's gate that was drawn in training; None without `config.gate_noise`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -76,10 +94,11 @@ class SkipRNNModelOutput(ModelOutput):
     update_gates: Tensor | None = None
     budget_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    gate_noise: Tensor | None = None
 
 
 @dataclass
-class SkipRNNClassifierOutput(ModelOutput):
+class SkipRNNClassifierOutput(_Output):
     """The output of the classifiers.
 
     Attributes:

@@ -1,7 +1,8 @@
 """Pipelines for texts, sounds, images and series of numbers; their results can include the number of steps read.
 
-`pipeline(task, model=folder, trust_remote_code=True)` finds them by the checkpoint's config, with or without this
-package. With the package, `pipeline(task, model=model, ...)` around a model object finds them too.
+Where this package is not installed, `pipeline(task, model=folder, trust_remote_code=True)` finds them by the
+checkpoint's config. After `import hf_skiprnn` they are registered: `pipeline(task, model=folder)` needs neither consent
+nor code in the folder, and `pipeline(task, model=model, ...)` around a model object finds them too.
 """
 
 # The methods of transformers' pipelines have different signatures, and the mixin below must work with all of them.
@@ -33,15 +34,14 @@ class ResultsWithUpdates(Pipeline):
     read, and `steps`, the number of real steps.
     """
 
+    _load_video_processor = False  # None would try to load one from every file of settings
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: Any = self.model.config
-        if getattr(config, "custom_pipelines", None):
+        for entry in (getattr(config, "custom_pipelines", None) or {}).values():
             # pipeline() replaced the class names in the config by classes, which cannot be saved as JSON.
-            config.custom_pipelines = {
-                task: info | {"pt": [getattr(auto, "__name__", auto) for auto in info["pt"]]}
-                for task, info in config.custom_pipelines.items()
-            }
+            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]
 
     def _sanitize_parameters(
         self,
@@ -97,7 +97,20 @@ class SkipRNNTextClassificationPipeline(ResultsWithUpdates, TextClassificationPi
 
 
 class SkipRNNAudioClassificationPipeline(ResultsWithUpdates, AudioClassificationPipeline):
-    """transformers' "audio-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
+    """transformers' "audio-classification" pipeline for Skip RNNs; see ResultsWithUpdates.
+
+    A sound may also be a list of samples in [-1, 1], as in JSON: [T] or [T][1].
+    """
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Classify one sound or a list of sounds."""
+        return super().__call__(np.asarray(inputs) if is_one_sequence(inputs, 1) else inputs, **kwargs)
+
+    def preprocess(self, inputs: Any, **params: Any) -> Any:
+        """Return transformers' model inputs."""
+        samples = np.asarray(inputs) if isinstance(inputs, (list, tuple)) else inputs
+        is_column = isinstance(samples, np.ndarray) and samples.ndim == 2 and samples.shape[1] == 1
+        return super().preprocess(samples[:, 0] if is_column else samples, **params)
 
 
 class SkipRNNImageClassificationPipeline(ResultsWithUpdates, ImageClassificationPipeline):
@@ -202,6 +215,10 @@ def _by_model(default: type[Pipeline], own: type[Pipeline]) -> type[Pipeline]:
     """Return a class that constructs `own` for a Skip RNN, and `default` for any other model."""
 
     class ByModel(default):  # type: ignore[valid-type]  # a class that is only known at run time
+        # None would look for a video processor beside our image processor, and ask for consent to run its code. No
+        # pipeline of these tasks uses one.
+        _load_video_processor = False
+
         def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:
             model = kwargs["model"] if "model" in kwargs else args[0]
             return (own if model.config.model_type == "skip_rnn" else default)(*args, **kwargs)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cells_skip_rnn import NEVER
 from .layers_skip_rnn import plan_gates
-from .losses_skip_rnn import budget_loss
+from .losses_skip_rnn import budget_of
 from .operating_point_skip_rnn import Shift, fixed_shifts
 from .outputs_skip_rnn import ScanOutput, SkipRNNClassifierOutput, SkipRNNModelOutput, SkipRNNState
 from .reader_skip_rnn import Reader, as_count
@@ -79,9 +79,9 @@ def pull(
     run = _Pull(Reader(model, generator, check_inputs, shift), fetch, lengths, state)
     is_base = run.reader.head is None
     out, real = run.run(sequence=is_base or model.per_frame)
-    c, dtype = run.reader.base.config, run.reader.dtype
+    dtype = run.reader.dtype
     pooled = out.state.h[-1].to(dtype)
-    loss = budget_loss(out.num_updates, real, c.budget_weight, c.budget_loss, c.budget_target)
+    loss = budget_of(run.reader.base.config, out.num_updates, real)
     common: dict[str, Any] = {
         "state": out.state,
         "num_updates": out.num_updates,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .cells_skip_rnn import NEVER
+from .changed_modules_skip_rnn import storage_gap
 from .operating_point_skip_rnn import Shift, fixed_shifts
 from .outputs_skip_rnn import SkipRNNState
 from .reader_skip_rnn import Reader, as_count, as_tensor
@@ -169,7 +170,7 @@ class Stream(_Copies):
             and x.shape == self._width
             and x.dtype == self._reader.dtype
             and x.device == self._reader.device
-            and not (x.requires_grad or self._is_text)
+            and not (x.requires_grad or self._is_text or storage_gap(x))
             # If the sum is finite, all numbers are finite; otherwise the reader checks each number.
             and (not self._reader.check_inputs or math.isfinite(x.sum().item()))
         )

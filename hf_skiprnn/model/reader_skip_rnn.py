@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype, steps_to_skip
 from .event_forward_skip_rnn import update
-from .inputs_skip_rnn import check_state
+from .inputs_skip_rnn import check_state, check_storage
 from .layers_skip_rnn import layer_weights
 from .outputs_skip_rnn import SkipRNNState
 
@@ -243,9 +243,10 @@ def as_tensor(x: Any, device: torch.device, where: str) -> Tensor:
     """Convert a tensor, array, number, or list of these to a tensor without a graph.
 
     Raises:
-        ValueError: it is none of these; `where` names it in the message.
+        ValueError: it is none of these, or its storage was shrunk; `where` names it in the message.
     """
     if isinstance(x, Tensor):
+        check_storage(where, x)
         return x.detach().to(device)
     try:
         if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):

@@ -1,7 +1,7 @@
 """The interface of a task: it loads rows, makes batches of them, and computes metrics and figures."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_skiprnn.evaluation.metrics import accuracy
-from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
+from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor, unit_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # an extra: only pictures need matplotlib
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Batch = dict[str, Tensor]
 
+LARGEST_MEMORY = 1 << 31  # bytes of inputs that a PreparedRows keeps
 NUM_STREAMS = 64  # endless streams of training rows; each process or worker reads its own
 BLOCK_ROWS = 256  # rows drawn at once; even, because the labels of generated rows may alternate in pairs
 TRAIN, VALIDATION, TEST = range(3)
@@ -70,6 +71,10 @@ class Task(ABC):
         """Whether there is a label at every step, so that the model is a SkipRNNForFrameClassification."""
         return False
 
+    def prepared(self, rows: Any) -> Any:
+        """Return training rows for a trainer, with inputs that are costly to make kept in memory."""
+        return rows
+
     def initialise(self, model: PreTrainedModel) -> None:  # noqa: B027 - optional: most tasks do nothing here
         """Initialise parameters of a new model from the data, for example with word vectors."""
 
@@ -106,6 +111,49 @@ def label_names(names: tuple[str, ...]) -> dict[str, Any]:
         "id2label": dict(enumerate(names)),
         "label2id": {n: i for i, n in enumerate(names)},
     }
+
+
+class Ready(NamedTuple):
+    """The content of a column that needs no further work before rows are joined to a batch."""
+
+    value: Any
+
+
+class PreparedRows(TorchDataset[Row]):
+    """The rows of a data set, each read and prepared once; a `datasets.Dataset` would read it again in every epoch.
+
+    Rows are kept until their arrays and token ids fill LARGEST_MEMORY; what does not fit is prepared anew each time.
+
+    Args:
+        data: a data set of known length.
+        column: the column that is replaced by Ready.
+        prepare: makes the values of Ready from some rows.
+    """
+
+    def __init__(self, data: Any, column: str, prepare: Callable[[list[Row]], Sequence[np.ndarray]]) -> None:
+        self.data, self.column, self.prepare = data, column, prepare
+        self.rows: dict[int, Row] = {}
+        self.held = 0  # bytes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Row]:
+        """Return the rows of a batch."""
+        new: dict[int, Row] = {}
+        if absent := [index for index in indices if index not in self.rows]:
+            rows = self.data.__getitems__(absent)
+            values = self.prepare(rows)
+            for index, row, value in zip(absent, rows, values, strict=True):
+                new[index] = row | {self.column: Ready(value)}
+            size = sum(value.nbytes for value in values)
+            if self.held + size <= LARGEST_MEMORY:
+                self.rows |= new
+                self.held += size
+        return [new[index] if index in new else self.rows[index] for index in indices]
 
 
 class DecodedImages(TorchDataset[Row]):
@@ -181,10 +229,22 @@ class ImageTask(Task):
         height, width = self.image_size()
         return SkipRNNImageProcessor(num_channels=1, size={"height": height, "width": width})
 
+    def prepared(self, rows: Any) -> PreparedRows:
+        """Return the rows with their pixels as arrays."""
+        return PreparedRows(rows, "image", self._pixels)
+
+    def _pixels(self, rows: list[Row]) -> list[np.ndarray]:
+        processor = self.processor()
+        return [processor.pixels(row["image"]) for row in rows]
+
     def collate(self, rows: list[Row]) -> Batch:
         """Return pixel_values [B, 1, H, W] in [0, 1] and labels [B] integer."""
-        pixels = self.processor()([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
+        is_ready = isinstance(rows[0]["image"], Ready)
+        pixels = np.stack([row["image"].value for row in rows] if is_ready else self._pixels(rows))
+        return {
+            "pixel_values": torch.from_numpy(unit_range(pixels)),
+            "labels": torch.tensor([row["label"] for row in rows]),
+        }
 
     def model_defaults(self) -> dict[str, Any]:
         return {"input_size": 1, "problem_type": "single_label_classification", **label_names(self.labels)}

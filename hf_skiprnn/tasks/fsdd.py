@@ -27,7 +27,7 @@ from hf_skiprnn.evaluation.metrics import accuracy
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
 from hf_skiprnn.tasks.readers.sounds import read_sound
 
-from .base import Batch, Row, Splits, Task, label_names, load_splits
+from .base import Batch, PreparedRows, Ready, Row, Splits, Task, label_names, load_splits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,9 +93,17 @@ class SpokenTask(Task):
         processor = SkipRNNFeatureExtractor.from_pretrained(checkpoint)
         self._standardised = SkipRNNFeatureExtractor(processor.feature_size, mean=processor.mean, std=processor.std)
 
+    def prepared(self, rows: Dataset) -> PreparedRows:
+        """Return the rows with standardised steps."""
+        return PreparedRows(rows, STEPS, self._steps)
+
+    def _steps(self, rows: list[Row]) -> list[np.ndarray]:
+        return [self._standardised.extract(row[STEPS]) for row in rows]
+
     def collate(self, rows: list[Row]) -> Batch:
         """Return input_values [B, T, 32 or 1] float32, attention_mask [B, T] and labels [B]."""
-        batch = self._standardised([row[STEPS] for row in rows], return_tensors="pt")
+        is_ready = isinstance(rows[0][STEPS], Ready)
+        batch = self._standardised.join([row[STEPS].value for row in rows] if is_ready else self._steps(rows))
         return {**batch, "labels": torch.tensor([int(row["label"]) for row in rows])}
 
     def model_defaults(self) -> dict[str, Any]:

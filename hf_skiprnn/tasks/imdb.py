@@ -18,14 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel
 from transformers.utils import logging
 
 from hf_skiprnn.evaluation.metrics import accuracy
-from hf_skiprnn.tasks.readers.words import PAD_ID, real_gates, set_vectors, tokenize, train_tokenizer, words_of
+from hf_skiprnn.tasks.readers.words import (
+    PAD_ID,
+    pad_tokens,
+    real_gates,
+    set_vectors,
+    tokenize,
+    train_tokenizer,
+    words_of,
+)
 
-from .base import Batch, Row, Splits, Task, label_names, load_splits
+from .base import Batch, PreparedRows, Ready, Row, Splits, Task, label_names, load_splits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,9 +100,18 @@ class IMDB(Task):
             found = set_vectors(weight, self._tokenizer.get_vocab(), self.vectors)
             logger.warning("%d of %d words have a vector in %s.", found, len(self._tokenizer), self.vectors)
 
+    def prepared(self, rows: Dataset) -> PreparedRows:
+        """Return the rows with token ids."""
+        return PreparedRows(rows, "text", self._ids)
+
+    def _ids(self, rows: list[Row]) -> list[np.ndarray]:
+        return tokenize(self._tokenizer, [row["text"] for row in rows])
+
     def collate(self, rows: list[Row]) -> Batch:
         """Return input_ids [B, T], attention_mask [B, T] and labels [B]."""
-        batch = tokenize(self._tokenizer, [row["text"] for row in rows])
+        is_ready = isinstance(rows[0]["text"], Ready)
+        ids = [row["text"].value for row in rows] if is_ready else self._ids(rows)
+        batch = pad_tokens(ids, self._tokenizer.pad_token_id)
         return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
 
     def model_defaults(self) -> dict[str, Any]:

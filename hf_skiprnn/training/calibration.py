@@ -24,10 +24,10 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any
     Args:
         model: a Skip RNN with a learned gate, with or without a classifier.
         batches: validation rows as model inputs (labels are ignored). The model runs on them at about 30 shifts.
-        accelerator: with several processes, averages their shares; every process needs the same number of rows.
+        accelerator: with several processes, adds up what they read.
 
     Returns:
-        Pairs [mean over rows of N / L, shift], both increasing; they are also stored in the model's config.
+        Pairs [share of the steps read, shift], both increasing; they are also stored in the model's config.
 
     Raises:
         ValueError: there are no rows, or the model's gate is not learned.
@@ -73,14 +73,16 @@ def set_update_rate(model: Any, rate: float) -> float:
 
 @torch.no_grad()
 def share_read(model: Any, batches: Iterable[Mapping[str, Any]], shift: float, accelerator: Any = None) -> float:
-    """Measure the share of steps that a model reads at a gate shift: the mean over rows of N / L.
+    """Measure the share of steps that a model reads at a gate shift: the updates of all rows over their real steps.
 
-    With several processes, an accelerator averages their shares.
+    With several processes, an accelerator adds their updates and steps.
     """
-    shares = []
+    sums = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        num_updates = model(**inputs, gate_shift=shift).num_updates
-        shares.append(num_updates / real_lengths(inputs).clamp(min=1))
-    share = torch.cat(shares).float().mean()
-    return float(share if accelerator is None else accelerator.reduce(share, "mean"))
+        parts = (model(**inputs, gate_shift=shift).num_updates, real_lengths(inputs))
+        sums += torch.stack([part.sum().cpu() for part in parts])
+    if accelerator is not None:
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+    updates, steps = sums.tolist()
+    return updates / max(steps, 1.0)

@@ -8,6 +8,7 @@ Without a callback, lambda is constant: the config's `budget_weight`. `budget_lo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,15 @@ class BudgetArguments:
             "gate's initial bias, its budget and its noise. After training the gate is calibrated on validation rows."
         },
     )
+    dial: list[float] | None = field(
+        default=None,
+        metadata={
+            "nargs": 2,
+            "help": "Train one model for all shares of the steps between these two, for example 0.05 0.9: "
+            "model(..., update_rate=0.1) then reads a tenth. Without target_update_rate, gate_shift is set to their "
+            "geometric mean.",
+        },
+    )
     steered_update_rate: float | None = field(
         default=None,
         metadata={
@@ -58,9 +68,11 @@ class BudgetArguments:
         """
         from .rate_controller import RateController  # it imports from this file
 
-        makers = {
+        if self.dial is not None and self.target_update_rate is None:
+            self.target_update_rate = math.sqrt(math.prod(self.dial))
+        makers: dict[str, Callable[[Any], TrainerCallback]] = {
             "budget_warmup_steps": BudgetWarmup,
-            "target_update_rate": RateController,
+            "target_update_rate": lambda target: RateController(target, self.dial),
             "steered_update_rate": BudgetController,
         }
         asked = {name: value for name in makers if (value := getattr(self, name)) not in (None, 0.0)}

@@ -21,6 +21,7 @@ class ForwardNotes(NamedTuple):
     budget_losses: list[Tensor]  # scalars
     updates: list[Tensor]  # [B] each
     lengths: list[Tensor]  # [B] each, real steps
+    noise: list[Tensor | None]  # [B] each, the gates' noise
 
     @property
     def budget_loss(self) -> Tensor:
@@ -29,11 +30,12 @@ class ForwardNotes(NamedTuple):
         first = self.budget_losses[0]
         return torch.stack([part.mean().to(first.device) for part in self.budget_losses]).sum() / len(devices)
 
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """Return updates and real steps of all rows, [B] each."""
+    def rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return updates, real steps and gate noise of all rows, [B] each; no noise: None."""
         device = self.updates[0].device
         updates, lengths = (torch.cat([part.to(device) for part in parts]) for parts in (self.updates, self.lengths))
-        return updates.detach(), lengths
+        drawn = [part.to(device) for part in self.noise if part is not None]
+        return updates.detach(), lengths, torch.cat(drawn) if len(drawn) == len(self.updates) else None
 
 
 def skip_rnns(model: nn.Module) -> list[Any]:
@@ -44,12 +46,13 @@ def skip_rnns(model: nn.Module) -> list[Any]:
 @contextmanager
 def noted_forwards(model: nn.Module) -> Iterator[ForwardNotes]:
     """Context manager: yield notes that forward hooks fill while the model runs."""
-    notes = ForwardNotes([], [], [])
+    notes = ForwardNotes([], [], [], [])
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if isinstance(out, Mapping):
             notes.budget_losses.append(out["budget_loss"])
             notes.updates.append(out["num_updates"])
+            notes.noise.append(out.get("gate_noise"))  # remote code of an older checkpoint has none
             names = inspect.signature(module.forward).parameters  # may be more than the positional arguments
             notes.lengths.append(real_lengths(dict(zip(names, args, strict=False)) | kwargs))
 

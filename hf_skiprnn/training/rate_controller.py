@@ -1,12 +1,15 @@
 """Train a gate to read a target share of the steps: `SkipRNNTrainer(..., callbacks=[RateController(0.2)])`.
 
+`RateController(0.2, dial=(0.05, 0.9))` trains one model for all shares from 5 to 90 %.
+
 The budget is lambda * N / L (`budget_loss="rate"`). Lambda is the dual variable (Lagrange multiplier) of the constraint
-"the mean share is the target": it rises while the model reads more, and falls while it reads less. A negative lambda
-rewards reading, which opens a closed gate again. All quantities are shares, so the same constants serve sequences of
-any length.
+"the share of steps read is the target": it rises while the model reads more, and falls while it reads less. A negative
+lambda rewards reading, which opens a closed gate again. All quantities are shares, so the same constants serve
+sequences of any length.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,22 +19,28 @@ from transformers.utils import logging
 
 from .callbacks import saved_attributes
 from .forward_notes import skip_rnns
+from .window import Held
 
 logger = logging.get_logger(__name__)
 
 NOISE = 1.0  # gate_noise: rows read from about a third of the target share to three times the target share
 SMALL = 0.1  # factor by which W_p is scaled at the start, so that the gate begins as a fixed stride
-PROPORTIONAL = 1.0  # proportional gain, in units of the first task loss
+PROPORTIONAL = 1.0  # proportional gain, in units of the task loss
+SMOOTHING = 0.05  # weight of a step in the moving average of the task loss
 # Integral gain for each optimizer step: COURSE / number of steps, clamped to [SLOWEST, FASTEST].
 SLOWEST, FASTEST, COURSE = 0.03, 0.3, 24.0
 LIMIT = 5.0  # limit of the integral (anti-windup); in trials it stayed below 3
 TOLERANCE = 0.1  # largest relative difference between the final share and the target
 CLOSED, OPEN = 0.25, 0.95  # a share below CLOSED * target or above OPEN is far off
 PATIENCE = 100  # optimizer steps with a share far off after which a warning is logged
+# The range of a dial is widened from 0 to the whole between these shares of training. With the whole range from the
+# first step, models of long sequences did not learn the task at any share.
+WIDENED_FROM, WIDENED_TO = 0.3, 0.7
+NARROW = 0.1  # standard deviation of the noise below which rows are too alike to measure the slope
 
 
 class RateController(TrainerCallback, ExportableState):
-    """Keep the mean share of steps that a learned gate reads at `target` during the whole training.
+    """Keep the share of steps that a learned gate reads at `target` during the whole training.
 
     The gate of a new model starts by reading about every (1 / target)-th step: W_p is small, and
     b_p = logit(target) - log 2, which puts the threshold half-way between two strides. Then, at every optimizer step,
@@ -39,39 +48,54 @@ class RateController(TrainerCallback, ExportableState):
 
         error = clamp((share - target) / (2 target (1 - target)), -1, 1)
         level += rate * error
-        lambda = first task loss * (level + error) / (4 target (1 - target))
+        lambda = task loss * (level + error) / (4 target (1 - target))
 
+    where the task loss is the largest value so far of its moving average.
     If `config.gate_noise` is 0 it is set to 1, so that the trained gate also works at other shifts. After training,
     `hf_skiprnn.training.calibrate` finds the shift at which exactly the target is read. `outcome` holds the target, the
     share in the last evaluation, lambda, and whether that share is within 10 % of the target.
+
+    With `dial=(low, high)` every row has its own target in training. Its logit is drawn uniformly between those of low
+    and high; the gate's shift is the difference to the target's logit. Lambda is then a line over the shift, with two
+    dual variables: a level, and a slope, without which all rows would come to read the same share. After a calibration
+    `model(..., update_rate=r)` reads the share r, each row its own.
 
     SkipRNNTrainer passes the share of every step to `observe`. Other trainers do not, so with them an error is raised
     at the end of training.
 
     Args:
         target: wanted share of the real steps, above 0 and below 1.
+        dial: lowest and highest share that the trained model shall read, around the target; None: only the target.
 
     Raises:
-        ValueError: target is out of its range; or, at the start of training, if the gate is not learned.
+        ValueError: target or dial is out of its range; or, at the start of training, if the gate is not learned.
     """
 
-    def __init__(self, target: float) -> None:
+    def __init__(self, target: float, dial: Sequence[float] | None = None) -> None:
         if not 0 < target < 1:
             raise ValueError(
                 f"target must be a share of the steps, above 0 and below 1; got {target}. gate='always' reads all."
             )
+        if dial is not None and (len(dial) != 2 or not 0 < dial[0] <= target <= dial[1] < 1):
+            raise ValueError(
+                f"dial must be two shares, above 0 and below 1, with the target ({target}) between them; got {dial}."
+            )
         self.target = target
+        self.dial = None if dial is None else tuple(dial)
         self.level = 0.0  # the integral of the error, in units of `scale`
-        self.scale: float | None = None  # the first task loss
-        self.weight = 0.0  # lambda
+        self.slope = 0.0  # the integral of the error's slope over the noise in standard deviations, likewise
+        self.smooth: float | None = None  # moving average of the task loss
+        self.scale: float | None = None  # its largest value; the first one of a trained model says little
+        self.weight, self.weight_slope = 0.0, 0.0  # lambda
         self.astray = 0  # number of steps in a row with a share far off
         self.share: float | None = None
         self.outcome: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        attributes = {"level": self.level, "scale": self.scale, "astray": self.astray, "weight": self.weight}
-        return {"args": {"target": self.target}, "attributes": attributes}
+        names = ("level", "slope", "smooth", "scale", "astray", "weight", "weight_slope")
+        attributes = {name: getattr(self, name) for name in names}
+        return {"args": {"target": self.target, "dial": self.dial}, "attributes": attributes}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         """Set the budget, the noise and, in a new model, the gate's initial bias; or restore a checkpoint's state."""
@@ -80,32 +104,42 @@ class RateController(TrainerCallback, ExportableState):
         if config.gate != "learned":
             raise ValueError(f"A target update rate needs gate='learned'; got gate={config.gate!r}.")
         config.budget_loss, config.budget_target = "rate", self.target
-        config.gate_noise = config.gate_noise or NOISE
-        self.rate = min(max(COURSE / max(state.max_steps, 1), SLOWEST), FASTEST)
+        self.max_steps = max(state.max_steps, 1)
+        self.rate = min(max(COURSE / self.max_steps, SLOWEST), FASTEST)
         kept = saved_attributes(state, self)
-        self.level, self.scale, self.share = kept.get("level", 0.0), kept.get("scale"), None
+        self.level, self.share = kept.get("level", 0.0), None
+        self.smooth, self.scale = kept.get("smooth"), kept.get("scale")
+        self.slope, self.weight_slope = kept.get("slope", 0.0), kept.get("weight_slope", 0.0)
         self.astray, self.weight = kept.get("astray", 0), kept.get("weight", 0.0)
-        config.budget_weight = self.weight
+        config.budget_weight, config.budget_slope = self.weight, self.weight_slope
+        if self.dial is None:
+            config.gate_noise = config.gate_noise or NOISE
+        else:
+            self.widen(config, state.global_step)
         if not kept:
             start_as_stride(base.update_gate, self.target, config.update_bias)
 
-    def observe(self, config: Any, share: float, task_loss: float, step: int) -> None:
+    def observe(self, config: Any, held: Held, step: int) -> None:
         """Set lambda for the next step.
 
         Args:
             config: the model's config; its budget_weight is lambda.
-            share: mean of N / L over the rows of an optimizer step in all processes.
-            task_loss: task loss of the same rows.
-            step: number of the optimizer step, for the warning.
+            held: means over the rows of an optimizer step.
+            step: number of the optimizer step.
         """
-        self.share = share
-        if self.scale is None:
-            self.scale = max(abs(task_loss), 1e-6)
-        spread = self.target * (1 - self.target)
-        error = min(max((share - self.target) / (2 * spread), -1.0), 1.0)
-        self.level = min(max(self.level + self.rate * error, -LIMIT), LIMIT)
-        self.weight = self.scale * (self.level + PROPORTIONAL * error) / (4 * spread)
-        config.budget_weight = self.weight
+        share = self.share = held.share
+        loss = max(abs(held.task_loss), 1e-6)
+        self.smooth = loss if self.smooth is None else self.smooth + SMOOTHING * (loss - self.smooth)
+        self.scale = self.smooth if self.scale is None else max(self.scale, self.smooth)
+        unit = self.scale / (4 * self.target * (1 - self.target))
+        if self.dial is None:
+            error = clamp((share - self.target) / (2 * self.target * (1 - self.target)), 1.0)
+            self.level = clamp(self.level + self.rate * error, LIMIT)
+            self.weight = unit * (self.level + PROPORTIONAL * error)
+        else:
+            self.follow(held, unit, *config.noise_range())
+            self.widen(config, step)
+        config.budget_weight, config.budget_slope = self.weight, self.weight_slope
         is_astray = share < CLOSED * self.target or (share > OPEN and self.target < 0.8)
         self.astray = self.astray + 1 if is_astray else 0
         if self.astray == PATIENCE:
@@ -115,6 +149,23 @@ class RateController(TrainerCallback, ExportableState):
                 *(100 * share, PATIENCE, step, 100 * self.target),
                 "less" if share > self.target else "more",
             )
+
+    def follow(self, held: Held, unit: float, low: float, high: float) -> None:
+        """Set lambda as a line over the noise of a row, which was drawn from U(low, high)."""
+        middle, spread = (low + high) / 2, (high - low) / math.sqrt(12)
+        error, slope = clamp(held.error, 1.0), 0.0
+        if spread > NARROW:
+            slope = clamp((held.error_noise - middle * held.error) / spread, 1.0)
+        self.level = clamp(self.level + self.rate * error, LIMIT)
+        self.slope = clamp(self.slope + self.rate * slope, LIMIT)
+        self.weight_slope = unit * (self.slope + PROPORTIONAL * slope) / spread if spread > NARROW else 0.0
+        self.weight = unit * (self.level + PROPORTIONAL * error) - self.weight_slope * middle
+
+    def widen(self, config: Any, step: int) -> None:
+        """Set the range of the rows' shifts for the next step."""
+        assert self.dial is not None
+        width = min(max((step / self.max_steps - WIDENED_FROM) / (WIDENED_TO - WIDENED_FROM), 0.0), 1.0)
+        config.gate_noise = [width * (logit(share) - logit(self.target)) for share in self.dial]
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
@@ -157,6 +208,16 @@ class RateController(TrainerCallback, ExportableState):
         return f"The target share of steps, {self.target:.1%}, was not reached: the share is {shown}. {reason}"
 
 
+def clamp(value: float, limit: float) -> float:
+    """Return the number in [-limit, limit] that is nearest to `value`."""
+    return min(max(value, -limit), limit)
+
+
+def logit(share: float) -> float:
+    """Return log(share / (1 - share))."""
+    return math.log(share / (1 - share))
+
+
 def skip_rnn_in(model: Any) -> Any:
     """Return the SkipRNNModel in a model, which a tool or the user may have wrapped.
 
@@ -175,4 +236,4 @@ def start_as_stride(gate: Any, target: float, first_bias: float) -> None:
     if not isinstance(gate, torch.nn.Linear) or not bool((gate.bias == first_bias).all()):
         return
     gate.weight.mul_(SMALL)
-    gate.bias.fill_(math.log(target / (1 - target)) - math.log(2))
+    gate.bias.fill_(logit(target) - math.log(2))

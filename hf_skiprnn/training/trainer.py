@@ -34,7 +34,7 @@ from .checkpoints import (
 from .forward_notes import ForwardNotes, depends_on, noted_forwards, skip_rnns
 from .gradient_guard import GradientGuard, largest_element
 from .rate_controller import RateController
-from .window import BatchCounts, EvaluatedRows, TrainingWindow, exact
+from .window import BatchCounts, EvaluatedRows, Held, TrainingWindow, exact
 
 logger = logging.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class SkipRNNTrainer(Trainer):
         self._loss_holds_budget: bool | None = None  # found out in the first training batch
         self._is_warned: set[str] = set()
         self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step
-        self._reads: list[Tensor] = []  # [sum of N / L, rows, sum of task losses] of each micro-batch of this step
+        self._reads: list[Tensor] = []  # BatchCounts.reads() of each micro-batch of this step
         self._flos_updates = torch.zeros(())  # number of updates since the last store_flos
         self._guard = GradientGuard()
         self._window = TrainingWindow()
@@ -102,7 +102,7 @@ class SkipRNNTrainer(Trainer):
 
         Nothing here waits for the device.
         """
-        with noted_forwards(self.accelerator.unwrap_model(model)) as notes:
+        with noted_forwards(model) as notes:
             loss, out = compute_loss(model, inputs, True, num_items_in_batch)
         if notes.updates:
             loss = self._add_budget(loss, out, notes, model.training, num_items_in_batch)
@@ -127,7 +127,7 @@ class SkipRNNTrainer(Trainer):
         counts = BatchCounts(task.detach(), budget.detach(), *notes.rows())
         if training:
             self._window.add(counts, 1 / parts)
-            self._reads.append(counts.reads())
+            self._reads.append(counts.reads(self._config.budget_target))
             updates = counts.updates.sum()
             self._flos_updates = self._flos_updates + updates.to(exact(updates.device))
         else:
@@ -160,7 +160,7 @@ class SkipRNNTrainer(Trainer):
     def _check_step(self, model: nn.Module) -> None:
         """Check the losses of an optimizer step's micro-batches and its gradients."""
         checks = torch.stack(self._unchecked).sum(dim=0)
-        reads = torch.stack([torch.zeros(3).to(checks), *(part.to(checks) for part in self._reads)]).sum(dim=0)
+        reads = torch.stack([torch.zeros(6).to(checks), *(part.to(checks) for part in self._reads)]).sum(dim=0)
         sums = torch.cat([checks, reads])
         self._unchecked.clear()
         self._reads.clear()
@@ -169,7 +169,7 @@ class SkipRNNTrainer(Trainer):
         if self.args.world_size > 1:  # all processes must stop together; with sharded weights each sees only its shards
             gathered = self.accelerator.gather(values.view(1, -1))
             values = torch.cat([gathered[:, :-1].sum(dim=0), gathered[:, -1:].amax(dim=0)])
-        loss, broken, shares, rows, task, largest_value = values.tolist()
+        loss, broken, *held, largest_value = values.tolist()
         step = self.state.global_step + 1
         if not math.isfinite(loss):
             reason = "Lower the learning rate, or pass check_inputs=True to the model to see whether the data hold NaN."
@@ -179,8 +179,8 @@ class SkipRNNTrainer(Trainer):
         if self.accelerator.scaler is None:  # a gradient scaler already skips updates that are not finite
             self._guard.apply(model.parameters(), step, largest_value)
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RateController) and rows:
-                callback.observe(self._config, shares / rows, task / rows, step)
+            if isinstance(callback, RateController) and held[1]:
+                callback.observe(self._config, Held.of(held), step)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0 for a Skip RNN; `store_flos` counts its updates, without waiting for the device at every batch."""
@@ -197,7 +197,7 @@ class SkipRNNTrainer(Trainer):
     @property
     def _config(self) -> Any:
         """The config of the Skip RNN, which may be a part of the user's model; None without a Skip RNN."""
-        found = skip_rnns(self.accelerator.unwrap_model(self.model))
+        found = skip_rnns(self.model)  # also inside of wrappers; accelerate's unwrap_model takes a millisecond
         return found[0].config if found else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -235,7 +235,7 @@ class SkipRNNTrainer(Trainer):
         result = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
         if (last := self._evaluated.last) is None:  # no labels
             return result
-        task, budget, updates, lengths = last
+        task, budget, updates, lengths, _ = last  # the gate has no noise in evaluation
         kept = self._rows_of_their_own(len(lengths))
         if self._some_process_repeats_rows(len(lengths)):
             # Every process takes part: a forward pass of sharded weights needs all. Some have no own rows, and count 0.

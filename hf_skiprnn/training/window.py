@@ -5,6 +5,7 @@ The sums are tensors on the device. Only a log, a checkpoint and the end of an e
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import update_statistics
+from hf_skiprnn.model.losses_skip_rnn import noisy_rates
 
 
 class BatchCounts(NamedTuple):
@@ -23,12 +25,39 @@ class BatchCounts(NamedTuple):
     budget_loss: Tensor
     updates: Tensor  # [B], updates of each row
     lengths: Tensor  # [B], real steps of each row
+    noise: Tensor | None = None  # [B], the noise of each row's gate in training
 
-    def reads(self) -> Tensor:
-        """Return [sum over rows of N / L, rows, sum over rows of the task loss]."""
-        shares, rows = self.updates / self.lengths.clamp(min=1), len(self.lengths)
-        parts = (shares.sum(), torch.full_like(shares[:1].sum(), rows), self.task_loss * rows)
-        return torch.stack([part.to(shares.device, exact(shares.device)) for part in parts])
+    def reads(self, target: float | None) -> Tensor:
+        """Return what RateController holds, summed over rows.
+
+        Args:
+            target: `config.budget_target`.
+
+        Returns:
+            [6]: updates, real steps, task loss, rows, error, error times noise. The error of a row is that of its
+            share's logit, halved; its share shall be `noisy_rates`.
+        """
+        device, rows = self.updates.device, len(self.lengths)
+        noise = torch.zeros_like(self.updates) if self.noise is None else self.noise.to(self.updates)
+        rates = noisy_rates(min(max(target or 0.5, 1e-6), 1 - 1e-6), noise)
+        errors = (self.updates / self.lengths.clamp(min=1) - rates) / (2 * rates * (1 - rates))
+        sums = (self.updates, self.lengths, self.task_loss * rows, torch.tensor(rows), errors, errors * noise)
+        return torch.stack([part.sum().to(device, exact(device)) for part in sums])
+
+
+class Held(NamedTuple):
+    """What RateController holds: means over the rows of an optimizer step in all processes."""
+
+    share: float  # updates over real steps
+    task_loss: float
+    error: float  # of the logit of a row's share, halved
+    error_noise: float  # the same times the row's noise
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> "Held":
+        """Return the means from sums of `BatchCounts.reads`."""
+        updates, steps, task, rows, error, error_noise = sums
+        return cls(updates / steps, task / rows, error / rows, error_noise / rows)
 
 
 def exact(device: torch.device) -> torch.dtype:
@@ -46,7 +75,7 @@ class TrainingWindow:
 
     def add(self, counts: BatchCounts, weight: float) -> None:
         """Add a micro-batch; `weight` is its share of an optimizer step: 1 / accumulation steps."""
-        task, budget, updates, lengths = counts
+        task, budget, updates, lengths, _ = counts
         parts = (task * weight, budget * weight, updates.sum(), lengths.sum(), (lengths == 0).sum())
         sums = torch.stack([part.to(updates.device, exact(updates.device)) for part in parts])
         self.sums = sums if self.sums is None else self.sums.to(sums) + sums

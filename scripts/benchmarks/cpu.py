@@ -32,7 +32,7 @@ from .targets import WORKLOAD, report
 from .timing import check_equality, interleaved, times_faster, wait_until_idle
 from .workload import Shape, Workload, of_checkpoint
 
-TESTS = ("tests/scans/test_scans.py", "tests/scans/test_cpu_kernel.py")
+TESTS = ("tests/scans/test_scans.py", "tests/scans/test_cpu_engine.py")
 KEY = (*WORKLOAD, "threads", "name", "instruction_set")  # the columns that identify a measurement
 NARROW = [Shape(batch, 784, 1, 110) for batch in (1, 16, 64, 256)]
 WIDE = [
@@ -141,7 +141,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str], float]]:
-    """Yield what to measure, in order: a workload, its peers, and its time in seconds."""
+    """Return what to measure, in order: a workload, its peers, and its time in seconds."""
     if options.checkpoints:
         return [
             (of_checkpoint(folder, mode), options.peers or ("native", "ours"), options.seconds or 3.0)
@@ -173,9 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_equality(*TESTS)
     if options.check:
         return
-    facts, peak = cpu_provenance(), peak_flops()
+    facts, peak, planned = cpu_provenance(), peak_flops(), workloads(options)
     print(f"{facts['device']}, {facts['instruction_set']}: {peak / 1e9:.0f} GFLOP/s of multiply-adds on one core")
-    for workload, peers, seconds in workloads(options):
+    minutes = sum(seconds for _, _, seconds in planned) / 60
+    print(f"{len(planned)} workloads, at least {minutes:.0f} minutes")
+    for workload, peers, seconds in planned:
         if not options.dry_run:
             wait_until_idle()
         torch.set_num_threads(workload.threads)

@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from hf_skiprnn.commands.recipe_files import RECIPES, read_recipe
-from hf_skiprnn.evaluation.figures import accuracy_against_updates
+from hf_skiprnn.evaluation.figures import Runs, accuracy_against_updates
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.hub.card import MAIN_METRICS
 
@@ -29,7 +29,7 @@ TRAIN = ROOT / "scripts" / "train.py"
 SHARES = (0.1, 0.2, 0.35)
 RATES = (1.0, 0.5, 2.0)  # times the recipe's learning rate
 TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd")
-NAMES = {"learned": "Skip LSTM", "strided": "strided", "random": "random", "plain": "LSTM"}
+NAMES = {"learned": "Skip LSTM", "strided": "LSTM, strided", "random": "LSTM, random skips", "plain": "LSTM"}
 
 
 class Job(NamedTuple):
@@ -113,7 +113,7 @@ def report(rows: list[dict[str, Any]], folder: Path) -> str:
     """Return a table, a line for each model, and draw a figure for each task."""
     lines = ["| task | model | asked | read | test | seeds |", "| --- | --- | --- | --- | --- | --- |"]
     for task in dict.fromkeys(row["task"] for row in rows):
-        curves: dict[str, list[tuple[float, float]]] = {}
+        curves: dict[str, list[Runs]] = {}
         mine = [row for row in rows if row["task"] == task]
         for kind, share in dict.fromkeys((row["kind"], row["share"]) for row in mine):
             runs = [row for row in mine if (row["kind"], row["share"]) == (kind, share)]
@@ -122,8 +122,9 @@ def report(rows: list[dict[str, Any]], folder: Path) -> str:
             read = fmean(row["read"] for row in runs)
             test = f"{runs[0]['metric']} {fmean(values):.3f}{spread}"
             lines.append(f"| {task} | {NAMES[kind]} | {share:.0%} | {read:.1%} | {test} | {len(runs)} |")
-            curves.setdefault(NAMES[kind], []).extend((row["read"], row["value"]) for row in runs)
-        figure = accuracy_against_updates(curves, mine[0]["metric"], "share of steps read")
+            curves.setdefault(NAMES[kind], []).append([(row["read"], row["value"]) for row in runs])
+        metric = mine[0]["metric"]
+        figure = accuracy_against_updates(curves, f"{metric} ({task})", "share of steps read", metric == "mse")
         figure.savefig(folder / f"{task}.png")
     return "\n".join(lines)
 

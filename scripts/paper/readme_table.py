@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_skiprnn.evaluation.paper import PublishedRow, published_rows
-from hf_skiprnn.hub.card import MAIN_METRICS, RESULTS, measurements, number, percent, published_value
+from hf_skiprnn.hub.card import INSTRUCTION_SETS, MAIN_METRICS, RESULTS, number, percent, published_value, speed_rows
 
 from .tables import TABLES, Group, groups_of, line, read_table, spread
 
@@ -45,13 +45,13 @@ def checkpoint_cells(cards: Path, folder: Path) -> list[str]:
 def speed_ups(cards: Path, name: str) -> list[str]:
     """Return the speed-ups of the whole model over nn.LSTM or nn.GRU, in inference and in training.
 
-    They are measured on one thread, at the share of steps that the model reads (scripts/benchmark.py --checkpoints). ""
-    stands for a speed-up that was not measured.
+    They are measured on one thread, at the share of steps that the model reads (scripts/benchmark.py --checkpoints).
+    Each names its instruction set. "" stands for a speed-up that was not measured.
     """
-    wanted = {"level": "model", "spread": name, "name": "ours", "threads": "1"}
-    rows = [row for row in measurements(cards / "speed") if all(row.get(k) == v for k, v in wanted.items())]
-    found = {row["mode"]: f"{float(row['native_over_this']):.1f}x" for row in rows}
-    return [found.get(mode, "") for mode in ("inference", "training")]
+    found: dict[str, list[str]] = {"inference": [], "training": []}
+    for row in speed_rows(cards / "speed", name):
+        found[row["mode"]].append(f"{row['native_over_this']:.1f}x ({INSTRUCTION_SETS[row['instruction_set']]})")
+    return [", ".join(texts) for texts in found.values()]
 
 
 def quality(test: dict[str, float]) -> str:

@@ -18,13 +18,19 @@ GATES = {
     "random": "{cell}, random skips",
     "strided": "{cell}, one step in {stride}",
 }
+COLUMNS = ["what", "run", "test accuracy", "steps read", "share of steps", "commit"]
 
 
 def pareto_table(cards: Path, folder: str) -> str:
     """Render the runs of a folder that scripts/paper/pareto.py wrote, sorted by the share of steps read."""
     runs = read(cards / folder / RESULTS).items()
     lines = [run_cells(name, run) for name, run in sorted(runs, key=lambda item: share_of(item[1]))]
-    return table(["what", "run", "test accuracy", "steps read", "share of steps", "commit"], lines)
+    return table(COLUMNS, lines)
+
+
+def checkpoint_table(cards: Path, folder: str) -> str:
+    """Render the result of one checkpoint, in the columns of `pareto_table`."""
+    return table(COLUMNS, [run_cells(folder, read(cards / folder / RESULTS))])
 
 
 def run_cells(name: str, run: dict[str, Any]) -> list[str]:

@@ -1,12 +1,14 @@
 """Render Markdown tables of measured times and memory from the CSV files of scripts/benchmark.py in model_cards/speed/.
 
-"Times faster" is the time of nn.LSTM or nn.GRU of the same size divided by the time of the row. Rows of other machines,
-instruction sets or numbers of threads never share a table.
+"Times faster" is the time of nn.LSTM or nn.GRU of the same size, with the same instruction set, divided by the time of
+the row. Instruction sets stand side by side. Other processors and numbers of threads have tables of their own.
 """
 
 import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from hf_skiprnn.hub.card import INSTRUCTION_SETS
 
 from .tables import line
 
@@ -83,11 +85,27 @@ def processor(device: str) -> str:
     return device.partition(" (")[0]
 
 
+def instruction_set(row: Row) -> str:
+    """Return the instruction set of a row in words; "" if it is not known."""
+    return INSTRUCTION_SETS.get(row["instruction_set"], "")
+
+
+def widest_first(rows: Iterable[Row]) -> list[Row]:
+    """Return rows sorted by instruction set; rows of one set keep their order."""
+    order = list(INSTRUCTION_SETS)
+    return sorted(rows, key=lambda row: order.index(row["instruction_set"]) if row["instruction_set"] in order else 0)
+
+
+def by_machine(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
+    """Yield (processor and threads in words, rows) of each processor and number of threads."""
+    named = [row | {"processor": processor(row["device"])} for row in rows]
+    for (name, threads), found in grouped(named, "processor", "threads").items():
+        yield f"{name}, {threads} thread{'s' * (threads != '1')}", found
+
+
 def machine(row: Row) -> str:
-    """Return device, instruction set and threads in words."""
-    sets = f", instruction set {row['instruction_set']}" if row["instruction_set"] else ""
-    threads = f", {row['threads']} thread{'s' * (row['threads'] != '1')}" if "threads" in row else ""
-    return f"{processor(row['device'])}{sets}{threads}"
+    """Return the processor and the instruction set of a row in words."""
+    return f"{processor(row['device'])}{', ' * bool(instruction_set(row))}{instruction_set(row)}"
 
 
 def origin(rows: list[Row]) -> str:
@@ -101,36 +119,38 @@ def origin(rows: list[Row]) -> str:
 
 
 def readme_speed(cards: Path) -> str:
-    """Render the README's table: one size, on one thread, for each instruction set that was measured."""
+    """Render the README's table: one size, on one thread, the instruction sets that were measured side by side."""
     rows = select(measured(cards, "cpu"), level="layer", spread=EVEN, name="ours", threads="1", **OF_THE_README)
     if not rows:
         return "Not measured."
-    lines = [
-        [
-            f"Skip {cell.upper()} against {NATIVE[cell]}",
-            mode,
-            f"{device.partition(' (')[0]}, {isa}",
-            *by_rate(found, faster),
+    parts = []
+    for name, found in by_machine(rows):
+        sets = grouped(widest_first(found), "instruction_set")
+        lines = [
+            [f"Skip {cell.upper()} against {NATIVE[cell]}", mode]
+            + [text for (isa,) in sets for text in by_rate(select(same, instruction_set=isa), faster)]
+            for (cell, mode), same in grouped(found, "cell", "mode").items()
         ]
-        for (device, isa, cell, mode), found in grouped(rows, "device", "instruction_set", "cell", "mode").items()
-    ]
-    head = ["times faster, at a share of steps read of", "mode", "one core of", *SHARES]
-    return f"{table(head, lines)}\n\nSize: {shape_of(rows[0])}. {origin(rows)}"
+        columns = [f"{INSTRUCTION_SETS[isa]}, {share}" for (isa,) in sets for share in SHARES]
+        head = ["times faster, at a share of steps read of", "mode", *columns]
+        parts.append(f"{table(head, lines)}\n\n{name}; size: {shape_of(found[0])}. {origin(found)}")
+    return "\n\n".join(parts)
 
 
 def layer_tables(cards: Path) -> str:
-    """Render a table of all sizes for each machine, instruction set and number of threads."""
+    """Render a table of all sizes for each processor and number of threads; instruction sets in adjacent lines."""
     rows = select(measured(cards, "cpu"), level="layer", name="ours")
     parts = []
-    for found in grouped(rows, "device", "instruction_set", "threads").values():
-        problems = grouped(found, *SIZES, "cell", "spread")
+    for name, found in by_machine(rows):
         lines = [
             [shape_of(same[0]), same[0]["cell"].upper(), {EVEN: "even", UNEVEN: "uneven"}[same[0]["spread"]]]
-            + [cell for mode in MODES for cell in by_rate(select(same, mode=mode), faster)]
-            for same in problems.values()
+            + [instruction_set(of_set[0])]
+            + [cell for mode in MODES for cell in by_rate(select(of_set, mode=mode), faster)]
+            for same in grouped(found, *SIZES, "cell", "spread").values()
+            for of_set in grouped(widest_first(same), "instruction_set").values()
         ]
-        head = ["size", "cell", "rows", *(f"{mode}, {share}" for mode in MODES for share in SHARES)]
-        parts.append(f"**{machine(found[0])}**\n\n{table(head, lines)}\n\n{origin(found)}")
+        head = ["size", "cell", "rows", "set", *(f"{mode}, {share}" for mode in MODES for share in SHARES)]
+        parts.append(f"**{name}**\n\n{table(head, lines)}\n\n{origin(found)}")
     return "\n\n".join(parts)
 
 
@@ -139,16 +159,17 @@ def peer_tables(cards: Path) -> str:
     rows = select(measured(cards, "cpu"), level="layer", spread=EVEN, rate=PEERS_RATE)
     rows = [row for row in rows if row["name"] in PEERS]
     parts = []
-    for found in grouped(rows, "device", "instruction_set", "threads").values():
+    for name, found in by_machine(rows):
         lines = []
-        for same in grouped(found, *SIZES, "cell", "mode").values():
-            values = {row["name"]: faster(row) for row in same}
-            if len(values) > 1:
-                start = [shape_of(same[0]), same[0]["cell"].upper(), same[0]["mode"]]
-                lines.append([*start, *(values.get(name, "") for name in PEERS)])
+        for problem in grouped(found, *SIZES, "cell", "mode").values():
+            for same in grouped(widest_first(problem), "instruction_set").values():
+                values = {row["name"]: faster(row) for row in same}
+                if len(values) > 1:
+                    start = [shape_of(same[0]), same[0]["cell"].upper(), same[0]["mode"], instruction_set(same[0])]
+                    lines.append([*start, *(values.get(peer, "") for peer in PEERS)])
         if lines:
-            head = ["size", "cell", "mode", *PEERS.values()]
-            parts.append(f"**{machine(found[0])}**\n\n{table(head, lines)}\n\n{origin(found)}")
+            head = ["size", "cell", "mode", "set", *PEERS.values()]
+            parts.append(f"**{name}**\n\n{table(head, lines)}\n\n{origin(found)}")
     return "\n\n".join(parts)
 
 

@@ -50,8 +50,8 @@ class Group:
 
     @property
     def model(self) -> str:
-        """The paper's name of the row's model; the row's name if the paper has no such row."""
-        return self.published.model if self.published else self.row
+        """The paper's name of the row's model; if the paper has no such row, what the run's settings say."""
+        return self.published.model if self.published else described(self.runs[0])
 
     def values(self, metric: str) -> list[float]:
         """Return the values of a metric on the test split, one for each seed."""
@@ -66,6 +66,23 @@ class Group:
     def is_solvable(self) -> bool:
         """Whether the task's metrics say if a run has solved it."""
         return "solved" in self.runs[0]["metrics"]["test"]
+
+
+def described(run: Run) -> str:
+    """Return the name of a model that the paper does not have: its cell, its gate and what is special about it."""
+    model, budget = run["model"], run.get("budget", {})
+    cell = model["cell_type"].upper()
+    if model["gate"] == "strided":
+        return f"{cell}, one step in {model['stride']}"
+    if model["gate"] != "learned":
+        return cell if model["gate"] == "always" else f"{cell}, p_skip = {model['skip_probability']:g}"
+    if rate := budget.get("target_update_rate"):
+        return f"Skip {cell}, steered to {percent(rate)}"
+    name = f"Skip {cell}, λ = {number(float(model['budget_weight']))}"
+    if model["budget_loss"] != "cost":
+        name += f" ({model['budget_loss']}, target {percent(model['budget_target'])})"
+    name += ", growing" * bool(budget.get("budget_warmup_steps"))
+    return name + ", shifted digits" * bool(run["task_options"].get("shift"))
 
 
 def table_folder(cards: Path, table: int) -> Path:
@@ -166,7 +183,7 @@ def render_table(results: dict[str, Any]) -> str:
 def table_lines(groups: Sequence[Group]) -> list[str]:
     """Return the lines of the table: the head, and one line for each group."""
     solved = ["solved"] if groups[0].is_solvable else []
-    head = ["the paper's row", "settings", "our λ", "seeds", *solved, groups[0].metric]
+    head = ["model", "settings", "our λ", "seeds", *solved, groups[0].metric]
     head += ["steps read", "share", "paper", "paper: steps read"]
     return [line(head), line(["---"] * len(head)), *(line(cells(group)) for group in groups)]
 

@@ -112,8 +112,21 @@ EXAMPLES = [
     "AIza" + "a" * 35,
     "xoxb-1234567890-abc",
     'WANDB_API_KEY = "' + "0af3" * 10 + '"',
+    "AccountName=a;AccountKey=" + "aB3+" * 21 + "==",
+    "pypi-AgEIcHlwaS5vcmc" + "aB3_" * 20,
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4",
     "machine api.wandb.ai login user password " + "0af3" * 10,
     "postgres://me:secret@db.example/x",
+    "https://a.example/x?sv=1&sig=" + "aB3%" * 10,
+]
+OTHER_FORMS = [
+    "hf_oauth_" + "aB3" * 12,
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----",
+    "PuTTY-User-Key-File-3: ssh-ed25519",
+    "aws_secret_access_key = " + "aB3/" * 10,
+    "ya29." + "aB3-" * 10,
+    "npm_" + "aB3" * 12,
+    "dckr_pat_" + "aB3_" * 6,
 ]
 
 
@@ -132,6 +145,12 @@ def test_known_formats_of_keys_are_found_in_every_file(
         assert any(
             problem.startswith(f"{name} holds what looks like {kind}") for problem in checkpoint_problems(folder)
         )
+
+
+@pytest.mark.parametrize("text", OTHER_FORMS, ids=lambda text: text[:16])
+def test_other_forms_of_the_same_keys(text: str) -> None:
+    assert len(keys_in(f"x {text}\n".encode())) == 1
+    assert keys_in(text[:8].encode()) == []
 
 
 def test_no_key_is_seen_in_weights_code_or_cards(checkpoint: Path, tmp_path: Path) -> None:

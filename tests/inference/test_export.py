@@ -185,6 +185,34 @@ def test_one_update_streams_like_the_model(tmp_path: Path, name: str) -> None:
     assert never[1].tolist() == [NEVER]
 
 
+@pytest.mark.parametrize("name", ["lstm of tokens, two layers", "gru, labels at every step"])
+def test_with_an_input_for_the_shift_each_row_has_its_own(tmp_path: Path, name: str) -> None:
+    model = build(**VARIANTS[name])
+    graph = UpdateLoop(model, shift_input=True)
+    save_onnx(graph, tmp_path / "model.onnx")
+    x, mask, shift = draw(model, 6, 31), ragged(6, 31), torch.linspace(-2, 2, 6)
+    feed = {model.main_input_name: x, "attention_mask": mask, "gate_shift": shift}
+    logits, updates, _ = session(tmp_path / "model.onnx").run(None, {key: value.numpy() for key, value in feed.items()})
+    with torch.no_grad():
+        want = model(**feed)
+    assert not torch.equal(want.num_updates, model(**{**feed, "gate_shift": None}).num_updates)
+    assert updates.tolist() == want.num_updates.tolist()
+    np.testing.assert_allclose(logits, want.logits, rtol=1e-4, atol=1e-5)
+    agreement = compare(graph, tmp_path / "model.onnx", x, mask)
+    assert (agreement.rows_with_other_gates, agreement.logits_difference < 1e-5) == (0, True)
+
+
+def test_one_update_takes_a_shift_for_each_row() -> None:
+    model = build(cell_type="gru")
+    x, state = draw(model, 3, 1)[:, 0], torch.zeros(1, 3, model.config.hidden_size)
+    with torch.no_grad():
+        for shift in (-3.0, 0.5):
+            wait = OneUpdate(model, shift_input=True)(x, torch.ones(3).bool(), state, None, torch.full((3,), shift))[1]
+            model.set_gate_shift(shift)
+            assert wait.tolist() == OneUpdate(model)(x, torch.ones(3).bool(), state)[1].tolist()
+            model.set_gate_shift(0.0)
+
+
 def test_what_cannot_be_exported_is_refused() -> None:
     with pytest.raises(ValueError, match="SkipRNNForFrameClassification; got SkipRNNModel, which has no classifier"):
         UpdateLoop(build().base_model)
@@ -192,6 +220,8 @@ def test_what_cannot_be_exported_is_refused() -> None:
         UpdateLoop(build(gate="random"))
     with pytest.raises(ValueError, match=r"takes float32 weights.*got torch.bfloat16"):
         OneUpdate(build().bfloat16())
+    with pytest.raises(ValueError, match="Only a learned gate has a shift; this model has gate='strided'"):
+        UpdateLoop(build(gate="strided"), shift_input=True)
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +237,10 @@ def test_the_script_writes_and_checks(tmp_path: Path, script) -> None:
     paths = [str(tmp_path / "checkpoint"), str(tmp_path / "model.onnx")]
     real = script.main([*paths, "--inputs", str(tmp_path / "rows.npy"), "--gate_shift", "-1.5"])
     assert (real["rows"], real["rows_with_other_gates"]) == (5, 0)
-    script.main([*paths, "--one_update", "--int8"])
+    script.main([*paths, "--one_update", "--int8", "--gate_shift_input"])
     assert any(node.op_type == "MatMulInteger" for node in onnx.load(paths[1]).graph.node)
-    assert [part.name for part in session(paths[1]).get_inputs()] == ["input_values", "fresh", "h", "c"]
+    names = ["input_values", "fresh", "h", "c", "gate_shift"]
+    assert [part.name for part in session(paths[1]).get_inputs()] == names
 
 
 def test_the_script_refuses_a_wrong_graph(

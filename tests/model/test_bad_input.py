@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from small_models import classifier
@@ -26,6 +27,9 @@ from hf_skiprnn.model.inputs_skip_rnn import logger
         ({"labels": torch.tensor([0, 3])}, r"labels must be in \[0, num_labels = 3\) or -100; got \[3\]"),
         ({"labels": torch.tensor([0, 1, 2])}, r"labels must be \[B\] = \(2,\); got \(3,\)"),
         ({"labels": torch.rand(2, 2)}, r"labels must be \[B, num_labels\] = \(2, 3\); got \(2, 2\)"),
+        ({"labels": torch.full((2, 3), 2.0)}, r"several classes at once must be in \[0, 1\], or -100; got \[2.0\]"),
+        ({"input_values": [[[0.5, 0.5]]]}, "input_values must be a tensor; got list. Convert it"),
+        ({"input_values": np.zeros((2, 3, 2))}, "input_values must be a tensor; got ndarray"),
     ],
 )  # fmt: skip
 def test_bad_inputs_say_what_came_and_what_was_expected(arguments: dict, message: str) -> None:
@@ -82,3 +86,29 @@ def test_nan_inputs_raise_on_request_and_otherwise_show() -> None:
     mask = torch.ones(2, 5)
     mask[1, 0] = 0
     assert model(x, mask, check_inputs=True).logits.isfinite().all()
+
+
+def shrunk(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy whose storage ends before its shape does."""
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(tensor.untyped_storage().nbytes() - tensor.element_size())
+    return tensor
+
+
+def test_torch_would_read_beyond_a_storage_that_is_too_small() -> None:
+    """Before any operator of torch reads it: it reads foreign memory, or crashes."""
+    numbers, texts = classifier().eval(), classifier(vocab_size=7).eval()
+    x, ids = torch.rand(2, 5, 2), torch.ones(2, 5, dtype=torch.long)
+    calls = {
+        "input_values": lambda: numbers(shrunk(x)),
+        "pixel_values": lambda: numbers(pixel_values=shrunk(torch.rand(2, 2, 3, 3))),
+        "input_ids": lambda: texts(shrunk(ids)),
+        "attention_mask": lambda: numbers(x, shrunk(ids)),
+        "Step 0": lambda: numbers.stream().push(shrunk(torch.rand(2))),
+        "x": lambda: numbers.stream(2).push(shrunk(torch.rand(2, 2))),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=rf"^{name} of shape .* needs \d+ bytes; its storage holds \d+\."):
+            call()
+    last_row = torch.rand(3, 2)[2]
+    assert numbers.stream().push(last_row)  # a view that ends with its storage

@@ -163,3 +163,41 @@ def test_a_forward_that_was_replaced_on_the_instance_is_called() -> None:
     layer.forward = forward
     torch.testing.assert_close(model(X).logits, plain)
     assert calls
+
+
+def test_a_global_hook_acts_on_the_gate_and_on_the_layers() -> None:
+    """Profilers and FLOP counters hook all modules at once."""
+    model, called = classifier().eval(), set[nn.Module]()
+    plain = model(X, output_update_gates=True).update_gates
+
+    def read_every_step(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor | None:
+        called.add(module)
+        return out + 100 if module is model.base_model.update_gate else None
+
+    hook = nn.modules.module.register_module_forward_hook(read_every_step)
+    try:
+        assert model(X, output_update_gates=True).update_gates.all()
+    finally:
+        hook.remove()
+    assert set(model.base_model.layers) <= called
+    assert not plain.all()
+    assert torch.equal(model(X, output_update_gates=True).update_gates, plain)
+
+
+def test_sparse_weights_are_refused_by_name() -> None:
+    model = classifier()
+    layer = model.base_model.layers[0]
+    layer.weight_hh = nn.Parameter(layer.weight_hh.detach().to_sparse())
+    with pytest.raises(ValueError, match=r"weight_hh must be a dense tensor; got torch.sparse_coo. .*to_dense\(\)"):
+        model(X)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_without_values_are_refused(backend: str) -> None:
+    """Also where the model has none either: which steps are read depends on values."""
+    for model in (classifier(), classifier().to("meta")):
+        model.set_scan_backend(backend)
+        with pytest.raises((ValueError, RuntimeError), match="meta"):
+            model(X.to("meta"))
+    with pytest.raises(ValueError, match="no values"):
+        SkipLSTM(2, 4)(X.to("meta"))

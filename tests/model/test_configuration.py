@@ -43,3 +43,15 @@ def test_configuration_takes_ints_for_floats_and_survives_json(tmp_path: Path) -
     assert config.cell == "gru_reset_after"
     config.save_pretrained(tmp_path)
     assert SkipRNNConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_names_with_their_numbers_are_enough():
+    names = {"bad": 0, "good": 1, "so-so": 2}
+    config = SkipRNNConfig(label2id=names)
+    assert (config.num_labels, config.id2label, config.label2id) == (3, {0: "bad", 1: "good", 2: "so-so"}, names)
+
+
+@pytest.mark.parametrize("numbers", [{"bad": 1, "good": 2}, {"bad": 0, "good": 0}, {"bad": "0"}, {"bad": []}])
+def test_names_with_wrong_numbers_are_refused(numbers):
+    with pytest.raises(ValueError, match=r"label2id must number the labels 0, 1, 2, \.\.\., each once; got"):
+        SkipRNNConfig(label2id=numbers)

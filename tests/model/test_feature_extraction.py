@@ -20,6 +20,17 @@ def test_series_are_padded_and_masked():
     assert out["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_joined_steps_are_padded_ones(channels: int) -> None:
+    extractor = SkipRNNFeatureExtractor(channels)
+    steps = [np.random.default_rng(0).random((length, channels), np.float32) for length in (4, 1, 6)]
+    joined, padded = extractor.join(steps), extractor.pad({"input_values": list(steps)}, return_tensors="pt")
+    assert joined.keys() == padded.keys()
+    for name, part in padded.items():
+        assert joined[name].dtype == part.dtype
+        assert torch.equal(joined[name], part)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_one_channel_has_an_axis_of_its_own(side):
     extractor = SkipRNNFeatureExtractor(padding_side=side)
@@ -201,3 +212,18 @@ def test_bad_options_are_refused(options, message):
 def test_fit_needs_sequences():
     with pytest.raises(ValueError, match="at least one sequence"):
         SkipRNNFeatureExtractor().fit([])
+
+
+def test_samples_of_every_origin() -> None:
+    """Files of other byte orders, arrays of Python's numbers, and bfloat16, which NumPy lacks."""
+    extractor = SkipRNNFeatureExtractor(sampling_rate=8000)
+    samples = np.array([100, -20000], np.int16)
+    wanted = samples[:, None] / 2**15
+    for same in (samples.astype(">i2"), torch.from_numpy(samples)):
+        np.testing.assert_allclose(extractor(same, sampling_rate=8000)["input_values"][0], wanted)
+    half = torch.tensor([0.5, -1.0], dtype=torch.bfloat16)
+    np.testing.assert_allclose(extractor(half, sampling_rate=8000)["input_values"][0], [[0.5], [-1.0]])
+    with pytest.raises(ValueError, match="holds int64, whose range as sound is unknown"):
+        extractor(samples.astype(object), sampling_rate=8000)
+    with pytest.raises(ValueError, match=r"must hold numbers.*complex128 is not a type of real numbers"):
+        extractor(np.array([1j, 2.0]), sampling_rate=8000)

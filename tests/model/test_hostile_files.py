@@ -273,3 +273,24 @@ def test_code_beside_a_checkpoint_does_not_run_unasked(whole: Path, tmp_path: Pa
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert isinstance(model, SkipRNNForSequenceClassification)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("auto_map", "evil.Model"),
+        ("auto_map", {"AutoModelForSequenceClassification": 3}),
+        ("custom_pipelines", ["evil"]),
+        ("custom_pipelines", {"image-classification": "evil.Pipeline"}),
+        ("custom_pipelines", {"image-classification": {"pt": []}}),
+        ("custom_pipelines", {"image-classification": {"impl": 3}}),
+    ],
+)
+def test_code_that_is_named_in_another_form_is_refused(whole: Path, tmp_path: Path, name: str, value: object) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "checkpoint"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match=rf"config\.json: {name} must map names to .*module\.Class.*; got"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config | {name: None}))
+    SkipRNNForSequenceClassification.from_pretrained(folder)

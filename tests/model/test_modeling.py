@@ -1,13 +1,19 @@
 """The models: inputs, outputs, masks, states and precision."""
 
 import math
+import pickle
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from small_models import BACKENDS, TINY, VARIANTS, classifier
+from torch.utils._pytree import tree_map
 from transformers import AutoModelForSequenceClassification
+from transformers.utils.generic import ModelOutput
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNModel, SkipRNNState
+from hf_skiprnn.model.outputs_skip_rnn import SkipRNNClassifierOutput
 
 
 def test_input_noise_is_added_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +70,32 @@ def test_contract_of_the_output() -> None:
     assert isinstance(out.state, SkipRNNState)
     without = classifier()(torch.rand(4, 9, 2))
     assert list(without) == ["logits", "budget_loss", "num_updates", "state"]
+
+
+def test_outputs_behave_as_those_of_transformers() -> None:
+    @dataclass
+    class Theirs(ModelOutput):
+        loss: torch.Tensor | None = None
+        logits: torch.Tensor | None = None
+        state: Any = None
+
+    ours, a, b = SkipRNNClassifierOutput, torch.zeros(2), torch.ones(2)
+    for arguments in ({"logits": a, "state": b},), ([("loss", a), ("logits", b)],), (a,), (None, b), (a, b), ():
+        out, theirs = ours(*arguments), Theirs(*arguments)  # accelerate makes them of one mapping
+        assert list(out.items()) == list(theirs.items())
+        assert (out.loss, out.logits, out.state) == (theirs.loss, theirs.logits, theirs.state)
+    out = ours(logits=a, state=b)
+    out.loss, out["num_updates"], out.note, out.logits = a, b, "kept", None
+    assert list(out) == ["logits", "state", "loss", "num_updates"]
+    assert out["loss"] is out.loss is a
+    assert out.num_updates is b
+    assert out.note == "kept"
+    again = pickle.loads(pickle.dumps(ours(logits=a)))
+    assert (type(again), list(again)) == (ours, ["logits"])
+    assert torch.equal(again.logits, a)
+    mapped = tree_map(lambda part: part + 1, ours(logits=a, budget_loss=b))
+    assert (type(mapped), list(mapped)) == (ours, ["logits", "budget_loss"])
+    assert torch.equal(mapped.logits, b)
 
 
 def test_base_model_output() -> None:

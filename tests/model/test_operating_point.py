@@ -107,10 +107,14 @@ def test_the_rate_budget_is_the_share_of_steps(rows) -> None:
         build(budget_weight=-0.5)
 
 
-def test_share_read_is_the_mean_over_rows(rows) -> None:
-    out = build()(rows, gate_shift=0.5)
-    parts = [{"input_values": rows[:2]}, {"input_values": rows[2:]}]
-    assert share_read(build(), parts, 0.5) == pytest.approx((out.num_updates / 60).mean().item())
+def test_share_read_is_all_updates_over_all_real_steps(rows) -> None:
+    mask = torch.ones(5, 60)
+    mask[0, 10:] = 0
+    out = build()(rows, attention_mask=mask, gate_shift=0.5)
+    parts = [{"input_values": rows[part], "attention_mask": mask[part]} for part in (slice(2), slice(2, 5))]
+    share = share_read(build(), parts, 0.5)
+    assert share == pytest.approx(out.num_updates.sum().item() / 250)
+    assert share != pytest.approx((out.num_updates / mask.sum(1)).mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(

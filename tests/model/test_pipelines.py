@@ -1,7 +1,10 @@
 """The four pipelines where the package is installed; test_remote_code.py has them where it is not."""
 
+import builtins
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from hub_server.process import HubClient
+from paths import ROOT
 from PIL import Image
 from small_checkpoints import small_checkpoint, small_model, small_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, TextClassificationPipeline, pipeline
 
 from hf_skiprnn import (
+    SkipRNNConfig,
     SkipRNNFeatureExtractor,
     SkipRNNImageProcessor,
 )
@@ -203,6 +208,16 @@ def test_the_lists_of_a_json_body_are_one_series(width: int) -> None:
     assert pipe([series[:1].tolist()]) == [pipe(series[:1])]
 
 
+def test_the_lists_of_a_json_body_are_one_sound(tmp_path: Path) -> None:
+    pipe = pipeline("audio-classification", model=str(small_checkpoint(tmp_path / "audio", "audio")), **TRUSTED)
+    sound = RNG.uniform(-1, 1, size=40).round(3)
+    want = pipe(sound)
+    assert pipe(sound.tolist()) == pipe(sound[:, None].tolist()) == pipe({"raw": sound, "sampling_rate": 8000}) == want
+    assert pipe([sound.tolist(), sound[:20].tolist()]) == [want, pipe(sound[:20])]
+    with pytest.raises(ValueError, match="holds int64, whose range as sound is unknown"):
+        pipe([100, -100])
+
+
 def test_integer_sounds_are_those_of_their_floats(tmp_path: Path) -> None:
     pipe = pipeline("audio-classification", model=str(small_checkpoint(tmp_path / "audio", "audio")), **TRUSTED)
     sound = (RNG.uniform(-1, 1, size=40) * 2**15).astype(np.int16)
@@ -219,6 +234,74 @@ def test_saved_pipelines_keep_everything(tmp_path: Path) -> None:
     again = pipeline("image-classification", model=str(tmp_path / "again"), **TRUSTED)
     picture = RNG.integers(0, 256, (28, 28), np.uint8)
     assert again(picture) == pipe(picture)
+
+
+WITHOUT_CODE: dict[str, tuple[str, Any]] = {
+    "image": ("image-classification", np.full((28, 28), 99, np.uint8)),
+    "text": ("text-classification", "a good film ."),
+    "audio": ("audio-classification", np.linspace(-1, 1, 30)),
+    "series": ("sequence-classification", np.linspace(-1, 1, 12).tolist()),
+    "regression": ("sequence-classification", np.ones((12, 2)).tolist()),
+}
+
+
+@pytest.mark.parametrize("consent", [{}, {"trust_remote_code": False}, {"trust_remote_code": True}], ids=str)
+@pytest.mark.parametrize("kind", WITHOUT_CODE)
+def test_the_installed_code_serves_a_folder_without_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, consent: dict[str, bool]
+) -> None:
+    """Nobody is asked for consent, also where transformers would go on without an answer."""
+    questions: list[str] = []
+    monkeypatch.setattr(builtins, "input", questions.append)
+    folder = small_checkpoint(tmp_path / kind, kind)
+    for path in folder.glob("*.py"):
+        path.unlink()
+    task, given = WITHOUT_CODE[kind]
+    pipe = pipeline(task, model=str(folder), return_updates=True, device="cpu", **consent)
+    assert type(pipe).__module__ == "hf_skiprnn.model.pipeline_skip_rnn"
+    assert pipe(given)[0]["steps"] > 0
+    assert questions == []
+    if kind == "text" and consent.get("trust_remote_code", True):  # it has one task, which need not be named
+        assert pipeline(model=str(folder), device="cpu", **consent).task == task
+    pipe.save_pretrained(tmp_path / "again")  # with code, for those who have no package
+    assert (tmp_path / "again" / "pipeline_skip_rnn.py").is_file()
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"][task]["impl"]
+
+
+def test_a_shipped_folder_in_a_new_process() -> None:
+    code = """
+from transformers import pipeline
+import hf_skiprnn
+for consent in {}, {"trust_remote_code": False}, {"trust_remote_code": True}:
+    pipe = pipeline("image-classification", model="model_cards/skip-lstm-digits", device="cpu", **consent)
+    print(type(pipe).__name__)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["SkipRNNImageClassificationPipeline"] * 3, done.stderr
+
+
+def test_a_pipeline_of_somebody_else_needs_consent(tmp_path: Path) -> None:
+    """Code that is not the package's is never run unasked, also under the name of a task that the package has."""
+    folder = small_checkpoint(tmp_path / "image", "image")
+    config = json.loads((folder / "config.json").read_text())
+    config["custom_pipelines"]["image-classification"]["impl"] = "evil.Pipeline"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("raise SystemExit('evil ran')")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pipeline("image-classification", model=str(folder), device="cpu")
+    with pytest.raises(SystemExit, match="evil ran"):
+        pipeline("image-classification", model=str(folder), **TRUSTED)
+
+
+def test_a_config_keeps_the_names_of_its_pipelines(tmp_path: Path) -> None:
+    small_checkpoint(tmp_path / "text", "text")
+    config = SkipRNNConfig.from_pretrained(tmp_path / "text")
+    config.save_pretrained(tmp_path / "again")
+    first, again = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("text", "again"))
+    assert first["custom_pipelines"] == again["custom_pipelines"]
+    assert list(config.custom_pipelines) == ["text-classification"]
+    assert config == SkipRNNConfig.from_pretrained(tmp_path / "again")
 
 
 def test_from_the_hub(hub: HubClient, tmp_path: Path) -> None:

@@ -200,6 +200,22 @@ def test_wrong_inputs() -> None:
         layer(torch.randn(5, 2, 3), (torch.zeros(1, 3, 7), torch.zeros(1, 3, 7)))
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 2), (4, 2)], ids=["batch", "no batch"])
+def test_states_of_another_form_are_refused(shape: tuple[int, ...]) -> None:
+    x, h = torch.rand(shape), torch.zeros(1, *shape[1:-1], 5)
+    for hx, got in (
+        (h, "Tensor"),
+        ((h,), r"\(Tensor\)"),
+        ((h, h, h), r"\(Tensor, Tensor, Tensor\)"),
+        ((h, None), "NoneType"),
+    ):
+        with pytest.raises(ValueError, match=rf"hx must be \(h_0, c_0\) or a SkipRNNState; got .*{got}"):
+            SkipLSTM(2, 5)(x, hx)
+    with pytest.raises(ValueError, match=r"hx must be h_0 or a SkipRNNState; got \(Tensor, Tensor\)"):
+        SkipGRU(2, 5)(x, (h, h))
+    assert SkipLSTM(2, 5)(x, [h, h])[0].shape == (*shape[:-1], 5)
+
+
 def test_conversions_that_would_change_the_function_are_refused() -> None:
     with pytest.raises(ValueError, match="resets after the product"):
         SkipGRU.from_native(nn.GRU(3, 7), gru_reset="before")

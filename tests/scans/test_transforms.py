@@ -83,6 +83,22 @@ def test_the_engine_names_the_way(transform: Callable[[Any], Any], message: str)
         transform(model_on("cpu"))
 
 
+@pytest.mark.parametrize("backend", ["auto", "dense"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda model: torch.func.jvp(lambda x: model(x).logits, (X,), (X,)),
+        lambda model: torch.func.hessian(lambda x: model(x).logits.sum())(X),
+        dual_numbers,
+    ],
+    ids=["jvp", "hessian", "dual"],
+)
+def test_no_backend_has_a_forward_mode_derivative(backend: str, transform: Callable[[Any], Any]) -> None:
+    model = model_on(backend)
+    with pytest.raises(RuntimeError, match=r"no forward-mode derivative .* on any backend\. Use reverse mode"):
+        transform(model)
+
+
 def test_auto_takes_the_dense_scan_under_a_transform() -> None:
     chosen = []
     torch.func.vmap(lambda x: (chosen.append(choose_engine("auto", x, 100)), x)[1])(X)

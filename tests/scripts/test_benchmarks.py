@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from paths import SCRIPTS
+from paths import ROOT, SCRIPTS
 
 from scripts import benchmark
-from scripts.benchmarks import rows, streaming, targets
+from scripts.benchmarks import cpu, rows, streaming, targets
 from scripts.benchmarks.peers import skip_layer
 from scripts.benchmarks.workload import Shape, Workload
 
@@ -22,8 +22,9 @@ def test_the_launcher_holds_every_library_to_one_set(tmp_path: Path) -> None:
     wider = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}  # the launcher must replace it
     done = subprocess.run(command, cwd=tmp_path, env=wider, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    first, *measured = done.stdout.splitlines()
+    first, second, *measured = done.stdout.splitlines()
     assert ", portable: " in first
+    assert second == "2 workloads, at least 0 minutes"
     assert [line.split()[1] for line in measured] == ["inference", "inference", "training", "training"]
     assert all("of peak" in line for line in measured[1::2])
 
@@ -59,10 +60,28 @@ def row(isa: str, ms: float, name: str = "ours", **values: object) -> dict[str, 
 def test_each_set_is_judged_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
     targets.report([row("avx2", 6.0), row("avx512", 3.0), row("avx512", 1.5, threads=2), row("avx2", 5.0, threads=2)])
     avx2, avx512 = capsys.readouterr().out.split("== avx2 ==")[1].split("== avx512 ==")
-    assert "100%:   1.00 (1.2) MISS" in avx2
+    assert "100%:   1.00 (1.5) MISS" in avx2
     assert "1.20 (1.7) MISS" in avx2
-    assert "100%:   2.00 (1.2) pass" in avx512
+    assert "100%:   2.00 (1.5) pass" in avx512
     assert "2.00 (1.7) pass" in avx512
+    assert "lstm inference  B 16  100%:   2.00 (1.5) pass    50%:      - (3) unmeasured" in avx512
+    assert "avx512: 2 pass, 0 MISS, " in avx512
+
+
+def test_wide_shapes_and_other_software_are_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = {"batch": 8, "steps": 250, "inputs": 4096, "units": 256, "layers": 2}
+    targets.report(
+        [row("avx2", 5.0, **wide), row("avx2", 6.0, "native", **wide), row("avx2", 4.0, "onnxruntime", **wide)]
+    )
+    said = capsys.readouterr().out
+    assert "lstm inference (8, 250, 4096, 256, 2)    100%:   1.20 (1.2) pass" in said
+    assert "lstm inference (8, 250, 4096, 256, 2)    100%:   0.50 (0.75) MISS" in said  # of the peak
+    assert "onnxruntime: 0.80 (1) MISS" in said
+    assert "1 of 2 measurements of others are slower than ours" in said
+
+
+def test_the_tests_of_equality_exist() -> None:
+    assert all((ROOT / test).is_file() for test in cpu.TESTS)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5, 0.1])

@@ -17,11 +17,11 @@ def test_the_front_holds_what_nothing_beats():
     assert pareto_front(runs) == [(1.0, 0.1), (5.0, 0.9), (20.0, 0.95)]
 
 
-def write_run(folder, gate, updates, accuracy, task="fsdd"):
+def write_run(folder, gate, updates, accuracy, task="fsdd", target=None, seed=1):
     folder.mkdir()
-    model = {"gate": gate, "cell_type": "lstm", "budget_weight": 1e-4}
+    model = {"gate": gate, "cell_type": "lstm", "budget_target": target}
     test = {"updates": updates, "accuracy": accuracy}
-    training = {"seed": 1, "output_dir": str(folder)}
+    training = {"seed": seed, "output_dir": str(folder)}
     run = {
         "task": task,
         "model": model,
@@ -35,15 +35,23 @@ def write_run(folder, gate, updates, accuracy, task="fsdd"):
 
 def test_curves_are_of_gates_and_cells(tmp_path, capsys):
     runs = [("learned", 10.0, 0.9), ("learned", 20.0, 0.95), ("strided", 10.0, 0.8), ("always", 40.0, 0.96)]
-    folders = [write_run(tmp_path / f"run{i}", *run) for i, run in enumerate(runs)]
+    folders = [write_run(tmp_path / f"run{i}", *run, target=i) for i, run in enumerate(runs)]
+    folders.append(write_run(tmp_path / "run4", "learned", 12.0, 0.9, target=0, seed=2))
     found = pareto.main([*folders, "--output", str(tmp_path / "front")])
-    assert found == {"Skip LSTM": [(10.0, 0.9), (20.0, 0.95)], "LSTM, strided": [(10.0, 0.8)], "LSTM": [(40.0, 0.96)]}
+    assert found == {
+        "Skip LSTM": [[(10.0, 0.9), (12.0, 0.9)], [(20.0, 0.95)]],
+        "LSTM, strided": [[(10.0, 0.8)]],
+        "LSTM": [[(40.0, 0.96)]],
+    }
     assert (tmp_path / "front" / "pareto.png").stat().st_size > 5000
     kept = json.loads((tmp_path / "front" / "results.json").read_text())
     assert kept["run2"]["metrics"]["test"] == {"updates": 10.0, "accuracy": 0.8}
     assert kept["run2"]["training"] == {"seed": 1}
     assert str(tmp_path) not in json.dumps(kept)
-    assert "Skip LSTM: unbeaten 0.9 at 10.0, 0.95 at 20.0" in capsys.readouterr().out
+    assert "Skip LSTM: unbeaten 0.9 at 11.0, 0.95 at 20.0" in capsys.readouterr().out
+    (tmp_path / "front" / "pareto.png").unlink()
+    assert pareto.main(["--output", str(tmp_path / "front")]) == found  # from the stored results
+    assert (tmp_path / "front" / "pareto.png").is_file()
 
 
 def test_runs_that_do_not_go_together_are_refused(tmp_path):
@@ -54,6 +62,22 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path):
         pareto.main([one, "--metric", "f1"])
     with pytest.raises(SystemExit, match="holds no results"):
         pareto.main([str(tmp_path)])
+    with pytest.raises(SystemExit):
+        pareto.main(["--output", str(tmp_path)])  # no runs, and none are stored
+
+
+def test_series_are_drawn_as_lines():
+    steps, read = np.arange(24.0).reshape(8, 3), np.arange(8) % 2 == 0
+    wide = np.arange(80.0).reshape(8, 10)
+    figure = channels_read([steps[:, :1], steps, wide], [read, read, read], ["a"] * 3, ["a"] * 3)
+    assert not any(axes.get_images() for axes in figure.axes)
+    assert [len(axes.get_lines()) for axes in figure.axes] == [2, 6, 2]  # a line and its red points for each channel
+    single, several, mean = (axes.get_lines() for axes in figure.axes)
+    assert single[1].get_xydata().tolist() == [[t, 3.0 * t] for t in (0, 2, 4, 6)]
+    assert mean[0].get_ydata().tolist() == wide.mean(1).tolist()
+    tops, lows = zip(*((line.get_ydata().max(), line.get_ydata().min()) for line in several[::2]), strict=True)
+    assert all(low > top for low, top in zip(lows, tops[1:], strict=False))  # the first channel is the highest lane
+    assert channels_read([np.ones((4, 2))], [np.ones(4, bool)], ["a"], ["a"]).axes  # constant channels
 
 
 def test_figures_want_a_gate_for_every_step():

@@ -74,8 +74,9 @@ def test_means_and_deviations_over_seeds_stand_beside_the_papers(tmp_path: Path)
     settings = "tuned: batch 32, lr 0.001 cosine, 250 steps | 0.0001 | 3 | 2 of 3"
     assert f"| Skip LSTM, λ = 1e-05 | {settings} | {ours} | 24.5 % | solved | 26.95 ± 1.05 |" in page
     settings = "tuned: batch 32, lr 0.001 cosine, 250 steps"
-    assert f"| one-of-our-own | {settings} | 0.0001 | 1 | 1 of 1 | 0.0012 | 12.25 | 24.5 % |" in page
-    assert f"| steered | {settings} | steered to 25.0 % | 1 |" in page
+    assert f"| Skip LSTM, λ = 0.0001 | {settings} | 0.0001 | 1 | 1 of 1 | 0.0012 | 12.25 | 24.5 % |" in page
+    assert f"| Skip LSTM, steered to 25.0 % | {settings} | steered to 25.0 % | 1 |" in page
+    assert "| one-of-our-own | tuned | 1 |" in page  # where the command is
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
     assert pictures == ["beside-the-paper.png"]
     assert (tmp_path / "table1-adding" / pictures[0]).is_file()
@@ -163,13 +164,14 @@ def test_a_checkpoint_stands_beside_the_papers_row_and_its_other_seeds(tmp_path:
     assert readme_table(tmp_path).splitlines()[2] == f"{beside}  |  |"
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed" / "cpu.csv").write_text(
-        "level,spread,name,threads,mode,native_over_this\n"
-        "model,skip-lstm-adding,native,1,inference,1.0\n"
-        "model,skip-lstm-adding,ours,1,inference,6.621\n"
-        "model,skip-lstm-adding,ours,2,inference,7.7\n"
-        "model,another,ours,1,training,8.8\n"
+        "device,instruction_set,level,spread,name,threads,mode,p50_ms,native_over_this\n"
+        "CPU (AVX2),avx2,model,skip-lstm-adding,ours,1,inference,2,5.51\n"
+        "CPU,avx512,model,skip-lstm-adding,native,1,inference,1,1.0\n"
+        "CPU,avx512,model,skip-lstm-adding,ours,1,inference,1,6.621\n"
+        "CPU,avx512,model,skip-lstm-adding,ours,2,inference,1,7.7\n"
+        "CPU,avx512,model,another,ours,1,training,1,8.8\n"
     )
-    assert readme_table(tmp_path).splitlines()[2] == f"{beside} 6.6x |  |"
+    assert readme_table(tmp_path).splitlines()[2] == f"{beside} 6.6x (AVX-512), 5.5x (AVX2) |  |"
 
 
 def speed_csv(folder: Path, *rows: str) -> None:
@@ -178,7 +180,7 @@ def speed_csv(folder: Path, *rows: str) -> None:
     (folder / "cpu.csv").write_text("\n".join([f"{head},rate,spread,name,native_over_this", *rows]) + "\n")
 
 
-def test_times_of_other_instruction_sets_stand_in_other_tables(tmp_path: Path) -> None:
+def test_times_of_several_instruction_sets_stand_side_by_side(tmp_path: Path) -> None:
     size = "layer,lstm,inference,256,784,1,110,1,False"
     speed_csv(
         tmp_path / "speed",
@@ -188,16 +190,14 @@ def test_times_of_other_instruction_sets_stand_in_other_tables(tmp_path: Path) -
         f"2025-01-03,Some CPU (AVX2),avx2,2,2.13,commit lost,{size},0.25,constant,ours,9.9",
     )
     table = speed_tables.readme_speed(tmp_path)
-    assert "| Skip LSTM against nn.LSTM | inference | Some CPU, avx512 | 1.9 |  | 7.6 |  |" in table
-    assert "| Skip LSTM against nn.LSTM | inference | Some CPU, avx2 |  |  | 5.5 |  |" in table
+    assert "| mode | AVX-512, 100 % | AVX-512, 50 % |" in table
+    assert "| Skip LSTM against nn.LSTM | inference | 1.9 |  | 7.6 |  |  |  | 5.5 |  |" in table
     assert "9.9" not in table
     whole = speed_tables.layer_tables(tmp_path)
-    assert re.findall(r"\*\*(.*)\*\*", whole) == [
-        "Some CPU, instruction set avx512, 1 thread",
-        "Some CPU, instruction set avx2, 1 thread",
-        "Some CPU, instruction set avx2, 2 threads",
-    ]
-    assert "Measured 2025-01-02; PyTorch 2.13; commits: abc1234, some that are lost." in whole
+    assert re.findall(r"\*\*(.*)\*\*", whole) == ["Some CPU, 1 thread", "Some CPU, 2 threads"]
+    size = "| batch 256, 784 steps, 1 input, 110 units | LSTM | even |"
+    assert f"{size} AVX-512 | 1.9 |  | 7.6 |  |  |  |  |  |\n{size} AVX2 |  |  | 5.5 |" in whole
+    assert "Measured 2025-01-02, 2025-01-03; PyTorch 2.13; commits: abc1234, some that are lost." in whole
     assert speed_tables.readme_speed(tmp_path / "elsewhere") == "Not measured."
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_skiprnn.evaluation.figures import COLOURS, accuracy_against_updates, kind_of
+from hf_skiprnn.evaluation.figures import COLOURS, accuracy_against_updates, kind_of, pareto_front
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import (
     accuracy,
@@ -78,10 +78,24 @@ def test_other_metrics_by_hand():
 def test_a_kind_of_model_has_one_colour():
     names = {"Skip LSTM": "learned", "LSTM": "plain", "LSTM, strided": "strided", "GRU, random skips": "random"}
     names |= {"Skip GRU, λ = 1e-4 (paper)": "learned", "LSTM, p_skip = 0.5": "random", "shifted gate": "learned"}
+    names |= {"LSTM, one step in 4": "strided"}
     assert {name: kind_of(name) for name in names} == names
-    figure = accuracy_against_updates({name: [(1.0, 0.5), (2.0, 0.6)] for name in names}, "accuracy", "updates")
-    drawn = [line.get_color() for line in figure.axes[0].get_lines()]
+    figure = accuracy_against_updates({name: [[(1.0, 0.5)], [(2.0, 0.6)]] for name in names}, "accuracy", "updates")
+    drawn = [line.get_color() for line in figure.axes[0].get_lines() if line.get_drawstyle() == "steps-post"]
     assert drawn == [COLOURS[kind] for kind in names.values()]
+
+
+def test_a_point_is_a_mean_with_its_spread():
+    runs = [(10.0, 0.8), (12.0, 0.9), (14.0, 0.7)]
+    figure = accuracy_against_updates({"Skip LSTM": [runs, [(30.0, 0.95)]]}, "accuracy", "updates")
+    bars = figure.axes[0].containers
+    assert [bar.lines[0].get_xydata().round(6).tolist() for bar in bars] == [[[12.0, 0.8]], [[30.0, 0.95]]]
+    assert [bar.has_yerr for bar in bars] == [True, False]
+    across, up = (collection.get_segments()[0] for collection in bars[0].lines[2])
+    assert across[:, 0].tolist() == pytest.approx([10.0, 14.0])  # the standard deviation of 10, 12, 14 is 2
+    assert up[:, 1].tolist() == pytest.approx([0.7, 0.9])
+    errors = [(5.0, 0.1), (9.0, 0.2), (8.0, 0.01)]
+    assert pareto_front(errors, lower_is_better=True) == [(5.0, 0.1), (8.0, 0.01)]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -49,7 +49,19 @@ def fit(task):
     """Call the methods of a task that the trainer needs before it starts."""
     splits = task.load(0)
     rows = list(splits.train.take(4))
-    return splits, task.model_defaults(), task.collate(rows)
+    defaults, batch = task.model_defaults(), task.collate(rows)
+    if not task.streaming:
+        check_prepared(task, splits.train, batch)
+    return splits, defaults, batch
+
+
+def check_prepared(task, rows, batch):
+    """Assert that a trainer's rows give the same batch as the first four rows, from memory too."""
+    prepared = task.prepared(rows)
+    for _ in range(2):
+        again = task.collate(prepared.__getitems__([0, 1, 2, 3]))
+        assert again.keys() == batch.keys()
+        assert all(torch.equal(again[name], batch[name]) and again[name].dtype == batch[name].dtype for name in batch)
 
 
 def test_series_of_several_channels_and_lengths(tmp_path):
@@ -341,6 +353,14 @@ def test_bad_rows_are_named(tmp_path, bad, message):
     write(folder, GOOD, "test")
     with pytest.raises(ValueError, match=message):
         fit(OwnData(dataset_name=str(folder)))
+
+
+@pytest.mark.parametrize("labels", [("a", "b"), (0, 1), (0.5, 1.5)], ids=["names", "numbers", "values"])
+def test_a_missing_label_is_named_also_where_rows_are_held_out(tmp_path, labels):
+    rows = [{"x": [0.5, 1.0], "label": label} for label in labels] * 20
+    folder = write(tmp_path / "d", [*rows[:7], {"x": [0.5, 1.0], "label": None}, *rows])
+    with pytest.raises(ValueError, match=r"train row 7, column 'label' has no label \(None\)"):
+        fit(OwnData(dataset_name=folder))
 
 
 def test_a_class_that_training_never_saw_is_named(tmp_path):

@@ -9,7 +9,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
-from hf_skiprnn.tasks import TASKS, Adding, Digits, FindDigit, Frequency
+from hf_skiprnn.tasks import TASKS, Adding, Digits, FindDigit, Frequency, base
 from hf_skiprnn.tasks.mnist import MNIST
 
 GENERATED = {"adding": Adding(eval_rows=200), "frequency": Frequency(eval_rows=200)}
@@ -228,6 +228,21 @@ def test_training_images_come_at_every_shift_with_black_moving_in():
     assert {row["label"] for row in rows} == {plain.train[1]["label"]}
     assert np.array_equal(np.asarray(splits.train[13]["image"]), image)
     assert task.collate(rows)["pixel_values"].shape == (9, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("memory", "reads"), [(1 << 20, [8, 3]), (100, [8, 6])])
+def test_prepared_rows_are_read_once_and_give_the_same_batches(monkeypatch, memory, reads):
+    """A row is an image of 64 bytes. What does not fit into the memory is read again."""
+    monkeypatch.setattr(base, "LARGEST_MEMORY", memory)
+    task = Digits(shift=1)
+    rows = task.load(0).train
+    prepared, found = task.prepared(rows), []
+    prepared.prepare = lambda some: found.append(len(some)) or task._pixels(some)
+    assert len(prepared) == len(rows)
+    for indices in ([5, 0, 7, 1, 2, 3, 4, 6], [7, 5, 1, 100, 101, 102]):
+        batch, want = task.collate(prepared.__getitems__(indices)), task.collate(rows.__getitems__(indices))
+        assert all(torch.equal(batch[name], want[name]) for name in ("pixel_values", "labels"))
+    assert found == reads
 
 
 def test_digits_are_found_anywhere_on_the_canvas(monkeypatch):

@@ -68,6 +68,8 @@ def test_steps_are_standardised_over_the_training_split(tones, features, channel
     assert np.bincount(splits.validation["label"]).tolist() == [2] * 10
     batch = task.collate([splits.train[i] for i in range(80)])
     assert batch["input_values"].shape[2] == channels == task.model_defaults()["input_size"]
+    again = task.collate(task.prepared(splits.train).__getitems__(list(range(80))))
+    assert all(torch.equal(again[name], batch[name]) for name in batch)
     steps = batch["input_values"][batch["attention_mask"] != 0]
     assert steps.mean(dim=0).abs().max() < 1e-4
     assert steps.std(dim=0, correction=0).numpy() == pytest.approx(np.ones(channels), abs=1e-4)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, EvalPrediction
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.commands import evaluate, train
 from hf_skiprnn.tasks import IMDB
-from hf_skiprnn.tasks.readers.words import set_vectors, tokenize, train_tokenizer
+from hf_skiprnn.tasks.readers.words import pad_tokens, set_vectors, tokenize, train_tokenizer
 
 GOOD, BAD = "A great, great film.<br /><br />I don't regret it!", "dull and $5 too long <b>"
 
@@ -34,7 +34,7 @@ def test_words_of_a_review():
     tokenizer = train_tokenizer([GOOD] * 3 + [BAD], 100, 8)
     assert tokenizer.tokenize(GOOD) == ["a", "great", ",", "great", "film", ".", "i", "don't", "regret", "it", "!"]
     assert tokenizer("nothing of it is known")["input_ids"] == [1, 1, tokenizer.vocab["it"], 1, 1]
-    batch = tokenize(tokenizer, [GOOD, "a", "", "<br />"])
+    batch = pad_tokens(tokenize(tokenizer, [GOOD, "a", "", "<br />"]), 0)
     assert batch["input_ids"].shape == (4, 8)  # cropped at the end
     assert batch["attention_mask"].sum(dim=1).tolist() == [8, 1, 1, 1]  # no words: one unknown word
     assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0]) == tokenizer.tokenize(GOOD)[:8]
@@ -56,6 +56,10 @@ def test_splits_are_by_seed_and_stratified(reviews):
     assert IMDB(dataset_name=reviews).load(5).validation["text"] == splits.validation["text"]
     assert IMDB(dataset_name=reviews, split_seed=1).load(0).validation["text"] != splits.validation["text"]
     assert len(IMDB(dataset_name=reviews, train_rows=10).load(0).train) == 10
+    batch, prepared = task.collate([splits.train[i] for i in range(5)]), task.prepared(splits.train)
+    for _ in range(2):  # the second batch is from memory
+        again = task.collate(prepared.__getitems__(list(range(5))))
+        assert all(torch.equal(again[name], batch[name]) for name in batch)
     known = task.processor().get_vocab()
     assert "great" in known
     held_out = {text.split()[-1] for text in splits.validation["text"]}  # every review ends with a unique number

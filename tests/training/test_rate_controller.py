@@ -11,6 +11,7 @@ from hf_skiprnn.training import RateController, SkipRNNTrainer, calibrate, set_u
 from hf_skiprnn.training.calibration import share_read
 from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
 from hf_skiprnn.training.rate_controller import LIMIT, SMALL
+from hf_skiprnn.training.window import BatchCounts, Held
 
 
 def tiny(**fields) -> SkipRNNForSequenceClassification:
@@ -70,17 +71,72 @@ def test_a_new_gate_starts_as_a_stride_and_a_trained_one_stays(tmp_path) -> None
     assert model.skip_rnn.update_gate.bias.item() == pytest.approx(0.3)
 
 
+def held(share: float, task_loss: float) -> Held:
+    return Held(share, task_loss, 0.0, 0.0)
+
+
 def test_lambda_follows_the_error_and_may_reward_reading() -> None:
     controller, config = RateController(0.2), tiny().config
     controller.rate = 0.1
-    controller.observe(config, 0.36, 2.0, 1)  # error (0.36 - 0.2) / (2 * 0.16) = 0.5
+    controller.observe(config, held(0.36, 2.0), 1)  # error (0.36 - 0.2) / (2 * 0.16) = 0.5
     assert controller.level == pytest.approx(0.05)
     assert config.budget_weight == pytest.approx(2.0 * (0.05 + 0.5) / 0.64)
-    controller.observe(config, 0.01, 9.0, 2)  # the scale stays that of the first step
+    controller.observe(config, held(0.01, 1.0), 2)  # the scale does not fall with the loss
     assert config.budget_weight == pytest.approx(2.0 * (0.05 - 0.1 * 0.59375 - 0.59375) / 0.64)
     for step in range(1000):
-        controller.observe(config, 1.0, 1.0, step)
+        controller.observe(config, held(1.0, 4.0), step)
     assert controller.level == LIMIT
+    assert controller.scale == pytest.approx(4.0)  # a trained model's first loss would be too small
+
+
+def test_the_errors_of_rows_are_of_their_own_targets() -> None:
+    noise, lengths = torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([50, 40, 100])
+    updates = torch.tensor([5.0, 20.0, 90.0])
+    counts = BatchCounts(torch.tensor(0.7), torch.tensor(0.1), updates, lengths, noise)
+    targets = torch.sigmoid(torch.logit(torch.tensor(0.3)) + noise)
+    errors = (updates / lengths - targets) / (2 * targets * (1 - targets))
+    means = Held.of(counts.reads(0.3).tolist())
+    wanted = (115 / 190, 0.7, errors.mean().item(), (errors * noise).mean().item())
+    assert means == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_dial_has_a_price_for_each_row() -> None:
+    """If rows with a high target read too little, reading gets cheaper for them and dearer for the others."""
+    controller, config = RateController(0.2, dial=(0.05, 0.6)), tiny(budget_loss="rate", budget_target=0.2).config
+    controller.rate, controller.max_steps = 0.1, 100
+    controller.widen(config, 100)
+    low, high = config.gate_noise
+    assert torch.sigmoid(torch.tensor([low, high]) + math.log(0.25)).tolist() == pytest.approx([0.05, 0.6])
+    spread = (high - low) / math.sqrt(12)
+    controller.observe(config, Held(0.2, 2.0, 0.0, -0.5 * spread), 100)  # the error's slope is -0.5
+    assert (controller.level, controller.slope) == (0.0, pytest.approx(-0.05))
+    prices = [config.budget_weight + config.budget_slope * noise for noise in (low, (low + high) / 2, high)]
+    assert prices[0] > 0 > prices[2]
+    assert prices[1] == pytest.approx(0.0, abs=1e-9)
+    assert config.budget_slope * spread == pytest.approx(2.0 * (-0.05 - 0.5) / 0.64)
+
+
+def test_a_dial_is_widened_during_training(tmp_path) -> None:
+    controller, config = RateController(0.2, dial=(0.1, 0.8)), tiny().config
+    controller.max_steps = 100
+    widths = []
+    for step in (0, 30, 50, 70, 100):
+        controller.widen(config, step)
+        widths.append(config.gate_noise[1])
+    whole = math.log(4) - math.log(0.25)
+    assert widths == pytest.approx([0.0, 0.0, whole / 2, whole, whole])
+
+
+def test_one_model_reads_every_share_of_its_dial(tmp_path) -> None:
+    model, rows = tiny(), rows_of(60)
+    train(tmp_path, model, rows, RateController(0.3, dial=(0.08, 0.8)), 300)
+    batch = {"input_values": torch.stack([row["input_values"] for row in rows])}
+    calibrate(model, [batch])
+    rates = torch.tensor([0.1, 0.2, 0.3, 0.5, 0.7]).repeat_interleave(50)
+    with torch.no_grad():
+        shares = model.eval()(batch["input_values"][:250], update_rate=rates).num_updates / 60
+    for share, rate in zip(shares.view(5, 50).mean(1).tolist(), rates[::50].tolist(), strict=True):
+        assert share == pytest.approx(rate, rel=0.15)
 
 
 def test_a_gate_that_closed_is_opened_again(tmp_path) -> None:
@@ -96,17 +152,20 @@ def test_a_gate_astray_is_told_once(caplog) -> None:
     controller, config = RateController(0.2), tiny().config
     controller.rate = 0.1
     for step in range(300):
-        controller.observe(config, 0.01, 1.0, step)
+        controller.observe(config, held(0.01, 1.0), step)
     assert caplog.text.count("The gate has read 1.0 % of the steps") == 1
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_cut(tmp_path) -> None:
+@pytest.mark.parametrize("dial", [None, (0.1, 0.8)])
+def test_a_resumed_run_ends_as_one_that_was_not_cut(tmp_path, dial) -> None:
     rows, options = rows_of(30, 64), {"save_strategy": "steps", "save_steps": 6}
     whole, parts = tiny(), tiny()
-    train(tmp_path / "whole", whole, rows, RateController(0.3), 12, **options)
-    train(tmp_path / "parts", parts, rows, RateController(0.3), 12, **options)
+    train(tmp_path / "whole", whole, rows, RateController(0.3, dial), 12, **options)
+    train(tmp_path / "parts", parts, rows, RateController(0.3, dial), 12, **options)
     again = tiny()
-    train(tmp_path / "parts", again, rows, RateController(0.3), 12, resume=str(tmp_path / "parts" / "checkpoint-6"))
+    train(
+        tmp_path / "parts", again, rows, RateController(0.3, dial), 12, resume=str(tmp_path / "parts" / "checkpoint-6")
+    )
     for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert whole.config.budget_weight == again.config.budget_weight
@@ -119,6 +178,8 @@ def test_what_cannot_work_is_said(tmp_path) -> None:
         train(tmp_path, tiny(gate="strided"), rows_of(10, 32), RateController(0.2), 1)
     with pytest.raises(RuntimeError, match="needs SkipRNNTrainer"):
         train(tmp_path, tiny(), rows_of(10, 32), RateController(0.2), 1, cls=Trainer)
+    with pytest.raises(ValueError, match=r"two shares.*with the target \(0.5\) between them; got"):
+        RateController(0.5, dial=(0.1, 0.4))
     controller = RateController(0.05)
     controller.judge(0.2, tiny().config)
     assert "5.0%, was not reached: the share is 20.0%" in controller.warning()
@@ -126,6 +187,8 @@ def test_what_cannot_work_is_said(tmp_path) -> None:
 
 def test_options_make_the_callbacks() -> None:
     (rate,) = BudgetArguments(target_update_rate=0.4).callbacks()
+    (dial,) = BudgetArguments(dial=[0.1, 0.9]).callbacks()
+    assert (dial.dial, dial.target) == ((0.1, 0.9), pytest.approx(0.3))
     (steered,) = BudgetArguments(steered_update_rate=0.4).callbacks()
     assert (type(rate), rate.target, type(steered)) == (RateController, 0.4, BudgetController)
     with pytest.raises(ValueError, match="all set lambda: use only one"):

@@ -1,7 +1,8 @@
 """The native CPU engine's libraries: which one this process uses, and calls of its C interface.
 
-If a compiler is found, three libraries (portable, AVX2, AVX-512) are built from one source with the package. The widest
-one that this CPU can run is used. HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 selects another one.
+If a compiler is found, three libraries (portable, AVX2, AVX-512) are built from one source with the package; on ARM the
+portable one alone, with NEON; on Windows none. The widest one that this CPU can run is used.
+HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 selects another one.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import functools
 import hashlib
 import os
 import struct
+import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,7 @@ REMEDY = (
     "`pip install --no-cache-dir --force-reinstall --no-deps hf_skiprnn`, or `pip install -e .` in a checkout. "
     "Everything works without the engine on the 'events' backend."
 )
+NOT_FOR_WINDOWS = "There is no native CPU engine for Windows. Everything works without it on the 'events' backend."
 
 
 class Call(ctypes.Structure):
@@ -90,6 +93,8 @@ def _engine(wanted: str | None) -> ctypes.CDLL:
 def _load(isa: str) -> ctypes.CDLL:
     spec = find_spec(f"{__package__}._cpu_{isa}")
     if spec is None or spec.origin is None:
+        if sys.platform == "win32":
+            raise RuntimeError(NOT_FOR_WINDOWS)
         raise RuntimeError(f"The native CPU engine is not built (no {isa} library). {REMEDY}")
     path = Path(spec.origin)
     try:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from datasets import Array2D, Audio, Image
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer, BatchFeature
+from transformers import AutoConfig, AutoTokenizer
 
 from hf_skiprnn.model.feature_extraction_skip_rnn import SkipRNNFeatureExtractor
-from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor
+from hf_skiprnn.model.image_processing_skip_rnn import SkipRNNImageProcessor, unit_range
 from hf_skiprnn.tasks.base import Batch
 from hf_skiprnn.tasks.readers.sounds import read_sound
-from hf_skiprnn.tasks.readers.words import real_gates, tokenize, train_tokenizer, words_of
+from hf_skiprnn.tasks.readers.words import pad_tokens, real_gates, tokenize, train_tokenizer, words_of
 
 from .columns import is_list, is_number, is_series, is_text, numbers_in
 
@@ -62,8 +61,12 @@ class Input(ABC):
         """Load the processor of a checkpoint (a folder or Hub id)."""
 
     @abstractmethod
-    def batch(self, cells: Cells) -> Batch:
-        """Return the model's inputs."""
+    def prepare(self, cells: Cells) -> list[np.ndarray]:
+        """Return an array for each cell: everything that can be done before rows are joined to a batch."""
+
+    @abstractmethod
+    def join(self, arrays: list[np.ndarray]) -> Batch:
+        """Return the model's inputs of prepared cells."""
 
     @abstractmethod
     def model_defaults(self) -> dict[str, Any]:
@@ -90,8 +93,11 @@ class TextInput(Input):
     def load(self, checkpoint: str) -> None:
         self.processor = AutoTokenizer.from_pretrained(checkpoint, model_max_length=self.max_length or LONGEST)
 
-    def batch(self, cells: Cells) -> Batch:
+    def prepare(self, cells: Cells) -> list[np.ndarray]:
         return tokenize(self.processor, [_of_type(cell, name, str, "text") for cell, name in cells])
+
+    def join(self, arrays: list[np.ndarray]) -> Batch:
+        return pad_tokens(arrays, self.processor.pad_token_id or 0)
 
     def model_defaults(self) -> dict[str, Any]:
         pad = self.processor.pad_token_id
@@ -126,14 +132,17 @@ class ImageInput(Input):
     def load(self, checkpoint: str) -> None:
         self.processor = SkipRNNImageProcessor.from_pretrained(checkpoint)
 
-    def batch(self, cells: Cells) -> Batch:
+    def prepare(self, cells: Cells) -> list[np.ndarray]:
         pixels = []
         for cell, name in cells:
             try:
-                pixels.append(self.processor(_present(cell, name), return_tensors="pt")["pixel_values"])
+                pixels.append(self.processor.pixels(_present(cell, name)))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-        return {"pixel_values": torch.cat(pixels)}
+        return pixels
+
+    def join(self, arrays: list[np.ndarray]) -> Batch:
+        return {"pixel_values": torch.from_numpy(unit_range(np.stack(arrays)))}
 
     def model_defaults(self) -> dict[str, Any]:
         return {"input_size": self.processor.num_channels}
@@ -174,9 +183,11 @@ class SeriesInput(Input):
     def load(self, checkpoint: str) -> None:
         self.processor = SkipRNNFeatureExtractor.from_pretrained(checkpoint)
 
-    def batch(self, cells: Cells) -> Batch:
-        steps = [self.steps(cell, name)[: self.max_length] for cell, name in cells]
-        return dict(self.processor.pad(BatchFeature({"input_values": steps}), return_tensors="pt"))
+    def prepare(self, cells: Cells) -> list[np.ndarray]:
+        return [self.steps(cell, name)[: self.max_length] for cell, name in cells]
+
+    def join(self, arrays: list[np.ndarray]) -> Batch:
+        return self.processor.join(arrays)
 
     def steps(self, cell: Any, name: str) -> np.ndarray:
         """Return a cell's steps [T, I], standardised."""
@@ -218,11 +229,11 @@ class TokenInput(Input):
     def load(self, checkpoint: str) -> None:
         self.width = AutoConfig.from_pretrained(checkpoint).vocab_size
 
-    def batch(self, cells: Cells) -> Batch:
-        rows = [torch.as_tensor(_present(cell, name))[: self.max_length] for cell, name in cells]
-        ids = pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+    def prepare(self, cells: Cells) -> list[np.ndarray]:
+        return [np.asarray(_present(cell, name))[: self.max_length] for cell, name in cells]
+
+    def join(self, arrays: list[np.ndarray]) -> Batch:
+        return pad_tokens(arrays, 0)
 
     def model_defaults(self) -> dict[str, Any]:
         return {"input_size": 300, "vocab_size": self.width}

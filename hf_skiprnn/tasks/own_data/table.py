@@ -16,12 +16,12 @@ from datasets import (
     IterableDataset,
     List,
     Value,
-    load_dataset,
     load_from_disk,
 )
 from transformers.utils import logging
 
 from hf_skiprnn.tasks.base import Row, Splits
+from hf_skiprnn.tasks.readers.sounds import SoundFile, load_undecoded
 
 from .columns import (
     PEEK,
@@ -38,7 +38,7 @@ from .columns import (
     with_first_labels,
 )
 from .inputs import Input, input_of
-from .targets import Target, are_per_step
+from .targets import Target, are_per_step, present
 
 if TYPE_CHECKING:
     from .task import OwnData
@@ -77,7 +77,7 @@ class Table:
     def _loaded(self) -> dict[str, Any]:
         name, streaming = self.options.dataset_name, self.options.streaming
         if not any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
-            return _as_splits(load_dataset(name, self.options.dataset_config, streaming=streaming))
+            return _as_splits(load_undecoded(name, self.options.dataset_config, streaming))
         splits = _as_splits(load_from_disk(name))
         return {split: part.to_iterable_dataset() for split, part in splits.items()} if streaming else splits
 
@@ -165,7 +165,7 @@ class Table:
         data = data.select_columns([*self.chosen, self.label_column])
         for name in self.chosen:
             if isinstance(self.columns[name], Audio):
-                data = data.cast_column(name, Audio(decode=False))
+                data = data.cast_column(name, SoundFile(decode=False))
         if not self.options.streaming:
             return data.add_column(ROW, np.arange(len(data))).add_column(SPLIT, [split] * len(data))
         return data.map(number_row, fn_kwargs={"split": split}, with_indices=True)
@@ -244,6 +244,8 @@ class Table:
         from sklearn.model_selection import train_test_split
 
         rows, labels = np.arange(len(data)), None if self.target.is_list else data[self.label_column][:]
+        if labels is not None and None in labels:
+            present(None, f"train row {labels.index(None)}, column {self.label_column!r}")
         options = {"test_size": self.options.held_out_share, "random_state": seed}
         try:
             stay, held = train_test_split(rows, stratify=None if self.target.is_number else labels, **options)

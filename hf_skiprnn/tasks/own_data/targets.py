@@ -86,7 +86,7 @@ class Target:
         """
         values = [(value, f"train row {row}, column {self.column!r}") for row, value in enumerate(labels)]
         if self.is_number:
-            self.width = len(_present(*values[0])) if self.is_list else 1
+            self.width = len(present(*values[0])) if self.is_list else 1
             return
         if self.names is None:
             self.values = sorted({one for value, name in values for one in self._each(value, name)})
@@ -134,7 +134,7 @@ class Target:
         if self.is_number:
             return torch.tensor([self._numbers(value, name) for value, name in cells], dtype=torch.float32)
         if not self.is_list:
-            return torch.tensor([self._id(_present(value, name), name) for value, name in cells])
+            return torch.tensor([self._id(present(value, name), name) for value, name in cells])
         rows = [[self._id(one, name) for one in self._each(value, name)] for value, name in cells]
         several = torch.zeros(len(rows), len(self.classes))
         for row, ids in zip(several, rows, strict=True):
@@ -162,7 +162,7 @@ class Target:
 
     def _each(self, value: Any, name: str) -> list[Any]:
         """Return the classes of a row as a list."""
-        return list(_present(value, name)) if self.is_list else [_present(value, name)]
+        return list(present(value, name)) if self.is_list else [present(value, name)]
 
     def _id(self, value: Any, name: str) -> int:
         if value not in self._ids:
@@ -173,7 +173,7 @@ class Target:
         return self._ids[value]
 
     def _numbers(self, value: Any, name: str) -> Any:
-        numbers = np.asarray(_present(value, name), np.float64)
+        numbers = np.asarray(present(value, name), np.float64)
         if numbers.shape != ((self.width,) if self.is_list else ()) or not np.isfinite(numbers).all():
             wanted = f"{self.width} finite numbers" if self.is_list else "one finite number"
             raise ValueError(f"{name} must hold {wanted}; got {value!r}.")
@@ -223,7 +223,8 @@ def _most_common(names: Sequence[str]) -> str:
     return ", ".join(name for name, _ in Counter(names).most_common(3))
 
 
-def _present(value: Any, name: str) -> Any:
+def present(value: Any, name: str) -> Any:
+    """Return a label; raise ValueError if it is None. `name` is the label's row and column."""
     if value is None:
         raise ValueError(f"{name} has no label (None). Fill it, or leave such rows out.")
     return value

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 from transformers.utils import logging
 
-from hf_skiprnn.tasks.base import Batch, Row, Splits, Task
+from hf_skiprnn.tasks.base import Batch, PreparedRows, Ready, Row, Splits, Task
 
 from .columns import ROW, shortened
 from .inputs import Input, Kind
@@ -147,6 +147,15 @@ class OwnData(Task):
             ", ".join(sorted(left)) or "nothing",
         )
 
+    def prepared(self, rows: Any) -> Any:
+        """Return stored rows with inputs that are ready for a batch; the rows of a stream stay as they are."""
+        if self.streaming:
+            return rows
+        return PreparedRows(rows, self._table.input_column, self._ready)
+
+    def _ready(self, rows: list[Row]) -> list[np.ndarray]:
+        return self._input.prepare(self._cells(rows, self._table.input_column))
+
     def _cells(self, rows: Iterable[Row], column: str) -> Iterator[tuple[Any, str]]:
         """Yield (content, name for errors) of a column."""
         return ((row[column], f"{row[SPLIT]} row {row[ROW]}, column {column!r}") for row in rows)
@@ -162,7 +171,9 @@ class OwnData(Task):
 
     def collate(self, rows: list[Row]) -> Batch:
         """Return the model's inputs and labels: [B], [B, C], or [B, T] for a class at every step."""
-        inputs = self._input.batch(self._cells(rows, self._table.input_column))
+        column = self._table.input_column
+        is_ready = isinstance(rows[0][column], Ready)
+        inputs = self._input.join([row[column].value for row in rows] if is_ready else self._ready(rows))
         cells = self._cells(rows, self._table.label_column)
         if self._table.target.per_step:
             labels = self._labels.encode_steps(cells, inputs["attention_mask"], self.max_length)

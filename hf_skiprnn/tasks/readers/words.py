@@ -1,12 +1,13 @@
 """Read texts word by word: make a word-level tokenizer, and load pretrained word vectors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
@@ -39,14 +40,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> P
     )
 
 
-def tokenize(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-    """Return input_ids [B, T] and attention_mask [B, T]; a text without words becomes one unknown word."""
-    batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
-    lengths = batch["attention_mask"].sum(dim=1)
-    if bool((lengths == 0).any()):
-        texts = [text if length else UNKNOWN for text, length in zip(texts, lengths.tolist(), strict=True)]
-        batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
-    return dict(batch)
+def tokenize(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
+    """Return the token ids of each text, [T] int32; a text without words becomes one unknown word."""
+    rows = tokenizer(texts, truncation=True)["input_ids"]
+    return [np.array(ids or tokenizer([UNKNOWN])["input_ids"][0], np.int32) for ids in rows]
+
+
+def pad_tokens(rows: Sequence[np.ndarray], pad_id: int) -> dict[str, Tensor]:
+    """Return input_ids [B, T] and attention_mask [B, T], both int64, of token ids [T] padded on the right."""
+    ids = pad_sequence([torch.from_numpy(row).long() for row in rows], batch_first=True, padding_value=pad_id)
+    lengths = torch.tensor([len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
 
 
 def words_of(tokenizer: Any, batch: dict[str, Tensor]) -> list[list[str]]:

@@ -1,0 +1,88 @@
+"""Measure how many rows per second a model, `Trainer.predict` and a pipeline read, on texts and on images.
+
+    python scripts/benchmark.py pipelines
+
+The rows are random: reviews of 20 to 400 words, and images of 28 x 28 pixels; a quarter of the steps is read. "model"
+calls the model on batches that are ready. "predict" is SkipRNNTrainer.predict on rows of token ids or pixels.
+"pipeline" starts from texts and PIL images. Only the time of this process counts, not that of other programs.
+"""
+
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import DataCollatorWithPadding, TrainingArguments, default_data_collator, pipeline
+
+from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification, SkipRNNImageProcessor
+from hf_skiprnn.tasks.readers.words import PAD_ID, train_tokenizer
+from hf_skiprnn.training import SkipRNNTrainer
+
+BATCH, ROWS, WORDS = 64, 1024, 2000
+UPDATE_BIAS = -1.94  # an increment of 1/8: a quarter of the steps
+
+
+def model_of(**fields: Any) -> SkipRNNForSequenceClassification:
+    """Return a model that reads a quarter of the steps."""
+    model = SkipRNNForSequenceClassification(SkipRNNConfig(hidden_size=110, num_labels=10, **fields)).eval()
+    gate: Any = model.base_model.update_gate
+    torch.nn.init.zeros_(gate.weight)
+    torch.nn.init.constant_(gate.bias, UPDATE_BIAS)
+    return model
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Return the processor's time for a run, the least of three."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def measure(
+    name: str, model: Any, rows: list[dict[str, Any]], collate: Callable[..., Any], pipe: Any, raw: Any
+) -> None:
+    """Print the rows per second of the three ways."""
+    batches = [dict(collate(rows[start : start + BATCH])) for start in range(0, len(rows), BATCH)]
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        arguments = TrainingArguments(folder, per_device_eval_batch_size=BATCH, report_to="none", disable_tqdm=True)
+        trainer = SkipRNNTrainer(model, arguments, data_collator=collate)
+        ways = {
+            "model": lambda: [model(**batch) for batch in batches],
+            "predict": lambda: trainer.predict(rows),  # type: ignore[arg-type]  # a list is a data set
+            "pipeline": lambda: pipe(raw, batch_size=BATCH),
+        }
+        rates = {way: len(rows) / seconds(run) for way, run in ways.items()}
+    print(name + ": " + ", ".join(f"{way} {rate:.0f} rows/s" for way, rate in rates.items()))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print."""
+    if arguments:
+        print(__doc__)
+        return
+    logging.disable(logging.WARNING)  # "using the pipelines sequentially"
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in rng.integers(WORDS, size=n)) for n in rng.integers(20, 401, size=ROWS)]
+    tokenizer = train_tokenizer(texts, WORDS + 2, 400)
+    rows = [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]]
+    model = model_of(vocab_size=len(tokenizer), input_size=300, pad_token_id=PAD_ID)
+    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    measure("texts", model, rows, DataCollatorWithPadding(tokenizer), pipe, texts)
+    images = [Image.fromarray(pixels) for pixels in rng.integers(0, 256, size=(ROWS, 28, 28), dtype=np.uint8)]
+    processor, model = SkipRNNImageProcessor(), model_of()
+    rows = [{"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0]} for image in images]
+    pipe = pipeline("image-classification", model=model, image_processor=processor)
+    measure("images", model, rows, default_data_collator, pipe, images)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
