@@ -9,8 +9,10 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <tuple>
 #include <vector>
 
+#define SKIP_RNN_PAIRS_ABOVE 4096  // bytes: some weights stay bfloat16, some are widened
 #include "../../hf_skiprnn/kernels/cpu/csrc/skip_rnn.cpp"
 
 #ifndef INTERRUPT_SECONDS
@@ -45,7 +47,8 @@ class Problem {
       for (i64 i = 0; i < b * t; ++i) ids[i] = between(random_, 0, 4);
       call_.ids = ids;
     }
-    call_.x = numbers(call_.ids ? 5 * call_.inputs : b * t * call_.inputs);
+    call_.x = weight(call_.ids ? 5 * call_.inputs : b * t * call_.inputs);
+    low_x_ = low_.back();
     call_.mask = flags(b * t);
     call_.forced = flags(b * t);
     for (i64 l = 0; l < call_.layers; ++l) {
@@ -53,7 +56,8 @@ class Problem {
       for (int i = 0; i < 4; ++i) {
         const bool absent = (i == 2 && rarely()) || (i == 3 && (call_.cell != 2 || rarely()));
         // Small enough that gradients over many steps stay finite.
-        weights_.push_back(absent ? nullptr : numbers(sizes[i], 0.7 / std::sqrt(double(i ? units : call_.inputs))));
+        weights_.push_back(absent ? nullptr : weight(sizes[i], 0.7 / std::sqrt(double(i ? units : call_.inputs))));
+        low_weights_.push_back(absent ? nullptr : low_.back());
         grad_weights_.push_back(absent ? nullptr : output(sizes[i]));
       }
     }
@@ -108,6 +112,7 @@ class Problem {
     expect(skip_rnn_forward(&call_) == kDone, "forward");
     check_gates();
     if (training) backward();
+    else if (sizeof(T) == sizeof(float)) check_bf16();
     for (const auto& [from, count] : outputs_)
       for (i64 i = 0; i < count; ++i) expect(wild_ || std::isfinite(from[i]), "an output was not written");
   }
@@ -143,6 +148,39 @@ class Problem {
     auto* block = make<std::uint8_t>(count);
     for (i64 i = 0; i < count; ++i) block[i] = between(random_, 0, 2) != 0;
     return block;
+  }
+
+  // Numbers that bfloat16 holds exactly, and the same ones in bfloat16.
+  T* weight(i64 count, double scale = 1) {
+    T* block = numbers(count, scale);
+    Bf16* low = make<Bf16>(count);
+    for (i64 i = 0; i < count; ++i) {
+      const float value = float(block[i]);
+      std::uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      low[i].bits = std::uint16_t(bits >> 16);
+      block[i] = T(value_of(low[i]));
+    }
+    low_.push_back(low);
+    return block;
+  }
+
+  // The results from bfloat16 inputs and weights are the same bit for bit.
+  void check_bf16() {
+    SkipRnnCall low = call_;
+    low.is_bf16 = 1, low.x = low_x_, low.weights = low_weights_.data();
+    const i64 b = call_.batch, state = call_.layers * b * call_.units;
+    std::vector<std::tuple<const void*, void*, i64>> pairs;
+    const auto again = [&](void*& to, i64 count) {
+      const void* before = to;
+      if (to) pairs.push_back({before, to = output_unread(count), count});
+    };
+    again(low.h, state), again(low.c, state), again(low.sequence, b * call_.steps * call_.units);
+    again(low.increment, b), again(low.steps_since_update, b), again(low.num_updates, b);
+    low.update_gates = make<T>(b * call_.steps);
+    pairs.push_back({call_.update_gates, low.update_gates, b * call_.steps});
+    expect(skip_rnn_forward(&low) == kDone, "forward in bfloat16");
+    for (const auto& [want, got, count] : pairs) expect(!std::memcmp(want, got, count * sizeof(T)), "bfloat16's results");
   }
 
   void check_gates() {
@@ -204,7 +242,9 @@ class Problem {
   SkipRnnCall call_{};
   bool wild_ = false;
   std::vector<std::shared_ptr<void>> blocks_;
-  std::vector<const void*> weights_;
+  std::vector<const void*> weights_, low_weights_;
+  std::vector<Bf16*> low_;
+  const void* low_x_ = nullptr;
   std::vector<void*> grad_weights_;
   std::vector<std::pair<T*, i64>> pending_, outputs_;
 };

@@ -2,13 +2,13 @@
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from hf_skiprnn.kernels.operands import check_memory, check_operands
-from hf_skiprnn.model.cells_skip_rnn import CELLS
+from hf_skiprnn.model.cells_skip_rnn import CELLS, state_dtype
 
 from .library import Call, run
 
@@ -79,6 +79,7 @@ def _call(
     call = Call(
         ctypes.sizeof(Call),
         inputs.dtype == torch.float64,
+        inputs.dtype == torch.bfloat16,
         CELL_NUMBERS[cell],
         *(batch, steps, width, units, layers),
         *(torch.get_num_threads(), every, rows),
@@ -113,11 +114,11 @@ def _record_shapes(inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Te
 def empty_results(
     inputs: Tensor, ids: Tensor | None, weights: Sequence[Tensor], state: Sequence[Tensor | None], sequence: bool
 ) -> list[Tensor]:
-    """Return tensors for the results of a forward call, the first seven of RESULTS."""
-    batch, steps = (inputs if ids is None else ids).shape[:2]
+    """Return tensors for the results of a forward call, the first seven of RESULTS, in the state's precision."""
+    batch, steps, like = *(inputs if ids is None else ids).shape[:2], cast(Tensor, state[0])
     of_sequence, *others, of_gates = _result_shapes(batch, steps, weights, state)
     shapes = (of_sequence if sequence else (0,), *others)
-    return [*(inputs.new_empty(shape) for shape in shapes), inputs.new_zeros(of_gates)]
+    return [*(like.new_empty(shape) for shape in shapes), like.new_zeros(of_gates)]
 
 
 def empty_records(
@@ -142,14 +143,18 @@ def check(
     mask: Tensor | None,
     forced: Tensor | None,
     cell: str,
+    training: bool = False,
 ) -> None:
-    """Check everything that the native code relies on but the ids' range."""
-    if inputs.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"The native CPU scan computes in float32 or float64; got {inputs.dtype}.")
+    """Check everything that the native code relies on but the ids' range. In inference inputs may be bfloat16."""
+    if inputs.dtype not in (torch.float32, torch.float64) and (training or inputs.dtype != torch.bfloat16):
+        raise ValueError(
+            "The native CPU scan reads float32 or float64, in inference also bfloat16; "
+            f"got {inputs.dtype}{' in training' * training}."
+        )
     for name, part in (("inputs", inputs), ("ids", ids)):
         if part is not None and not part.is_cpu:
             raise ValueError(f"{name} must be on the CPU; got {part.device}. Use another backend there.")
-    check_operands(inputs, weights, gate, state, mask, forced, cell, kept=inputs.dtype, ids=ids)
+    check_operands(inputs, weights, gate, state, mask, forced, cell, kept=state_dtype(inputs), ids=ids)
 
 
 def forward(
@@ -166,7 +171,7 @@ def forward(
     zeros: bool = False,
 ) -> list[Tensor]:
     """Run a forward call and return its results in the order of RESULTS, in training with `empty_records`."""
-    check(inputs, ids, weights, gate, state, mask, forced, cell)
+    check(inputs, ids, weights, gate, state, mask, forced, cell, training)
     if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
         raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
     results = empty_results(inputs, ids, weights, state, sequence)
@@ -194,7 +199,7 @@ def reverse(
 
     Everything is checked again: since the forward call, weights may have been replaced, or saved tensors changed.
     """
-    check(inputs, None, weights, gate, state, mask, None, cell)
+    check(inputs, None, weights, gate, state, mask, None, cell, training=True)
     grads = [None if grad is None else grad.to(inputs.dtype) for grad in grads]
     _check_records(records, grads, inputs, weights, state)
     results = empty_gradients(inputs, weights, gate, state, grad_inputs)

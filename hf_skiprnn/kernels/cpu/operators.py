@@ -92,7 +92,7 @@ def cpu_training(
 @cpu_training.register_fake
 def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence):  # type: ignore[no-untyped-def]  # typed as the operator
     state = (h, c, increment, steps_since_update)
-    check(inputs, None, weights, gate, state, mask, forced, cell)
+    check(inputs, None, weights, gate, state, mask, forced, cell, training=True)
     return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state, zeros=True))
 
 
@@ -208,13 +208,17 @@ class Operands(NamedTuple):
         differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in floats)
         dtypes = {part.dtype for part in floats}
         dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
-        missing = state.increment.new_empty(ABSENT, dtype=dtype)
+        given = dtype  # of inputs and weights: in inference the engine reads bfloat16 where it lies
+        if dtype == torch.float32 and not differentiable:
+            is_bf16 = {part.dtype for part in (inputs, *flat) if part is not None} == {torch.bfloat16}
+            given = torch.bfloat16 if is_bf16 else dtype
+        missing = state.increment.new_empty(ABSENT, dtype=given)
         if dtypes == {dtype}:
             weights = [missing if part is None else part for part in flat]
             return cls(inputs, weights, [part for part in gate or () if part is not None], list(state), differentiable)
         return cls(
-            inputs.to(dtype),
-            [missing if part is None else part.to(dtype) for part in flat],
+            inputs.to(given),
+            [missing if part is None else part.to(given) for part in flat],
             [part.to(dtype) for part in gate or () if part is not None],
             [None if part is None else part.to(dtype) for part in state],
             differentiable,

@@ -303,7 +303,7 @@ constexpr i64 kShareBytes = i64(64) << 20;  // the memory that all shares togeth
 template <class T>
 void backward(const SkipRnnCall& call) {
   Arena arena;
-  const Model<T> model(call, arena, true, false);
+  const Model<T> model(call, arena, true, kLanes);
   const Gradients<T> where(model);
   std::vector<i64> order(call.batch);  // sorted by the number of updates: the rows of a chunk then end at about the same time
   std::iota(order.begin(), order.end(), i64(0));

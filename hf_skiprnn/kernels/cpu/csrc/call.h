@@ -4,13 +4,14 @@
 
 #include <cstdint>
 
-constexpr std::int64_t kAbi = 4;
+constexpr std::int64_t kAbi = 5;
 
 // Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
 struct SkipRnnCall {
   // sizes and flags
   std::int64_t size;      // sizeof(SkipRnnCall)
   std::int64_t is_double;
+  std::int64_t is_bf16;   // x and weights are bfloat16, all else float; for inference
   std::int64_t cell;      // 0 lstm, 1 gru, 2 gru_reset_after
   std::int64_t batch, steps, inputs, units, layers;
   std::int64_t threads;

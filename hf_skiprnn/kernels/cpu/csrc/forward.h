@@ -19,6 +19,7 @@ class ForwardTeam {
     activations_ = arena.take<T>(slots * s_.activations());
     extra_ = arena.take<T>(slots * s_.padded);
     scratch_ = arena.take<T>(slots * s_.padded);
+    x_ = model.call.is_bf16 ? arena.take<T>(slots * s_.inputs) : nullptr;
   }
 
   void run() {
@@ -42,6 +43,14 @@ class ForwardTeam {
     return h_ + ((slot * 2 + (side_[slot] ^ other)) * s_.layers + l) * s_.padded;
   }
   T* c(i64 slot, i64 l) { return c_ ? c_ + (slot * s_.layers + l) * s_.padded : nullptr; }
+
+  // The input of a slot's update. bfloat16 inputs are widened in place i of the working memory.
+  const T* x(i64 slot, i64 i) {
+    const Clock<T>& clock = clocks_[slot];
+    if (!x_) return m_.x(clock.row, clock.now);
+    m_.copy_x(clock.row, clock.now, x_ + i * s_.inputs);
+    return x_ + i * s_.inputs;
+  }
 
   // Takes the next row that has an update; false where no row is left. A row without updates is finished at once.
   bool take_row(i64 slot) {
@@ -71,7 +80,7 @@ class ForwardTeam {
     for (i64 l = 0; l < s_.layers; ++l) {
       for (i64 i = 0; i < active; ++i) {
         const i64 slot = order_[i];
-        const T* x = l ? h(slot, l - 1, 1) : m_.x(clocks_[slot].row, clocks_[slot].now);
+        const T* x = l ? h(slot, l - 1, 1) : this->x(slot, i);
         lanes[i] = {x, h(slot, l), c(slot, l), recurrent_ + i * s_.recurrent(), activations_ + i * s_.activations(),
                     extra_ + i * s_.padded, h(slot, l, 1), c(slot, l)};
       }
@@ -147,7 +156,7 @@ class ForwardTeam {
   std::vector<Clock<T>> clocks_;
   std::vector<i64> counts_, order_;
   std::vector<int> side_;
-  T *h_, *c_, *recurrent_, *activations_, *extra_, *scratch_;
+  T *h_, *c_, *recurrent_, *activations_, *extra_, *scratch_, *x_;
 };
 
 // Computes the lowest layer's input products of all steps that the forward or the backward pass needs, many steps at a time.
@@ -208,7 +217,7 @@ void forward(const SkipRnnCall& call) {
   Arena arena;
   const i64 threads = std::max<i64>(1, std::min(call.threads, call.batch));
   const i64 slots = std::min((call.batch + threads - 1) / threads, kSlots);
-  const Model<T> model(call, arena, false, slots == 1 && !call.products);
+  const Model<T> model(call, arena, false, slots);
   if (call.products) multiply_all_inputs(model, arena, threads);
   if (model.cancelled()) return;
   std::atomic<i64> next_row{0};

@@ -58,16 +58,21 @@ struct Model {
   T gate_bias = 0;
   const T* zero = nullptr;   // [padded]
   bool alone;                // rows are multiplied one at a time
+  bool pairs;                // weights stay bfloat16
 
-  Model(const SkipRnnCall& call, Arena& arena, bool backward, bool alone)
-      : call(call), layers(call.layers), alone(alone) {
+  // rows: how many a thread computes together.
+  Model(const SkipRnnCall& call, Arena& arena, bool backward, i64 rows)
+      : call(call), layers(call.layers), alone(rows == 1 && !call.products) {
     constexpr int W = Simd<T>::W;
     shape = {call.batch, call.steps, call.inputs, call.units, call.layers, (call.units + W - 1) / W * W, int(call.cell),
              layout_of(int(call.cell))};
     zero = arena.zeros<T>(shape.padded);
+    const i64 depth = shape.inputs + (2 * shape.layers - 1) * shape.units;  // of all matrices together
+    pairs = call.is_bf16 && rows <= kRows && shape.activations() * depth * i64(sizeof(T)) > kPairsAbove;
     for (i64 l = 0; l < shape.layers; ++l) pack_layer(l, arena, backward);
     if (!call.gate_weight) return;
-    gate_weight = padded_copy(arena, typed<T>(call.gate_weight), {1, {0}});
+    gate_weight = arena.zeros<T>(shape.padded);
+    std::memcpy(gate_weight, call.gate_weight, shape.units * sizeof(T));
     gate_bias = *typed<T>(call.gate_bias);
   }
 
@@ -79,10 +84,8 @@ struct Model {
     for (const std::uint8_t *m = call.mask + b * shape.steps, *p = m + begin; p < m + end; ++p) count += *p != 0;
     return count;
   }
-  const T* x(i64 b, i64 t) const {
-    const i64 at = b * shape.steps + t;
-    return typed<T>(call.x) + (call.ids ? call.ids[at] : at) * shape.inputs;
-  }
+  const T* x(i64 b, i64 t) const { return typed<T>(call.x) + x_at(b, t); }
+  void copy_x(i64 b, i64 t, T* to) const { copy(call.x, x_at(b, t), shape.inputs, to); }
   // Copies the lowest layer's input product of row b at time t from the record into a lane's activations.
   void load_product(i64 b, i64 t, T* activations) const {
     for (int g = 0; g < shape.layout.input.count; ++g) {
@@ -114,17 +117,34 @@ struct Model {
   bool cancelled() const { return is_cancelled(call); }
 
  private:
-  T* padded_copy(Arena& arena, const T* bias, const ActivationOrder& order) {
+  i64 x_at(i64 b, i64 t) const {
+    const i64 at = b * shape.steps + t;
+    return (call.ids ? call.ids[at] : at) * shape.inputs;
+  }
+
+  // Copies n numbers of x or of a weight, from number `begin` on.
+  void copy(const void* from, i64 begin, i64 n, T* to) const {
+    if (!call.is_bf16) std::memcpy(to, typed<T>(from) + begin, n * sizeof(T));
+    else for (i64 i = 0; i < n; ++i) to[i] = T(value_of(typed<Bf16>(from)[begin + i]));
+  }
+
+  T* padded_copy(Arena& arena, const void* bias, const ActivationOrder& order) {
     T* out = arena.zeros<T>(order.count * shape.padded);
     for (int g = 0; bias && g < order.count; ++g)
-      std::memcpy(out + g * shape.padded, bias + order.source[g] * shape.units, shape.units * sizeof(T));
+      copy(bias, order.source[g] * shape.units, shape.units, out + g * shape.padded);
     return out;
   }
 
-  Packed<T> packed(Arena& arena, const T* weight, i64 depth, const ActivationOrder& order, i64 interleaved = 1) {
-    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, interleaved, shape.padded};
+  Packed<T> packed(Arena& arena, const void* weight, i64 depth, const ActivationOrder& order, i64 interleaved = 1) {
+    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, interleaved, shape.padded, pairs};
     m.data = arena.take<T>(m.elements());
-    pack(m, weight, shape.units, shape.padded, order);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (call.is_bf16) {
+        pack(m, typed<Bf16>(weight), shape.units, shape.padded, order);
+        return m;
+      }
+    }
+    pack(m, typed<T>(weight), shape.units, shape.padded, order);
     return m;
   }
 
@@ -138,31 +158,32 @@ struct Model {
 
   void pack_layer(i64 l, Arena& arena, bool backward) {
     const CellLayout& cell = shape.layout;
-    const T* part[4];
-    for (int i = 0; i < 4; ++i) part[i] = typed<T>(call.weights[4 * l + i]);
+    const void* const* part = call.weights + 4 * l;
     LayerWeights<T>& w = layers[l];
     w.inputs = l ? shape.units : shape.inputs;
     w.direct = l == 0 && w.inputs <= kDirectInputs;
     w.input_bias = padded_copy(arena, part[2], cell.input);
     w.recurrent_bias = arena.zeros<T>(shape.recurrent());
-    if (part[3]) std::memcpy(w.recurrent_bias, part[3], shape.units * sizeof(T));  // of m, the first one
+    if (part[3]) copy(part[3], 0, shape.units, w.recurrent_bias);  // of m, the first one
     w.recurrent = packed(arena, part[1], shape.units, cell.recurrent, alone ? cell.recurrent.count : 1);
     if (w.direct) pack_rows(w, part[0], arena);
     else if (!(backward && l == 0 && call.products)) w.input = packed(arena, part[0], w.inputs, cell.input);
     if (cell.candidate.count) w.candidate = packed(arena, part[1], shape.units, cell.candidate);
     if (!backward) return;
-    w.recurrent_t = packed_t(arena, part[1], shape.units, cell.recurrent);
-    if (cell.candidate.count) w.candidate_t = packed_t(arena, part[1], shape.units, cell.candidate);
-    if (l || call.grad_x) w.input_t = packed_t(arena, part[0], w.inputs, cell.input);
+    w.recurrent_t = packed_t(arena, typed<T>(part[1]), shape.units, cell.recurrent);
+    if (cell.candidate.count) w.candidate_t = packed_t(arena, typed<T>(part[1]), shape.units, cell.candidate);
+    if (l || call.grad_x) w.input_t = packed_t(arena, typed<T>(part[0]), w.inputs, cell.input);
   }
 
-  void pack_rows(LayerWeights<T>& w, const T* weight, Arena& arena) {
+  void pack_rows(LayerWeights<T>& w, const void* weight, Arena& arena) {
     const ActivationOrder& order = shape.layout.input;
     w.rows = arena.zeros<T>(w.inputs * order.count * shape.padded);
-    for (i64 k = 0; k < w.inputs; ++k)
-      for (int g = 0; g < order.count; ++g)
-        for (i64 u = 0; u < shape.units; ++u)
-          w.rows[(k * order.count + g) * shape.padded + u] = weight[(order.source[g] * shape.units + u) * w.inputs + k];
+    T row[kDirectInputs];
+    for (int g = 0; g < order.count; ++g)
+      for (i64 u = 0; u < shape.units; ++u) {
+        copy(weight, (order.source[g] * shape.units + u) * w.inputs, w.inputs, row);
+        for (i64 k = 0; k < w.inputs; ++k) w.rows[(k * order.count + g) * shape.padded + u] = row[k];
+      }
   }
 };
 

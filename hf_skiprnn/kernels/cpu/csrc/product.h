@@ -35,6 +35,12 @@ inline i64 second_level_cache() {
 const i64 kSecondLevelCache = second_level_cache();
 const i64 kDepth = kSecondLevelCache / 5 / (kVectors * kBytes);  // rows k of a panel: all rows of a product use them in turn
 const i64 kPrefetched = kSecondLevelCache / 2;                   // larger weights are prefetched panel by panel
+// bfloat16 weights stay so in memory where in float32 they would not fit that cache beside the rest; otherwise reading them
+// takes less time than widening them anew in every step.
+#ifndef SKIP_RNN_PAIRS_ABOVE  // the fuzz driver's
+#define SKIP_RNN_PAIRS_ABOVE (kSecondLevelCache / 2)
+#endif
+const i64 kPairsAbove = SKIP_RNN_PAIRS_ABOVE;  // bytes of a stack's weights in float32
 template <class T>
 constexpr i64 kLine = 64 / sizeof(T);  // numbers of a cache line
 
@@ -57,8 +63,10 @@ struct Packed {
   T* data = nullptr;
   i64 vectors = 0, depth = 0;       // output vectors; rows k
   i64 interleaved = 1, padded = 0;  // activations in a panel; distance of one activation from the next in the product
+  bool pairs = false;               // rows 2 k and 2 k + 1 are one row of pairs of bfloat16 numbers
 
-  i64 elements() const { return vectors * depth * Simd<T>::W; }
+  i64 rows() const { return pairs ? (depth + 1) / 2 : depth; }
+  i64 elements() const { return vectors * rows() * Simd<T>::W; }
   // Panels, in blocks. With one activation they have up to kVectors vectors, with two or four they have 4, with three 6.
   Parts panels() const { return Parts(vectors / interleaved, interleaved == 1 ? kVectors : interleaved == 4 ? 1 : 2); }
   // The offset in the product of vector j of a panel that begins with `block`.
@@ -74,8 +82,22 @@ struct Tile {
   i64 ahead_lines;
 };
 
+constexpr int kPairRows = std::max(3, kRows - 2);  // rows of a tile of pairs, which takes more registers
+template <bool Pairs>
+constexpr i64 kTogether = Pairs ? 2 : 1;  // rows k in a packed row
+
+// Calls add with the rows k of a packed row, and with the part of its numbers that each one is.
+template <bool Pairs, class Add>
+SKIP_RNN_INLINE void add_rows(i64 k, const Add& add) {
+  add(k, std::integral_constant<int, Pairs ? kFirst : kWhole>());
+  if constexpr (Pairs) {
+    asm volatile("" ::: "memory");  // both rows at once would take more registers than there are
+    add(k + 1, std::integral_constant<int, kSecond>());
+  }
+}
+
 // A function of its own: where gcc inlines it, it keeps some sums on the stack.
-template <class T, int R, int N>
+template <class T, bool Pairs, int R, int N>
 __attribute__((noinline)) void multiply_tile(const Tile<T>& tile, const T* const* a, const T* const* from, T* const* out) {
   using S = Simd<T>;
   const T *w = tile.w, *x[R];
@@ -86,11 +108,10 @@ __attribute__((noinline)) void multiply_tile(const Tile<T>& tile, const T* const
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) acc[r][j] = load(from[tile.row + r] + tile.at + j * S::W);
   }
-  const auto add = [&](i64 k) SKIP_RNN_INLINE_LAMBDA {
+  const auto add = [&](i64 k, auto part) SKIP_RNN_INLINE_LAMBDA {
     typename S::V row[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) row[j] = load(w + j * S::W);
-    w += N * S::W;
+    for (int j = 0; j < N; ++j) row[j] = part_of<part()>(load(w + j * S::W));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const auto value = splat(x[r][k]);
@@ -98,13 +119,15 @@ __attribute__((noinline)) void multiply_tile(const Tile<T>& tile, const T* const
       for (int j = 0; j < N; ++j) acc[r][j] = fma(value, row[j], acc[r][j]);
     }
   };
-  const i64 fetching = std::min(tile.depth, tile.ahead_lines);
-  i64 k = 0;
-  for (; k < fetching; ++k) {
-    __builtin_prefetch(tile.ahead + k * kLine<T>, 0, 2);
-    add(k);
+  constexpr i64 kStep = kTogether<Pairs>;
+  const i64 whole = tile.depth / kStep, fetching = std::min(whole, tile.ahead_lines);
+  i64 i = 0;
+  for (; i < fetching; ++i, w += N * S::W) {
+    __builtin_prefetch(tile.ahead + i * kLine<T>, 0, 2);
+    add_rows<Pairs>(i * kStep, add);
   }
-  for (; k < tile.depth; ++k) add(k);
+  for (; i < whole; ++i, w += N * S::W) add_rows<Pairs>(i * kStep, add);
+  if (i * kStep < tile.depth) add(i * kStep, std::integral_constant<int, kFirst>());
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -136,22 +159,33 @@ struct Stored {
 constexpr i64 kFirstLines = 32;  // cache lines of the next panel to prefetch before a panel's product is completed
 
 // One row's product with P panels of N vectors. A single panel often has too few independent sums to keep the multipliers busy.
-template <class T, int P, int N, class Finish>
-void multiply_panels(const Packed<T>& m, const T* w, i64 block, const T* next, const T* a, const T* from, const Finish& finish) {
+// A function of its own: where gcc inlines it, the loop has too few registers for addresses.
+template <class T, bool Pairs, int P, int N, class Finish>
+__attribute__((noinline)) void multiply_panels(const Packed<T>& m, const T* w, i64 block, const T* next, const T* a, const T* from, const Finish& finish) {
   using S = Simd<T>;
-  const i64 depth = m.depth, panel = depth * N * S::W, blocks = N / m.interleaved;
+  const i64 depth = m.depth, panel = m.rows() * N * S::W, blocks = N / m.interleaved;
   typename S::V acc[P][N];
+  const T* weight[P];  // a row of each panel
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p)
+  for (int p = 0; p < P; ++p) {
+    weight[p] = w + p * panel;
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) acc[p][j] = load(from + m.offset(block + p * blocks, j));
-  for (i64 k = 0; k < depth; ++k, w += N * S::W) {
+  }
+  const auto add = [&](i64 k, auto part) SKIP_RNN_INLINE_LAMBDA {
     const auto value = splat(a[k]);
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) acc[p][j] = fma(value, load(w + p * panel + j * S::W), acc[p][j]);
+      for (int j = 0; j < N; ++j) acc[p][j] = fma(value, part_of<part()>(load(weight[p] + j * S::W)), acc[p][j]);
+  };
+  i64 k = 0;
+  for (; k + kTogether<Pairs> <= depth; k += kTogether<Pairs>) {
+    add_rows<Pairs>(k, add);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) weight[p] += N * S::W;
   }
+  if (k < depth) add(k, std::integral_constant<int, kFirst>());
 #pragma GCC unroll 4
   for (i64 i = 0; i < kFirstLines; ++i) __builtin_prefetch(next + i * kLine<T>, 0, 3);
 #pragma GCC unroll 8
@@ -159,27 +193,27 @@ void multiply_panels(const Packed<T>& m, const T* w, i64 block, const T* next, c
 }
 
 // The number of panels of n vectors that one row is multiplied with at once.
-constexpr int panels_at_once(int n) { return n == 1 ? 1 : std::max(1, kSums / n); }
+constexpr int panels_at_once(int n, bool pairs) { return n == 1 ? 1 : std::max(1, (pairs ? 8 : kSums) / n); }
 
 // from + a W for one row. `finish` is called with the product of each panel while it is in registers. A caller may alternate
 // the direction: a call then starts with the panels that the call before left in the first-level cache.
-template <class T, class Finish>
-void multiply_one(const Packed<T>& m, const T* a, const T* from, const Finish& finish, bool backwards = false) {
+template <class T, bool Pairs, class Finish>
+void multiply_one_as(const Packed<T>& m, const T* a, const T* from, const Finish& finish, bool backwards) {
   constexpr int G = Finish::kActivations;
   const Parts panels = m.panels();
-  const auto panel = [&](i64 p) { return m.data + panels.start(p) * m.depth * m.interleaved * Simd<T>::W; };
+  const auto panel = [&](i64 p) { return m.data + panels.start(p) * m.rows() * m.interleaved * Simd<T>::W; };
   for (i64 done = 0, together; done < panels.count; done += together) {
     const i64 edge = backwards ? panels.count - 1 - done : done;
-    const i64 n = panels[edge] * m.interleaved, most = std::min<i64>(panels_at_once(int(n)), panels.count - done);
+    const i64 n = panels[edge] * m.interleaved, most = std::min<i64>(panels_at_once(int(n), Pairs), panels.count - done);
     const i64 other = backwards ? edge - most + 1 : edge + most - 1;
-    together = most == panels_at_once(int(n)) && panels[other] == panels[edge] ? most : 1;
+    together = most == panels_at_once(int(n), Pairs) && panels[other] == panels[edge] ? most : 1;
     const i64 p = backwards ? edge - together + 1 : edge, after = backwards ? p - 1 : p + together;
     const T* next = panel(0 <= after && after < panels.count ? after : p);
     const auto run = [&](auto n) {
-      constexpr int N = n(), P = panels_at_once(N);
+      constexpr int N = n(), P = panels_at_once(N, Pairs);
       if constexpr (N % G == 0) {
-        if (together == P) multiply_panels<T, P, N>(m, panel(p), panels.start(p), next, a, from, finish);
-        else multiply_panels<T, 1, N>(m, panel(p), panels.start(p), next, a, from, finish);
+        if (together == P) multiply_panels<T, Pairs, P, N>(m, panel(p), panels.start(p), next, a, from, finish);
+        else multiply_panels<T, Pairs, 1, N>(m, panel(p), panels.start(p), next, a, from, finish);
       }
     };
     switch (n) {
@@ -192,34 +226,54 @@ void multiply_one(const Packed<T>& m, const T* a, const T* from, const Finish& f
   }
 }
 
-// out[r] = from[r] + a[r] W for `rows` rows; from and out may be the same.
-template <class T>
-void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out) {
-  if (rows == 1) return multiply_one(m, a[0], from[0], Stored<T>{out[0]});
-  if (!rows) return;
-  const Parts panels = m.panels(), tiles(rows, kRows), depths(m.depth, kDepth);
+template <class T, class Finish>
+void multiply_one(const Packed<T>& m, const T* a, const T* from, const Finish& finish, bool backwards = false) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (m.pairs) return multiply_one_as<T, true>(m, a, from, finish, backwards);
+  }
+  multiply_one_as<T, false>(m, a, from, finish, backwards);
+}
+
+template <class T, bool Pairs>
+void multiply_rows(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out) {
+  constexpr int kMost = Pairs ? kPairRows : kRows;
+  const Parts panels = m.panels(), tiles(rows, kMost), depths(m.rows(), kDepth);
   const bool fetches = m.elements() * i64(sizeof(T)) > kPrefetched;
   const T* deep[kRows];
   i64 k = 0;
   for (i64 d = 0; d < depths.count; k += depths[d++]) {
     const T* const* start = d ? out : from;
     for (i64 p = 0; p < panels.count; ++p) {
-      const auto panel = [&](i64 at) { return m.data + (panels.start(at) * m.depth + k * panels[at]) * Simd<T>::W; };
+      const auto panel = [&](i64 at) { return m.data + (panels.start(at) * m.rows() + k * panels[at]) * Simd<T>::W; };
       const i64 lines = fetches && p + 1 < panels.count ? panels[p] * depths[d] * Simd<T>::W / kLine<T> : 0;
       const i64 share = (lines + tiles.count - 1) / tiles.count;  // of the next panel's lines, a tile
       for (i64 t = 0; t < tiles.count; ++t) {
         const i64 row = tiles.start(t);
         const int r = int(tiles[t]), n = int(panels[p]);
-        for (int j = 0; j < r; ++j) deep[j] = a[row + j] + k;
-        const Tile<T> tile{panel(p), depths[d], row, panels.start(p) * Simd<T>::W,
+        const i64 first = k * kTogether<Pairs>, depth = std::min(depths[d] * kTogether<Pairs>, m.depth - first);
+        for (int j = 0; j < r; ++j) deep[j] = a[row + j] + first;
+        const Tile<T> tile{panel(p), depth, row, panels.start(p) * Simd<T>::W,
                            share ? panel(p + 1) + t * share * kLine<T> : nullptr, share};
-        with_constant<kRows>(r, [&](auto rows) {  // at least 2: even parts of two or more rows
+        with_constant<kMost>(r, [&](auto rows) {  // at least 2: even parts of two or more rows
           if constexpr (rows() > 1)
-            with_constant<kVectors>(n, [&](auto vectors) { multiply_tile<T, rows(), vectors()>(tile, deep, start, out); });
+            with_constant<kVectors>(n, [&](auto vectors) {
+              multiply_tile<T, Pairs, rows(), vectors()>(tile, deep, start, out);
+            });
         });
       }
     }
   }
+}
+
+// out[r] = from[r] + a[r] W for `rows` rows; from and out may be the same.
+template <class T>
+void multiply(const Packed<T>& m, i64 rows, const T* const* a, const T* const* from, T* const* out) {
+  if (rows == 1) return multiply_one(m, a[0], from[0], Stored<T>{out[0]});
+  if (!rows) return;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (m.pairs) return multiply_rows<T, true>(m, rows, a, from, out);
+  }
+  multiply_rows<T, false>(m, rows, a, from, out);
 }
 
 // A function of its own: where gcc inlines it, it keeps some sums on the stack.
@@ -313,8 +367,8 @@ SKIP_RNN_INLINE void transpose(typename Simd<T>::V* square) {
 }
 
 // Packs W [G H, depth] for out = a W^T. Unit u of packed activation g is row order.source[g] * H + u of W.
-template <class T>
-void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const ActivationOrder& order) {
+template <class T, class Source>
+void pack(Packed<T>& m, const Source* weight, i64 units, i64 padded, const ActivationOrder& order) {
   constexpr int W = Simd<T>::W;
   const Parts panels = m.panels();
   const i64 blocks = padded / W;
@@ -323,8 +377,8 @@ void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const Activation
     const i64 first = (m.interleaved > 1 ? v / m.interleaved : v % blocks) * W;
     const i64 filled = std::max<i64>(0, std::min<i64>(W, units - first)), panel = panels.part_of(v / m.interleaved);
     const i64 begin = panels.start(panel) * m.interleaved, stride = panels[panel] * m.interleaved * W;
-    const T* from = weight + (order.source[activation] * units + first) * m.depth;
-    T* to = m.data + begin * m.depth * W + (v - begin) * W;
+    const Source* from = weight + (order.source[activation] * units + first) * m.depth;
+    T* to = m.data + begin * m.rows() * W + (v - begin) * W;
     for (i64 k = 0; k < m.depth; k += W) {
       const i64 count = std::min<i64>(W, m.depth - k);
       typename Simd<T>::V square[W];
@@ -332,12 +386,18 @@ void pack(Packed<T>& m, const T* weight, i64 units, i64 padded, const Activation
         if (i >= filled) square[i] = splat(T(0));
         else if (count == W) square[i] = load(from + i * m.depth + k);
         else {
-          T part[W] = {};
-          std::memcpy(part, from + i * m.depth + k, count * sizeof(T));
+          Source part[W] = {};
+          std::memcpy(part, from + i * m.depth + k, count * sizeof(Source));
           square[i] = load(part);
         }
       }
       transpose<T>(square);
+      if constexpr (sizeof(Source) < sizeof(T)) {
+        if (m.pairs) {
+          for (i64 i = 0; i < count; i += 2) store(to + (k + i) / 2 * stride, pair_of(square[i], square[i + 1]));
+          continue;
+        }
+      }
       for (i64 i = 0; i < count; ++i) store(to + (k + i) * stride, square[i]);
     }
   }

@@ -101,6 +101,37 @@ SKIP_RNN_INLINE typename Simd<T>::V splat(T x) {
   return splat_lanes(x, std::make_index_sequence<Simd<T>::W>());
 }
 
+// A number in bfloat16: the upper half of a float's bits.
+struct Bf16 {
+  std::uint16_t bits;
+};
+
+inline float value_of(Bf16 x) {
+  const std::uint32_t bits = std::uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+SKIP_RNN_INLINE Simd<float>::V load(const Bf16* p) {
+  typedef std::uint16_t Half __attribute__((vector_size(kBytes / 2)));
+  Half bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Simd<float>::V)(__builtin_convertvector(bits, Simd<float>::I) << 16);
+}
+
+// Two vectors of bfloat16 numbers in one: the first has the lower halves of the lanes, the second the upper ones.
+SKIP_RNN_INLINE Simd<float>::V pair_of(Simd<float>::V first, Simd<float>::V second) {
+  return (Simd<float>::V)(((Simd<float>::I)first >> 16 & 0xffff) | (Simd<float>::I)second);
+}
+enum Part : int { kWhole, kFirst, kSecond };
+template <int P, class V>
+SKIP_RNN_INLINE V part_of(V x) {
+  if constexpr (P == kFirst) return (V)((Simd<float>::I)x << 16);
+  else if constexpr (P == kSecond) return (V)((Simd<float>::I)x & std::int32_t(0xffff0000));
+  else return x;
+}
+
 // One step of a transposition of two vectors. The first result has the even groups of Half lanes of a and b, the second the odd.
 template <class T, int Half, bool Second, class V, std::size_t... L>
 SKIP_RNN_INLINE V interleave_lanes(V a, V b, std::index_sequence<L...>) {

@@ -14,6 +14,7 @@ template <class Run>
 int guarded(const SkipRnnCall* call, const Run& run) noexcept {
   if (!call || call->size != i64(sizeof(SkipRnnCall))) return kBadCall;
   if (call->batch < 0 || call->steps < 0 || call->inputs < 1 || call->units < 1 || call->layers < 1) return kBadCall;
+  if (call->is_bf16 && (call->is_double || call->updates || call->products)) return kBadCall;
   if (call->cell < kLstm || call->cell > kGruResetAfter || call->steps > INT32_MAX) return kBadCall;
   try {
     run();
