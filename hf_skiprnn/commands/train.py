@@ -31,6 +31,8 @@ from .summary import LabelWatch, summary
 from .train_options import Settings, StartArguments, given, parse
 
 logger = logging.get_logger(__name__)
+
+DIAL_RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.7, 0.85)  # shares at which a dial is evaluated after training
 LEAST_STEPS, MOST_EPOCHS = 1000, 100  # of a training on own data whose length nobody chose
 
 
@@ -115,6 +117,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
     guess = watch.guess()
     results = results_of(settings, trainer, train, test) | {"commit": code} | callback_outcomes(settings, trainer)
+    if settings.budget.dial:
+        results["operating_points"] = dial_points(trainer, splits.test, settings.budget.dial)
     trainer.save_model()
     if trainer.is_world_process_zero():
         results["data"] = data_fingerprint(splits.test, "test")
@@ -138,6 +142,18 @@ def calibrate_gate(trainer: SkipRNNTrainer, validation: Dataset) -> None:
     controller.judge(share_read(model, inputs, model.config.gate_shift, trainer.accelerator), model.config)
     if text := controller.warning():
         logger.warning(text)
+
+
+def dial_points(trainer: SkipRNNTrainer, rows: Dataset, dial: list[float]) -> list[dict[str, float]]:
+    """Return the metrics on `rows` at several shares of a dial; the model stays as it was."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    before, points = model.config.gate_shift, []
+    for rate in (rate for rate in DIAL_RATES if dial[0] <= rate <= dial[1]):
+        set_update_rate(model, rate)
+        metrics = plain_names(trainer.evaluate(rows, metric_key_prefix="test"))
+        points.append({"update_rate_asked": rate, "gate_shift": model.config.gate_shift} | metrics)
+    model.set_gate_shift(before)
+    return points
 
 
 def picture_of(trainer: SkipRNNTrainer, task: Task, splits: Splits, folder: Path) -> str:

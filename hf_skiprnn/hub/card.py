@@ -107,6 +107,7 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
         "operations": results["multiply_accumulates"],
         "figures": sorted(path.name for path in folder.glob("steps-read-*.png")),
         "speed": speed_rows(folder.parent / "speed", folder.resolve().name),
+        "points": results.get("operating_points", []),
         "start": results.get("start", {}).get("model_name_or_path"),
         "command": Markup(" ".join(results["command"].split())),  # stands in a code block, where nothing is markup
         "license": license_id,

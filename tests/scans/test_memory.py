@@ -200,7 +200,10 @@ def test_weights_that_change_before_the_backward_pass_are_refused(change_data: A
 @pytest.mark.parametrize(
     ("pack", "message"),
     [
-        (lambda t: t.half() if t.is_floating_point() else t, "reads float32 or float64, in inference also bfloat16; got"),
+        (
+            lambda t: t.half() if t.is_floating_point() else t,
+            "reads float32 or float64, in inference also bfloat16; got",
+        ),
         (lambda t: t.long() if t.dtype == torch.int32 else t, "updates of the backward pass must be torch.int32"),
         (lambda t: t + 100 if t.dtype == torch.int32 and t.dim() == 2 else t, r"updates .* must be in 0 \.\. 22"),
         (lambda t: -t if t.dtype == torch.int32 and t.dim() == 1 else t, r"counts .* must be in 0 \.\. 23"),

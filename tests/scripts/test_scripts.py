@@ -28,7 +28,7 @@ from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.commands import evaluate, train
 from hf_skiprnn.commands.runs import WRITTEN_TO, run_of
 from hf_skiprnn.commands.summary import gate_lines
-from hf_skiprnn.hub.card import number, render_card
+from hf_skiprnn.hub.card import number, render_card, write_card
 from hf_skiprnn.tasks import TASKS, Digits
 from hf_skiprnn.training.checkpoints import COMPLETE, last_complete_checkpoint
 from scripts import demo
@@ -327,6 +327,21 @@ def test_a_checkpoint_is_fine_tuned(tmp_path, capsys):
     assert all(torch.equal(before[name], after[name]) for name in before)
     anew = refusal(capsys, train.main, "--task", "digits", "--output_dir", str(tmp_path), *QUIET)
     assert "model_name_or_path was" in anew
+
+
+def test_a_dial_is_evaluated_at_several_shares_and_its_card_tells_them(tmp_path):
+    steps = ["--max_steps", "40", "--eval_steps", "40", "--save_steps", "40", "--warmup_steps", "4"]
+    results = train.main(["--task", "digits", "--dial", "0.1", "0.8", *steps, "--output_dir", str(tmp_path), *QUIET])
+    points = results["operating_points"]
+    assert [point["update_rate_asked"] for point in points] == [0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.7]
+    shares = [point["update_rate"] for point in points]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.2 < 0.5 < shares[-1]
+    config = SkipRNNConfig.from_pretrained(tmp_path)
+    assert config.gate_shift == results["steering"]["gate_shift"]  # the operating point is the target's
+    assert config.gate_noise[0] < 0 < config.gate_noise[1]
+    write_card(tmp_path)
+    assert f"{shares[0]:.1%}".replace("%", " %") in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_mnist_trains_from_a_local_folder(shared_data, tmp_path):
