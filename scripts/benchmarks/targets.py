@@ -40,10 +40,13 @@ WORKLOAD = ("level", "cell", "mode", "batch", "steps", "inputs", "units", "layer
 
 
 def report(rows: Rows) -> None:
-    """Print every target beside what was measured, and how many are met; one block for each instruction set."""
-    for isa in sorted({row["instruction_set"] for row in rows}):
-        measured = [row for row in rows if row["instruction_set"] == isa]
-        print(f"\n== {isa} ==")
+    """Print every target beside what was measured, and how many are met; one block for each instruction set.
+
+    Times of two machines are never compared: each machine has its own block.
+    """
+    for isa, device in sorted({(row["instruction_set"], row["device"]) for row in rows}):
+        measured = [row for row in rows if (row["instruction_set"], row["device"]) == (isa, device)]
+        print(f"\n== {isa}, {device} ==")
         words: list[str] = []
         for title, table in TABLES.items():
             if lines := list(table(measured)):

@@ -53,13 +53,19 @@ def test_rows_are_renewed_and_others_kept(tmp_path: Path) -> None:
 def row(isa: str, ms: float, name: str = "ours", **values: object) -> dict[str, str]:
     workload = Shape(16, 784, 1, 110).columns() | {"level": "layer", "cell": "lstm", "mode": "inference", "rate": 1.0}
     measured = {"spread": "constant", "threads": 1, "p50_ms": ms, "native_over_this": 6 / ms, "share_of_peak": 0.5}
-    everything = workload | measured | {"name": name, "instruction_set": isa} | values
+    everything = workload | measured | {"name": name, "instruction_set": isa, "device": "here"} | values
     return {column: str(value) for column, value in everything.items()}
 
 
 def test_each_set_is_judged_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    targets.report([row("avx2", 6.0), row("avx512", 3.0), row("avx512", 1.5, threads=2), row("avx2", 5.0, threads=2)])
-    avx2, avx512 = capsys.readouterr().out.split("== avx2 ==")[1].split("== avx512 ==")
+    there = row("avx512", 0.1, device="there")
+    targets.report(
+        [row("avx2", 6.0), row("avx512", 3.0), row("avx512", 1.5, threads=2), row("avx2", 5.0, threads=2), there]
+    )
+    avx2, avx512 = capsys.readouterr().out.split("== avx2, here ==")[1].split("== avx512, here ==")
+    avx512, other = avx512.split("== avx512, there ==")
+    assert "100%:  60.00 (1.5) pass" in other  # another machine: its times are never compared with these
+    assert "two threads" not in other
     assert "100%:   1.00 (1.5) MISS" in avx2
     assert "1.20 (1.7) MISS" in avx2
     assert "100%:   2.00 (1.5) pass" in avx512
