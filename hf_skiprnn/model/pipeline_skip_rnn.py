@@ -67,7 +67,7 @@ class ResultsWithUpdates(Pipeline):
 
     def _forward(self, input_tensors: Any, **params: Any) -> ModelOutput:
         """Return only outputs with one row for each input, because transformers splits every output into rows."""
-        out: Any = super()._forward({**input_tensors, **params}, **params)
+        out: Any = super()._forward({**input_tensors, **params})
         return ModelOutput(logits=out.logits, num_updates=out.num_updates, num_steps=real_steps(input_tensors))
 
     def postprocess(self, model_outputs: ModelOutput, return_updates: bool = False, **params: Any) -> Any:

@@ -164,6 +164,21 @@ def test_around_a_model_object(kind: str) -> None:
         assert math.isclose(row["score"], single["score"], rel_tol=1e-4)
 
 
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_every_pipeline_takes_an_operating_point(kind: str) -> None:
+    task, parts, inputs = OBJECTS[kind]
+    model = small_model(kind)
+    with torch.no_grad():
+        model.base_model.update_gate.weight.zero_()  # then steps are read at regular intervals
+        model.base_model.update_gate.bias.fill_(-1.0)
+    model.config.gate_calibration = [[0.2, -2.0], [1.0, 4.0]]
+    pipe = pipeline(task, model=model, device="cpu", return_updates=True, **parts)
+    read = [[pipe(one, **point)[0]["updates"] for one in inputs] for point in ({}, {"gate_shift": 4.0})]
+    assert sum(read[0]) < sum(read[1])
+    assert [pipe(one, update_rate=1.0)[0]["updates"] for one in inputs] == read[1]
+    assert [row[0]["updates"] for row in pipe(inputs, batch_size=5, gate_shift=4.0, top_k=1)] == read[1]
+
+
 def test_features_in_batches() -> None:
     pipe = pipeline("feature-extraction", model=small_model("text").base_model, tokenizer=small_tokenizer())
     texts = ["a film", "bad", "a good film ."]
