@@ -72,14 +72,17 @@ class RateController(TrainerCallback, ExportableState):
     """
 
     def __init__(self, target: float, dial: Sequence[float] | None = None) -> None:
+        if dial is not None and (len(dial) != 2 or not 0 < dial[0] < dial[1] < 1):
+            raise ValueError(
+                f"dial must be two shares of the steps, the lower one first, both above 0 and below 1; got {list(dial)}. "
+                "For example: 0.05 0.9."
+            )
         if not 0 < target < 1:
             raise ValueError(
-                f"target must be a share of the steps, above 0 and below 1; got {target}. gate='always' reads all."
+                f"target must be a share of the steps, above 0 and below 1; got {target:g}. gate='always' reads all."
             )
-        if dial is not None and (len(dial) != 2 or not 0 < dial[0] <= target <= dial[1] < 1):
-            raise ValueError(
-                f"dial must be two shares, above 0 and below 1, with the target ({target}) between them; got {dial}."
-            )
+        if dial is not None and not dial[0] <= target <= dial[1]:
+            raise ValueError(f"The target, {target:g}, must lie in the range of the dial, {dial[0]:g} to {dial[1]:g}.")
         self.target = target
         self.dial = None if dial is None else tuple(dial)
         self.level = 0.0  # the integral of the error, in units of `scale`
