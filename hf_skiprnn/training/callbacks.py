@@ -69,7 +69,7 @@ class BudgetArguments:
         from .rate_controller import RateController  # it imports from this file
 
         if self.dial is not None and self.target_update_rate is None:
-            self.target_update_rate = math.sqrt(math.prod(self.dial))
+            self.target_update_rate = math.sqrt(abs(math.prod(self.dial)))  # RateController refuses a negative one
         makers: dict[str, Callable[[Any], TrainerCallback]] = {
             "budget_warmup_steps": BudgetWarmup,
             "target_update_rate": lambda target: RateController(target, self.dial),

@@ -74,8 +74,8 @@ class RateController(TrainerCallback, ExportableState):
     def __init__(self, target: float, dial: Sequence[float] | None = None) -> None:
         if dial is not None and (len(dial) != 2 or not 0 < dial[0] < dial[1] < 1):
             raise ValueError(
-                f"dial must be two shares of the steps, the lower one first, both above 0 and below 1; got {list(dial)}. "
-                "For example: 0.05 0.9."
+                "dial must be two shares of the steps, the lower one first, both above 0 and below 1; "
+                f"got {list(dial)}. For example: 0.05 0.9."
             )
         if not 0 < target < 1:
             raise ValueError(
