@@ -180,7 +180,7 @@ def test_what_cannot_work_is_said(tmp_path) -> None:
         train(tmp_path, tiny(), rows_of(10, 32), RateController(0.2), 1, cls=Trainer)
     with pytest.raises(ValueError, match=r"The target, 0.5, must lie in the range of the dial, 0.1 to 0.4"):
         RateController(0.5, dial=(0.1, 0.4))
-    for wrong in ([0.9, 0.1], [5.0, 90.0], [0.2], [-0.1, 0.5]):  # the target is computed from the two, and must not be blamed
+    for wrong in ([0.9, 0.1], [5.0, 90.0], [0.2], [-0.1, 0.5]):  # the target is computed from these
         with pytest.raises(ValueError, match=r"dial must be two shares.* the lower one first.*; got \["):
             BudgetArguments(dial=wrong).callbacks()
     controller = RateController(0.05)
