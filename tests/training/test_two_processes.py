@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -58,6 +59,9 @@ FSDP = {name: RUNS[name] for name in ("plain", "controlled")}
 def launch(config, script, folder):
     """Run a script in two gloo processes with a file of scripts/accelerate, and wait for its end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHERS / config)]
+    with socket.socket() as free:  # two workers of pytest may launch at the same time: not the default port
+        free.bind(("127.0.0.1", 0))
+        command += ["--main_process_port", str(free.getsockname()[1])]
     done = subprocess.run(
         [*command, *OVER_GLOO, str(HERE / script), str(folder)],
         timeout=900,
