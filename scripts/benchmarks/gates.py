@@ -3,8 +3,9 @@
     python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # train the missing runs
     python -m scripts.benchmarks.gates --report                                      # print and draw stored results
 
-The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs.
-Each kind of model gets the learning rate, of three around the recipe's, that is best on validation data with seed 1.
+The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. A
+dial is one model that is evaluated at all shares. Each kind of model gets the learning rate, of three around the
+recipe's, that is best on validation data with seed 1.
 A run whose folder under --runs holds a results.json is finished; the same command then trains the other runs. Unknown
 options, such as --max_steps, are passed to scripts/train.py. Results: model_cards/gates/results.json.
 """
@@ -29,7 +30,15 @@ TRAIN = ROOT / "scripts" / "train.py"
 SHARES = (0.1, 0.2, 0.35)
 RATES = (1.0, 0.5, 2.0)  # times the recipe's learning rate
 TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd")
-NAMES = {"learned": "Skip LSTM", "strided": "LSTM, strided", "random": "LSTM, random skips", "plain": "LSTM"}
+DIAL = (0.05, 0.9)  # lowest and highest share of a dial
+NAMES = {
+    "learned": "Skip LSTM",
+    "dial": "Skip LSTM, one dial",
+    "strided": "LSTM, strided",
+    "random": "LSTM, random skips",
+    "plain": "LSTM",
+}
+TOLERANCE = 0.1  # largest relative difference between the share asked for and the share read
 
 
 class Job(NamedTuple):
@@ -37,7 +46,7 @@ class Job(NamedTuple):
 
     task: str
     kind: str  # a key of NAMES
-    share: float  # of the steps; 1 for a plain model
+    share: float  # of the steps; 1 for a plain model and for a dial
     seed: int
     rate: float  # factor of the recipe's learning rate
 
@@ -49,6 +58,7 @@ class Job(NamedTuple):
         """Return the options of scripts/train.py."""
         gate = {
             "learned": [f"--target_update_rate={self.share}"],
+            "dial": ["--dial", *map(str, DIAL)],
             "strided": ["--gate=strided", f"--stride={round(1 / self.share)}"],
             "random": ["--gate=random", f"--skip_probability={1 - self.share:.6f}"],
             "plain": ["--gate=always"],
@@ -60,7 +70,8 @@ class Job(NamedTuple):
 
 def kinds_of(shares: Sequence[float]) -> list[tuple[str, float]]:
     """Return the models of a task: (kind, share of the steps read)."""
-    return [*((kind, share) for share in shares for kind in ("learned", "strided", "random")), ("plain", 1.0)]
+    budgets = [(kind, share) for share in shares for kind in ("learned", "strided", "random")]
+    return [*budgets, ("plain", 1.0), ("dial", 1.0)]
 
 
 def make(job: Job, runs: Path, rest: Sequence[str]) -> dict[str, Any] | None:
@@ -83,20 +94,24 @@ def train_all(chosen: Namespace, rest: Sequence[str]) -> Iterator[dict[str, Any]
     """Train the missing runs; yield a row for every finished run with the chosen learning rate."""
     for task in chosen.tasks:
         for kind, share in kinds_of(chosen.shares):
-            tried = {rate: make(Job(task, kind, share, 1, rate), chosen.runs, rest) for rate in RATES}
+            tried = {rate: make(Job(task, kind, share, 1, rate), chosen.runs, rest) for rate in chosen.rates}
             found = {rate: run for rate, run in tried.items() if run is not None}
             if not found:
                 continue
             best = max(found, key=lambda rate: quality(found[rate]["metrics"]["validation"])[1])
             for seed in range(1, chosen.seeds + 1):
                 run = make(Job(task, kind, share, seed, best), chosen.runs, rest)
-                if run is not None:
-                    yield row_of(Job(task, kind, share, seed, best), run)
+                if run is None:
+                    continue
+                job = Job(task, kind, share, seed, best)
+                if kind != "dial":
+                    yield row_of(job, run, run["metrics"]["test"])
+                for point in run["operating_points"] if kind == "dial" else []:
+                    yield row_of(job._replace(share=point["update_rate_asked"]), run, point)
 
 
-def row_of(job: Job, run: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of a run that are stored."""
-    test = run["metrics"]["test"]
+def row_of(job: Job, run: dict[str, Any], test: dict[str, float]) -> dict[str, Any]:
+    """Return the facts of a run that are stored; `test` holds its metrics on the test data."""
     name, value = quality(test)
     return job._asdict() | {
         "metric": name,
@@ -126,7 +141,39 @@ def report(rows: list[dict[str, Any]], folder: Path) -> str:
         metric = mine[0]["metric"]
         figure = accuracy_against_updates(curves, f"{metric} ({task})", "share of steps read", metric == "mse")
         figure.savefig(folder / f"{task}.png")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *verdicts(rows)])
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a table of differences between models, in units of the metric; above 0, the first model is better.
+
+    A standard error is that of the difference of the two means over seeds. "-": not trained, or (errors) one seed only.
+    """
+    lines = [
+        "| task | share | learned - strided | standard error | learned - plain | dial - learned | targets missed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    values: dict[tuple[str, str, float], list[float]] = {}
+    for row in rows:
+        sign = -1 if row["metric"] == "mse" else 1
+        values.setdefault((row["task"], row["kind"], row["share"]), []).append(sign * row["value"])
+    for task, share in dict.fromkeys((row["task"], row["share"]) for row in rows if row["kind"] == "learned"):
+        learned, strided, dial = (values.get((task, kind, share)) for kind in ("learned", "strided", "dial"))
+        assert learned is not None
+        error = "-"
+        if strided and min(len(learned), len(strided)) > 1:
+            error = f"{sum(stdev(some) ** 2 / len(some) for some in (learned, strided)) ** 0.5:.3f}"
+        shares = [row["read"] for row in rows if (row["task"], row["kind"], row["share"]) == (task, "learned", share)]
+        missed = sum(abs(read - share) > TOLERANCE * share for read in shares)
+        against = [difference(learned, strided), error, difference(learned, values.get((task, "plain", 1.0)))]
+        cells = [task, f"{share:.0%}", *against, difference(dial, learned), f"{missed} of {len(shares)}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def difference(first: list[float] | None, second: list[float] | None) -> str:
+    """Return the difference of two means, or "-" where one is missing."""
+    return f"{fmean(first) - fmean(second):+.3f}" if first and second else "-"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,12 +181,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the steps to read")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="factors of the learning rate")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1")
     parser.add_argument("--runs", type=Path, default=Path("runs", "gates"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=ROOT / "model_cards" / "gates", help="folder of the results")
     parser.add_argument("--report", action="store_true", help="do not train")
     chosen, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    if any(option.startswith(("--gate", "--target_update_rate", "--learning_rate", "--seed")) for option in rest):
+    if any(
+        option.startswith(("--gate", "--dial", "--target_update_rate", "--learning_rate", "--seed")) for option in rest
+    ):
         parser.error("gates, shares, learning rates and seeds are chosen here; see --shares and --seeds")
     path = chosen.results / "results.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

@@ -9,11 +9,11 @@ from scripts.benchmarks import gates
 
 
 def results(validation: float, test: float, share: float) -> dict:
+    found = {"accuracy": test, "update_rate": share, "updates": 10.0}
+    points = [found | {"update_rate_asked": rate, "update_rate": rate, "accuracy": test + rate} for rate in (0.1, 0.2)]
     return {
-        "metrics": {
-            "validation": {"accuracy": validation},
-            "test": {"accuracy": test, "update_rate": share, "updates": 10.0},
-        },
+        "metrics": {"validation": {"accuracy": validation}, "test": found},
+        "operating_points": points,  # only a dial's are read
         "train": {"steps": 5},
         "commit": "0" * 12,
         "device": "a CPU",
@@ -37,7 +37,7 @@ def test_the_rate_is_chosen_on_validation_and_finished_runs_are_kept(tmp_path, c
                 test=1 - validation,
                 share=share,
             )
-        store(runs, gates.Job("frequency", kind, share, 2, gates.RATES[1]), validation=0.9, test=0.2, share=share)
+        store(runs, gates.Job("frequency", kind, share, 2, gates.RATES[1]), validation=0.9, test=0.2, share=share * 0.8)
     options = [
         "--tasks",
         "frequency",
@@ -52,10 +52,14 @@ def test_the_rate_is_chosen_on_validation_and_finished_runs_are_kept(tmp_path, c
     ]
     assert gates.main(options) == 0
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert len(rows) == 2 * 4
+    assert len(rows) == 2 * (4 + 2)
     assert {row["rate"] for row in rows} == {0.5}
-    assert [row["value"] for row in rows if row["seed"] == 1] == pytest.approx([0.1] * 4)  # never by the test data
-    assert "| frequency | Skip LSTM | 20% | 20.0% | accuracy 0.150 ± 0.071 | 2 |" in capsys.readouterr().out
+    first = [row["value"] for row in rows if row["seed"] == 1]
+    assert first == pytest.approx([0.1] * 4 + [0.2, 0.3])  # never chosen by the test data
+    printed = capsys.readouterr().out
+    assert "| frequency | Skip LSTM | 20% | 18.0% | accuracy 0.150 ± 0.071 | 2 |" in printed
+    assert "| frequency | Skip LSTM, one dial | 10% | 10.0% | accuracy 0.250 ± 0.071 | 2 |" in printed
+    assert "| frequency | 20% | +0.000 | 0.071 | +0.000 | +0.200 | 1 of 2 |" in printed
     assert (tmp_path / "frequency.png").is_file()
     assert gates.main(["--report", "--results", str(tmp_path)]) == 0
 
@@ -63,6 +67,7 @@ def test_the_rate_is_chosen_on_validation_and_finished_runs_are_kept(tmp_path, c
 def test_every_model_has_the_same_recipe() -> None:
     jobs = [gates.Job("find_digit", kind, share, 3, 2.0).options() for kind, share in gates.kinds_of([0.33])]
     assert {tuple(options[:2]) for options in jobs} == {("--config", "find_digit-skip-lstm")}
+    assert jobs[-1][2:5] == ["--dial", "0.05", "0.9"]
     assert {options[-2] for options in jobs} == {"--learning_rate=0.01"}
     assert "--stride=3" in jobs[1]
 
