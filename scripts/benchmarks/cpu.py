@@ -61,6 +61,7 @@ PARTS = {
     "sequence": Part([Shape(64, 784, 1, 110, sequence=True)]),
     "masked": Part([Shape(256, 784, 1, 110)], peers=("native", "ours", "masked_loop")),
     "peers": Part([*NARROW[1:3], WIDE[1]], (0.5,), tuple(PEERS)),
+    "bf16": Part([NARROW[0], *WIDE], (1.0, 0.5, 0.25), ("native", "ours", "native_bf16", "ours_bf16")),
     "lognormal": Part(NARROW[1:], (0.5, 0.25, 0.1), ("native", "ours", "native_packed"), spread="lognormal"),
     "threads": Part([NARROW[1], NARROW[3], WIDE[0], WIDE[1]], (0.5,), threads=(1, 2), seconds=2.0),
 }

@@ -25,20 +25,27 @@ def skip_layer(workload: Workload) -> Any:
     return layer
 
 
-def ours(workload: Workload, backend: str = "auto") -> Run:
+def ours(workload: Workload, backend: str = "auto", dtype: torch.dtype | None = None) -> Run:
     """Return a run of our layer with a learned gate; it computes the last state or, in sequence mode, every output."""
     if workload.model is not None:
         return _trained(workload, workload.model)
-    layer = skip_layer(workload)
+    dtype = dtype or workload.dtype
+    layer = skip_layer(workload).to(dtype)
+    layer.update_gate.float()  # as before, after the conversion
     layer.set_scan_backend(backend)
 
     def forward(x: Tensor) -> Tensor:
         state = layer.initial_state(x.shape[0])
-        out = layer.scan(x, state, forced_gates=workload.gates, sequence=workload.shape.sequence)
+        out = layer.scan(x.to(dtype), state, forced_gates=workload.gates, sequence=workload.shape.sequence)
         result = out.sequence if out.sequence is not None else out.state.h[-1]
         return result if workload.mode == "inference" else result.sum() + out.num_updates.sum()
 
     return workload.run(forward, list(layer.parameters()))
+
+
+def ours_bf16(workload: Workload) -> Run | None:
+    """Return a run of our layer in bfloat16, with the gate in float32; None for a trained model."""
+    return None if workload.model is not None else ours(workload, dtype=torch.bfloat16)
 
 
 def _trained(workload: Workload, model: nn.Module) -> Run:
@@ -181,6 +188,7 @@ PEERS: dict[str, Callable[[Workload], Run | None]] = {
     "native": native,
     "ours": ours,
     "native_bf16": native_bf16,
+    "ours_bf16": ours_bf16,
     "native_packed": native_packed,
     "masked_loop": masked_loop,
     "masked_loop_compiled": masked_loop_compiled,

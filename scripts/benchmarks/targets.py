@@ -32,6 +32,8 @@ MASKED: dict[str, Targets] = {
     "inference": (5, 10, 20),
     "training": (2, 4, 8),
 }  # the masked loop's time over ours, B 256
+BF16 = 1.4  # smallest speed-up of bfloat16 weights over float32 ones, LSTM and GRU of batch 1
+OURS = ("ours", "ours_bf16")
 TWO_THREADS = 1.7  # smallest speed-up of two threads over one, B >= 16
 
 PASS, MISS, UNKNOWN = "pass", "MISS", "unmeasured"  # verdicts
@@ -132,14 +134,26 @@ def _two_threads(rows: Rows) -> Iterator[str]:
             yield f"  {_workload(row)}: {gain:.2f} ({TWO_THREADS:g}) {_verdict(gain >= TWO_THREADS)}"
 
 
+def _bf16(rows: Rows) -> Iterator[str]:
+    """Yield our float32's time over our time with bfloat16 weights; only batch 1 has a target."""
+    for row in rows:
+        if row["name"] != "ours_bf16" or row["mode"] != "inference":
+            continue
+        if whole := _find(rows, **{name: row[name] for name in WORKLOAD}):
+            gain = float(whole["p50_ms"]) / float(row["p50_ms"])
+            verdict = f" ({BF16:g}) {_verdict(gain >= BF16)}" if row["batch"] == "1" else ""
+            yield f"  {_workload(row)}: {gain:.2f}{verdict}"
+
+
 def _against_every_peer(rows: Rows) -> Iterator[str]:
     """Yield a line for each peer that is faster than ours somewhere, and one that sums up."""
     compared = slower = 0
     for row in rows:
-        if row["name"] in ("ours", "ours_bf16"):
+        if row["name"] in OURS:
             continue
         same = {name: row[name] for name in WORKLOAD} | {"threads": row["threads"]}
-        if ours := _find(rows, **same):
+        in_bf16 = _find(rows, name="ours_bf16", **same) if row["name"] == "native_bf16" else None
+        if ours := in_bf16 or _find(rows, **same):
             compared += 1
             ratio = float(row["p50_ms"]) / float(ours["p50_ms"])
             if ratio < 1:
@@ -155,5 +169,6 @@ TABLES: dict[str, Callable[[Rows], Iterator[str]]] = {
     "wide shapes: nn.LSTM's or nn.GRU's time over ours, one thread (target)": _wide("native_over_this", WIDE_NATIVE),
     "wide shapes: share of the core's measured peak (target)": _wide("share_of_peak", WIDE_SHARE),
     "two threads over one (target)": _two_threads,
+    "our float32 weights over our bfloat16 ones (target at batch 1)": _bf16,
     "never slower than others: their time over ours (target)": _against_every_peer,
 }
