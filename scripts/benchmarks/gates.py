@@ -94,6 +94,8 @@ def train_all(chosen: Namespace, rest: Sequence[str]) -> Iterator[dict[str, Any]
     """Train the missing runs; yield a row for every finished run with the chosen learning rate."""
     for task in chosen.tasks:
         for kind, share in kinds_of(chosen.shares):
+            if kind not in chosen.kinds:
+                continue
             tried = {rate: make(Job(task, kind, share, 1, rate), chosen.runs, rest) for rate in chosen.rates}
             found = {rate: run for rate, run in tried.items() if run is not None}
             if not found:
@@ -181,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the steps to read")
+    parser.add_argument("--kinds", nargs="+", choices=NAMES, default=list(NAMES), help="models to train")
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="factors of the learning rate")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1")
     parser.add_argument("--runs", type=Path, default=Path("runs", "gates"), help="folder of the runs")
