@@ -23,8 +23,8 @@ from .window import Held
 
 logger = logging.get_logger(__name__)
 
-# gate_noise: rows read from about 0.8 to 1.25 times the target share. More noise can slow down learning. One run each of
-# --config mnist-skip-lstm --num_train_epochs 3 --warmup_steps 200 --gate_noise A, test accuracy: A = 0.001 68 %,
+# gate_noise: rows read from about 0.8 to 1.25 times the target share. More noise can slow down learning. One run each
+# of --config mnist-skip-lstm --num_train_epochs 3 --warmup_steps 200 --gate_noise A, test accuracy: A = 0.001 68 %,
 # 0.25 72 %, 0.5 53 %, 1 59 %; every fifth pixel (--gate strided --stride 5) 68 %.
 NOISE = 0.25
 SMALL = 0.1  # factor by which W_p is scaled at the start, so that the gate begins as a fixed stride
