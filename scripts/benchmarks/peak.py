@@ -42,7 +42,7 @@ def peak_flops() -> float:
 
 
 def read_bandwidth(size: int) -> float:
-    """Measure the bytes a second that one core reads in order from `size` bytes, which stay in the smallest cache that holds them.
+    """Measure the bytes a second that one core reads in order, again and again, from `size` bytes.
 
     Raises:
         subprocess.CalledProcessError: the C compiler does not compile peak.c.

@@ -53,7 +53,7 @@ class Plan {
   i64 first_unready() const { return std::max(first_, ready_); }
   i64 last() const { return last_; }
   i64 time(i64 entry) const { return times_[entry % kAhead]; }
-  void set_ready() { multiplied_ += last_ - first_unready(), ready_ = last_; }
+  void set_ready() { ready_ = last_; }
 
   // Makes a new plan from clock.now on, with the shortest interval between updates since the last plan.
   void make(const Model<T>& m, const Clock<T>& clock) {
@@ -73,13 +73,10 @@ class Plan {
     extend(m, clock.row);
   }
 
-  // Whether products ahead of time save more time than they take; arguments: nanoseconds of a row's product. The row may lose
-  // the time of one plan in all, for the case that the gate changes its rhythm again and again.
-  bool pays(const Model<T>& m, double on_demand, double ahead) const {
-    if (empty() || (!known(m) && passed_ < kTrial)) return false;
-    const double right = known(m) ? 1 : double(hits_) / double(passed_ + 1);
-    return right * on_demand > SKIP_RNN_AHEAD_FACTOR * ahead &&
-           double(used_) * on_demand >= SKIP_RNN_AHEAD_FACTOR * double(multiplied_ - kAhead) * ahead;
+  // The share of guesses that were right; 0 where too few are over, or where there is no plan.
+  double right(const Model<T>& m) const {
+    if (empty() || known(m)) return double(!empty());
+    return passed_ < kTrial ? 0 : double(hits_) / double(passed_ + 1);
   }
 
  private:
@@ -87,10 +84,7 @@ class Plan {
   static bool known(const Model<T>& m) { return m.call.forced || !m.learned(); }
 
   void hold(bool hit) { held_ = hit, hits_ += hit; }
-  void release() {
-    used_ += holds_product();
-    passed_ += held_, first_ += held_, held_ = false;
-  }
+  void release() { passed_ += held_, first_ += held_, held_ = false; }
   void drop() {
     release();
     passed_ += last_ - first_, first_ = last_;
@@ -114,7 +108,6 @@ class Plan {
   i64 first_ = 0, last_ = 0, ready_ = 0;      // the plan's entries; those before ready_ have their product
   i64 stride_ = 0, shortest_ = 0, left_ = 0;  // real steps: between guesses, between updates, after the last update
   i64 passed_ = 0, hits_ = 0;                 // entries of this stride that are over, and those that were updates
-  i64 multiplied_ = 0, used_ = 0;             // products ahead of time, and those that an update read
   bool held_ = false;                         // entry first_ is the present update
 };
 
@@ -146,7 +139,8 @@ class LowestInputs {
       for (i64 i = 0; i < n; ++i) m_.load_product(clocks[slots[i]].row, clocks[slots[i]].now, lanes[i].activations);
       return;
     }
-    if (products_) look_ahead(clocks, slots, n);
+    spent_ = 0;
+    const bool ahead = products_ && look_ahead(clocks, slots, n);
     Lane<T> missing[kLanes];
     i64 count = 0;
     for (i64 i = 0; i < n; ++i) {
@@ -159,6 +153,7 @@ class LowestInputs {
       missing[count++] = lanes[i];
     }
     multiply(missing, count);
+    if (ahead || count < n) saved_ += double(n) * time_on_demand(n) - spent_;
   }
 
  private:
@@ -173,36 +168,47 @@ class LowestInputs {
     return x_ + i * s_.inputs;
   }
 
-  void look_ahead(const std::vector<Clock<T>>& clocks, const i64* slots, i64 n) {
+  // Multiplies ahead of time for all rows or for none: with some rows left, the weights would be read as before. Returns
+  // whether it did.
+  bool look_ahead(const std::vector<Clock<T>>& clocks, const i64* slots, i64 n) {
     bool complete = true;
     for (i64 i = 0; i < n; ++i) {
       plans_[slots[i]].reach(clocks[slots[i]]);
       complete &= plans_[slots[i]].holds_product();
     }
-    if (complete) return;
+    if (complete) return false;
     i64 unready = 0;
+    double right = 0;
     for (i64 i = 0; i < n; ++i) {
       auto& plan = plans_[slots[i]];
       if (plan.empty()) plan.make(m_, clocks[slots[i]]);
       unready += plan.last() - plan.first_unready();
+      right += plan.right(m_);
     }
-    if (!unready) return;
-    const double on_demand = time_on_demand(n), ahead = time_ahead(std::min(unready, most_), on_demand);
+    if (!unready || !pays(n, unready, right / double(n))) return false;
     Lane<T> lanes[kMost];
     i64 count = 0;
-    for (i64 i = 0; i < n; ++i) {
+    for (i64 i = 0; i < n && !m_.cancelled(); ++i) {
       auto& plan = plans_[slots[i]];
-      if (!plan.pays(m_, on_demand, ahead)) continue;
+      if (plan.empty()) continue;
       plan.top_up(m_, clocks[slots[i]]);
       for (i64 entry = plan.first_unready(); entry < plan.last(); ++entry) {
         lanes[count].x = x(clocks[slots[i]].row, plan.time(entry), count);
         lanes[count++].activations = product(slots[i], entry);
         if (count == most_) multiply(lanes, std::exchange(count, 0));
-        if (m_.cancelled()) return;
       }
       plan.set_ready();
     }
     multiply(lanes, count);
+    return true;
+  }
+
+  // Whether products ahead of time take less time, if the share `right` of them is used. What they have lost so far must be
+  // less than the time of one plan of each row.
+  bool pays(i64 n, i64 unready, double right) {
+    const double on_demand = time_on_demand(n), ahead = time_ahead(std::min(unready, most_), on_demand);
+    return right * on_demand > SKIP_RNN_AHEAD_FACTOR * ahead &&
+           -saved_ * SKIP_RNN_AHEAD_FACTOR <= double(n * kAhead) * ahead;
   }
 
   // The time of a row's product with n rows at once, or with more where n were not measured; 0: neither was.
@@ -219,8 +225,9 @@ class LowestInputs {
     using Now = std::chrono::steady_clock;
     const auto start = Now::now();
     input_products(s_, m_.layers[0], lanes, n);
-    double& best = time_of(n);
-    best = std::min(best, std::chrono::duration<double, std::nano>(Now::now() - start).count() / double(n));
+    const double time = std::chrono::duration<double, std::nano>(Now::now() - start).count();
+    spent_ += time;
+    time_of(n) = std::min(time_of(n), time / double(n));
   }
 
   const Model<T>& m_;
@@ -228,7 +235,9 @@ class LowestInputs {
   const i64 most_;  // rows of one product
   std::vector<Plan<T>> plans_;
   T *x_, *products_;
-  double time_[9];  // the least time of a row's product, in nanoseconds, among n rows: at the logarithm of n
+  // In nanoseconds. The least time of a row's product among n rows, at the logarithm of n; the time of this round's products;
+  // what products ahead of time have saved so far.
+  double time_[9], spent_ = 0, saved_ = 0;
 };
 
 }  // namespace
