@@ -1,6 +1,6 @@
 """Measure what one core reaches: the bounds that the benchmarks compare with.
 
-    OMP_NUM_THREADS=1 python -m scripts.benchmarks.peak    # print multiply-adds, and bytes read from each cache
+    python -m scripts.benchmarks.peak    # print multiply-adds, and bytes read from each cache
 
 A matrix product of PyTorch cannot be used for this: MKL reaches only 88 % of the peak on a core with AVX-512.
 """
