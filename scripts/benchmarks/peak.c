@@ -1,5 +1,7 @@
-/* The most float32 operations a second that one core reaches: independent multiply-adds on registers, and no memory.
-   peak.py compiles this file for an instruction set; BYTES is the width of its vectors. */
+/* What one core reaches: float32 operations a second of independent multiply-adds on registers, and bytes a second read from
+   memory. peak.py compiles this file for an instruction set; BYTES is the width of its vectors. */
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #define CHAINS 12 /* enough to hide the latency of a multiply-add on two ports */
@@ -33,5 +35,27 @@ double peak_flops(void) {
       for (int lane = 0; lane < LANES; ++lane) used = used + acc[c][lane];
     if (rate > best) best = rate;
   }
+  return best;
+}
+
+/* The most bytes a second that one core reads in order, again and again, from `bytes` of memory; 0 without memory. */
+double read_bandwidth(long bytes) {
+  const long count = bytes / (8 * BYTES) * 8;
+  Vector *data = aligned_alloc(64, (size_t)count * BYTES);
+  if (!data) return 0;
+  memset(data, 0, (size_t)count * BYTES);
+  double best = 0;
+  for (int run = 0; run < RUNS; ++run) {
+    Vector acc[8] = {{0}};
+    const double start = now();
+    for (long i = 0; i < count; i += 8)
+#pragma GCC unroll 8
+      for (int c = 0; c < 8; ++c) acc[c] += data[i + c];
+    const double rate = (double)count * BYTES / (now() - start);
+    volatile float used = 0;
+    for (int c = 0; c < 8; ++c) used = used + acc[c][0];
+    if (rate > best) best = rate;
+  }
+  free(data);
   return best;
 }

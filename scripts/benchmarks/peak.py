@@ -1,4 +1,6 @@
-"""Measure the peak of one core in float32 multiply-adds: the bound that the benchmarks compare with.
+"""Measure what one core reaches: the bounds that the benchmarks compare with.
+
+    python -m scripts.benchmarks.peak    # print multiply-adds, and bytes read from each cache
 
 A matrix product of PyTorch cannot be used for this: MKL reaches only 88 % of the peak on a core with AVX-512.
 """
@@ -18,17 +20,37 @@ FLAGS = {
 }
 
 
+def _measurements() -> ctypes.CDLL:
+    isa = instruction_set()
+    library = ROOT / "build" / f"peak-{isa}.so"
+    library.parent.mkdir(exist_ok=True)
+    options = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-o", str(library))
+    subprocess.run([os.environ.get("CC", "cc"), *FLAGS[isa], str(SOURCE), *options], check=True)
+    functions = ctypes.CDLL(str(library))
+    functions.peak_flops.restype = functions.read_bandwidth.restype = ctypes.c_double
+    functions.read_bandwidth.argtypes = [ctypes.c_long]
+    return functions
+
+
 def peak_flops() -> float:
     """Measure float32 operations a second on one core, with this process's instruction set.
 
     Raises:
         subprocess.CalledProcessError: the C compiler (the variable CC; else `cc`) does not compile peak.c.
     """
-    isa = instruction_set()
-    library = ROOT / "build" / f"peak-{isa}.so"
-    library.parent.mkdir(exist_ok=True)
-    options = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-o", str(library))
-    subprocess.run([os.environ.get("CC", "cc"), *FLAGS[isa], str(SOURCE), *options], check=True)
-    measure = ctypes.CDLL(str(library)).peak_flops
-    measure.restype = ctypes.c_double
-    return measure()
+    return float(_measurements().peak_flops())
+
+
+def read_bandwidth(size: int) -> float:
+    """Measure the bytes a second that one core reads in order, again and again, from `size` bytes.
+
+    Raises:
+        subprocess.CalledProcessError: the C compiler does not compile peak.c.
+    """
+    return float(_measurements().read_bandwidth(size))
+
+
+if __name__ == "__main__":
+    print(f"{instruction_set()}: {peak_flops() / 1e9:.0f} GFLOP/s of multiply-adds on one core")
+    for kilobytes in (24, 256, 1024, 16 << 10, 64 << 10):
+        print(f"{kilobytes:6} KB: {read_bandwidth(kilobytes << 10) / 1e9:.0f} GB/s")

@@ -151,6 +151,12 @@ def _mask(case: Case, g: torch.Generator) -> Tensor | None:
     return place < lengths if case.mask == "right" else place >= case.steps - lengths
 
 
+def low(problem: Problem, dtype: torch.dtype = torch.bfloat16) -> Problem:
+    """Return the problem with its inputs and weights in another precision."""
+    layers = [LayerWeights(*(None if part is None else part.detach().to(dtype) for part in w)) for w in problem.layers]
+    return replace(problem, inputs=problem.inputs.detach().to(dtype), layers=layers)
+
+
 def cotangents(output: ScanOutput, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
     """(output, random cotangent) for everything of `output` that is differentiable."""
     g = torch.Generator().manual_seed(seed)

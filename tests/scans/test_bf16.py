@@ -9,22 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 from scan_cases import NEEDS_NATIVE
-from scan_problems import Case, Problem, assert_same_values, gradients, make_problem
+from scan_problems import Case, assert_same_values, gradients, low, make_problem
 
 from hf_skiprnn.kernels.cpu import library, operators
 from hf_skiprnn.kernels.cpu.engine import forward
 from hf_skiprnn.kernels.cpu.operators import cpu_scan, cpu_scan_tokens
-from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights
+from hf_skiprnn.model.cells_skip_rnn import CELLS
 
 pytestmark = NEEDS_NATIVE
 SMALL, LARGE = Case(inputs=9, hidden=19, layers=2, steps=30), Case(inputs=5, hidden=431, steps=5)
 CASES = (SMALL, replace(SMALL, inputs=3, bias=False), LARGE, replace(LARGE, hidden=230, layers=3, inputs=2, steps=4))
-
-
-def low(problem: Problem, dtype: torch.dtype = torch.bfloat16) -> Problem:
-    """Return the problem with its inputs and weights in another precision."""
-    layers = [LayerWeights(*(None if part is None else part.detach().to(dtype) for part in w)) for w in problem.layers]
-    return replace(problem, inputs=problem.inputs.detach().to(dtype), layers=layers)
 
 
 @pytest.mark.parametrize("isa", library.INSTRUCTION_SETS)

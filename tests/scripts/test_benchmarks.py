@@ -11,8 +11,9 @@ import torch
 from paths import ROOT, SCRIPTS
 
 from scripts import benchmark
-from scripts.benchmarks import cpu, rows, streaming, targets
+from scripts.benchmarks import cpu, peak, rows, streaming, targets
 from scripts.benchmarks.peers import skip_layer
+from scripts.benchmarks.timing import interleaved
 from scripts.benchmarks.workload import Shape, Workload
 
 
@@ -39,6 +40,24 @@ def test_a_set_names_a_value_for_every_library(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HF_SKIPRNN_CPU_ISA", "avx2")
     with pytest.raises(SystemExit, match=r"the comparison would not be fair.*--isa avx2"):
         rows.instruction_set()
+
+
+def test_subnormal_numbers_are_flushed_for_every_peer() -> None:
+    """Also where another peer has changed the setting of the thread."""
+    flushed = []
+
+    def run() -> None:
+        flushed.append(float(torch.tensor(1e-40) * 1) == 0)
+        torch.set_flush_denormal(False)
+
+    times = interleaved({"first": run, "second": run}, 0)
+    assert [len(values) for values in times.values()] == [3, 3]
+    assert set(flushed) == {torch.set_flush_denormal(False)}  # False where the processor cannot flush
+
+
+def test_the_bounds_are_positive() -> None:
+    assert peak.peak_flops() > 1e8
+    assert peak.read_bandwidth(1 << 16) > 1e8
 
 
 def test_rows_are_renewed_and_others_kept(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // The forward pass. Each row goes from update to update at its own times, and several rows are computed together.
 #pragma once
 
-#include "model.h"
+#include "inputs.h"
 #include "threads.h"
 
 namespace {
@@ -11,7 +11,7 @@ template <class T>
 class ForwardTeam {
  public:
   ForwardTeam(const Model<T>& model, Arena& arena, i64 slots, std::atomic<i64>& next_row)
-      : m_(model), s_(model.shape), slots_(slots), next_row_(next_row),
+      : m_(model), s_(model.shape), slots_(slots), next_row_(next_row), inputs_(model, arena, slots),
         clocks_(slots), counts_(slots), order_(slots), side_(slots) {
     h_ = arena.take<T>(2 * slots * s_.layers * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(slots * s_.layers * s_.padded) : nullptr;
@@ -19,7 +19,6 @@ class ForwardTeam {
     activations_ = arena.take<T>(slots * s_.activations());
     extra_ = arena.take<T>(slots * s_.padded);
     scratch_ = arena.take<T>(slots * s_.padded);
-    x_ = model.call.is_bf16 ? arena.take<T>(slots * s_.inputs) : nullptr;
   }
 
   void run() {
@@ -44,14 +43,6 @@ class ForwardTeam {
   }
   T* c(i64 slot, i64 l) { return c_ ? c_ + (slot * s_.layers + l) * s_.padded : nullptr; }
 
-  // The input of a slot's update. bfloat16 inputs are widened in place i of the working memory.
-  const T* x(i64 slot, i64 i) {
-    const Clock<T>& clock = clocks_[slot];
-    if (!x_) return m_.x(clock.row, clock.now);
-    m_.copy_x(clock.row, clock.now, x_ + i * s_.inputs);
-    return x_ + i * s_.inputs;
-  }
-
   // Takes the next row that has an update; false where no row is left. A row without updates is finished at once.
   bool take_row(i64 slot) {
     for (i64 b; !m_.cancelled() && (b = next_row_.fetch_add(1)) < s_.batch;) {
@@ -60,6 +51,7 @@ class ForwardTeam {
         if (c_) read_state(m_.call.c0, l, b, c(slot, l));
       }
       clocks_[slot].start(m_, b);
+      inputs_.start(slot, clocks_[slot]);
       counts_[slot] = 0;
       if (clocks_[slot].advance(m_)) {
         emit(slot, 0, clocks_[slot].now);
@@ -80,13 +72,11 @@ class ForwardTeam {
     for (i64 l = 0; l < s_.layers; ++l) {
       for (i64 i = 0; i < active; ++i) {
         const i64 slot = order_[i];
-        const T* x = l ? h(slot, l - 1, 1) : this->x(slot, i);
-        lanes[i] = {x, h(slot, l), c(slot, l), recurrent_ + i * s_.recurrent(), activations_ + i * s_.activations(),
-                    extra_ + i * s_.padded, h(slot, l, 1), c(slot, l)};
+        lanes[i] = {l ? h(slot, l - 1, 1) : nullptr, h(slot, l), c(slot, l), recurrent_ + i * s_.recurrent(),
+                    activations_ + i * s_.activations(), extra_ + i * s_.padded, h(slot, l, 1), c(slot, l)};
       }
-      if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, active);
-      else for (i64 i = 0; i < active; ++i)
-        m_.load_product(clocks_[order_[i]].row, clocks_[order_[i]].now, lanes[i].activations);
+      if (l) input_products(s_, m_.layers[l], lanes, active);
+      else inputs_.read(clocks_, order_.data(), active, lanes);
       const Lanes<T> all{s_, m_.layers[l], lanes, active, scratch_};
       if (m_.alone) {
         step_alone(all, round_ & 1);
@@ -153,10 +143,11 @@ class ForwardTeam {
   const Shape& s_;
   i64 slots_, round_ = 0;
   std::atomic<i64>& next_row_;
+  LowestInputs<T> inputs_;
   std::vector<Clock<T>> clocks_;
   std::vector<i64> counts_, order_;
   std::vector<int> side_;
-  T *h_, *c_, *recurrent_, *activations_, *extra_, *scratch_, *x_;
+  T *h_, *c_, *recurrent_, *activations_, *extra_, *scratch_;
 };
 
 // Computes the lowest layer's input products of all steps that the forward or the backward pass needs, many steps at a time.
