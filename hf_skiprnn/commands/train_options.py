@@ -32,6 +32,7 @@ folder holds the model, its processor, results.json and a picture of the steps r
 STEERING_STEPS = 25  # largest logging_steps with --steered_update_rate, which changes lambda at every log
 # Settings of a recipe that --target_update_rate and --steered_update_rate replace.
 STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
+OWN_BUDGET = ("gate", "budget_weight", "budget_loss", "budget_target")  # options that replace --target_update_rate
 # Fields of SkipRNNConfig that decide the shapes of a checkpoint's parameters.
 SHAPE = (
     *("cell_type", "gru_reset", "input_size", "hidden_size", "num_hidden_layers", "vocab_size"),
@@ -39,7 +40,10 @@ SHAPE = (
 )
 
 
-OPERATING_POINT = ("gate_shift", "gate_noise", "gate_calibration", "budget_loss", "budget_target", "budget_slope")
+OPERATING_POINT = (
+    *("gate_shift", "gate_noise", "gate_calibration", "gate_gradient"),
+    *("budget_loss", "budget_target", "budget_slope"),
+)
 
 
 @dataclasses.dataclass
@@ -138,7 +142,7 @@ def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
     left_out: set[str] = set()
     if any(given(options, name) for name in ("target_update_rate", "dial", "steered_update_rate")):  # they find lambda
         left_out |= set(STEERED)
-    if given(options, "gate") or given(options, "budget_weight") or given(options, "budget_loss"):  # a rival, or lambda
+    if any(given(options, name) for name in OWN_BUDGET):
         left_out.add("target_update_rate")
     if given(options, "model_name_or_path"):  # the shape is the checkpoint's
         left_out |= set(SHAPE)

@@ -43,6 +43,7 @@ class GateWeights(NamedTuple):
     weight: Tensor  # [1, H]
     bias: Tensor  # [1]
     shift: Tensor | None = None  # [B], a number for each row that is added to the bias
+    averages: bool = False  # config.gate_gradient is "mean"; see `gate_slope`
 
     def of_rows(self, rows: Tensor) -> "GateWeights":
         """Return the gate of some rows of the batch ([N], integer)."""
@@ -116,6 +117,16 @@ def increment_of(gate: GateWeights, top: Tensor) -> Tensor:
 def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
     """Return whether the k-th step (1, 2, ...) after an update is one: float32(k * D) >= 0.5, or D is NaN."""
     return ~(steps_since_update.float() * increment.float() < 0.5)
+
+
+def gate_slope(increment: Tensor, averages: bool) -> Tensor:
+    """Return du / d(update_prob), which replaces the derivative of the rounding: [N], without gradient.
+
+    It is 1, the straight-through estimator (section 3.1); or, if `averages`, min(1, 2 D). An interval has about
+    0.5 / D steps, whose gradients then add up to their mean instead of their sum.
+    """
+    increment = increment.detach()
+    return (2 * increment).clamp(max=1) if averages else torch.ones_like(increment)
 
 
 def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, gate_opens, increment_of, product
+from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, gate_opens, gate_slope, increment_of, product
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
 Scan = Callable[..., ScanOutput]  # of the signature above
@@ -49,22 +49,23 @@ def refuse_forward_mode(ctx: Any, *tangents: Any) -> Any:
 
 
 class StraightThrough(torch.autograd.Function):
-    """The binary gate u_t with the straight-through estimator: its derivative by update_prob is 1 (section 3.1)."""
+    """The binary gate u_t; its derivative by update_prob is `slope`, see `gate_slope`."""
 
     generate_vmap_rule = True
     jvp = staticmethod(refuse_forward_mode)
 
     @staticmethod
-    def forward(update_prob: Tensor, opened: Tensor) -> Tensor:
+    def forward(update_prob: Tensor, opened: Tensor, slope: Tensor) -> Tensor:
         return opened.to(update_prob.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None
 
 
 class Blend(torch.autograd.Function):
@@ -171,7 +172,7 @@ def _dense_step(
         opened = opened & gate_opens(steps_since_update, carry.increment)
     u = opened.to(update_prob.dtype)
     if gate is not None:
-        u = StraightThrough.apply(update_prob, opened) * real
+        u = StraightThrough.apply(update_prob, opened, gate_slope(carry.increment, gate.averages)) * real
     u_column = u.unsqueeze(-1)
 
     h, c = [], []

@@ -5,7 +5,9 @@ needs only the cotangent g_u of the straight-through gate. With r the cotangent 
 the increment, and D~ and S(s, x) the increment and state that an update would have given,
 
     g_u = r + <g_s, S(s, x) - s> + g_D (D~ - D) - g_q update_prob
-    g_q += g_u;  g_D += g_q                                         since update_prob = q + D; its value is k D
+    g_q += w g_u;  g_D += g_q                                       since update_prob = q + D; its value is k D
+
+w is the gate's slope du / d(update_prob); it is 1, or depends on D (`gate_slope`).
 
 S(s, x) is a forward value that does not depend on other skipped steps. So all skipped steps of a round are computed as
 one batch.
@@ -18,7 +20,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, Step, StepGradient, increment_of, product
+from .cells_skip_rnn import (
+    CELLS,
+    Cell,
+    GateWeights,
+    LayerWeights,
+    Step,
+    StepGradient,
+    gate_slope,
+    increment_of,
+    product,
+)
 from .dense_scan_skip_rnn import Engine
 from .event_forward_skip_rnn import Events, Recorder, Timeline, run_updates
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
@@ -33,12 +45,13 @@ class Plan(NamedTuple):
     time: Timeline
     num_layers: int
     learned: bool
+    averages: bool
     sequence: bool
 
     def unpack(self, tensors: Sequence[Any]) -> tuple[Tensor, SkipRNNState, GateWeights | None, list[LayerWeights]]:
         """Return inputs, state, gate and layers from the flat list of tensors that `event_scan` makes of them."""
         inputs, state, rest = tensors[0], SkipRNNState(*tensors[1:5]), list(tensors[5:])
-        gate = GateWeights(*(rest.pop(0) for _ in range(3))) if self.learned else None
+        gate = GateWeights(rest.pop(0), rest.pop(0), rest.pop(0), self.averages) if self.learned else None
         return inputs, state, gate, [LayerWeights(*rest[4 * i : 4 * i + 4]) for i in range(self.num_layers)]
 
 
@@ -183,8 +196,9 @@ class Reverse:
             ]
             constant, slope = (torch.cat(part) for part in zip(*terms, strict=True))
             place = (self.held.slot[start:end], self.held.event[skipped] - first)
-            update_prob = self.held.steps_since_update[start:end] * self.events.increments[self.held.event[skipped]]
-            values = (constant, slope, update_prob, torch.ones_like(slope))
+            increment = self.events.increments[self.held.event[skipped]]
+            update_prob = self.held.steps_since_update[start:end] * increment
+            values = (constant, slope, update_prob, gate_slope(increment, self.plan.averages), torch.ones_like(slope))
             self._recur(self.held.longest[index], last - first, place, values, carry)
         if total is not None:
             carry.h[-1] = carry.h[-1] + total
@@ -235,9 +249,10 @@ class Reverse:
     ) -> None:
         """Run the recurrence of g_u over each event's skipped steps, latest first; shorter runs are padded."""
         padded = [term.new_zeros(longest, rows).index_put(place, term) for term in terms]
-        for constant, slope, update_prob, skipped in zip(*(part.flip(0).unbind() for part in padded), strict=True):
+        by_step = zip(*(part.flip(0).unbind() for part in padded), strict=True)
+        for constant, slope, update_prob, of_rounding, skipped in by_step:
             grad_u = torch.addcmul(constant, carry.increment, slope).addcmul_(carry.accumulator, update_prob, value=-1)
-            carry.accumulator = carry.accumulator + grad_u
+            carry.accumulator = torch.addcmul(carry.accumulator, of_rounding, grad_u)
             carry.increment = torch.addcmul(carry.increment, carry.accumulator, skipped)
 
     def _through_update(self, first: int, last: int, rows: Tensor, carry: Cotangents) -> None:
@@ -269,7 +284,7 @@ class Reverse:
         carry.increment = carry.accumulator = grad_u if self.plan.learned else torch.zeros_like(carry.increment)
 
     def _gate_at_update(self, first: int, last: int, now: slice, carry: Cotangents) -> Tensor:
-        """Compute g_u at updates: [A]."""
+        """Compute w g_u at updates: [A]."""
         events, previous = self.events, self.events.previous[now]
         update_prob = events.steps_since_update[now] * events.increments[previous]
         grad_u = self.grad_gate[events.flat[now]] - carry.accumulator * update_prob
@@ -277,7 +292,7 @@ class Reverse:
         for states, grads in ((events.h, carry.h), (events.c, carry.c)):
             for state, grad in zip(states, grads, strict=True):
                 grad_u = grad_u + ((state[first:last] - state[previous]) * grad).sum(-1)
-        return grad_u
+        return grad_u * gate_slope(events.increments[previous], self.plan.averages)
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Return the gradients of the flat list of tensors, in its order."""
@@ -384,8 +399,8 @@ def event_scan(
 ) -> ScanOutput:
     """Compute only the updates; values, gates and first derivatives equal `dense_scan`'s. No second derivative."""
     time = Timeline(inputs.shape[0], inputs.shape[1], mask, forced_gates, inputs.device)
-    plan = Plan(CELLS[cell], time, len(layers), gate is not None, sequence)
-    tensors = (inputs, *state, *(gate or ()), *(part for w in layers for part in w))
+    plan = Plan(CELLS[cell], time, len(layers), gate is not None, gate is not None and gate.averages, sequence)
+    tensors = (inputs, *state, *(gate or ())[:3], *(part for w in layers for part in w))
     held, h, c, increment, steps_since_update, num_updates, gates = SkipScan.apply(plan, *tensors)
     return ScanOutput(held, SkipRNNState(h, c, increment, steps_since_update), num_updates, gates)
 

@@ -131,6 +131,10 @@ class SkipRNNModel(SkipStack, SkipRNNPreTrainedModel):
         self.post_init()
 
     @property
+    def gate_gradient(self) -> str:  # type: ignore[override]  # the config holds it, since a callback changes it
+        return self.config.gate_gradient
+
+    @property
     def _gate_shift(self) -> float:  # the config holds it, so that it is saved
         return self.config.gate_shift
 

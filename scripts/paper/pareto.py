@@ -1,7 +1,7 @@
 """Draw accuracy against updates for several runs, and store the numbers of the picture.
 
     for share in 0.15 0.25 0.4; do
-        python scripts/train.py --config fsdd-skip-lstm --budget_target $share --output_dir runs/fsdd-$share
+        python scripts/train.py --config fsdd-skip-lstm --target_update_rate $share --output_dir runs/fsdd-$share
     done
     python scripts/train.py --config fsdd-skip-lstm --gate strided --stride 4 --output_dir runs/fsdd-stride-4
     python -m scripts.paper.pareto runs/fsdd-* --output runs/fsdd-pareto

@@ -160,10 +160,11 @@ def test_float32_gates_agree_but_for_ties(cell: str, scan) -> None:
 
 
 @pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("averages", [False, True])
 @pytest.mark.parametrize("cell", list(CELLS))
-def test_gradcheck_of_the_straight_through_path(cell: str, scan) -> None:
-    """The surrogate u = p + stop(round(p) - p) with frozen offsets is smooth: its numeric gradient is the scan's."""
-    problem = make_problem(Case(cell=cell, batch=2, steps=9, inputs=2, hidden=3))
+def test_gradcheck_of_the_path_through_the_gate(cell: str, averages: bool, scan) -> None:
+    """The surrogate u = w p + stop(round(p) - w p) with frozen w and offset is smooth: its numeric gradient is ours."""
+    problem = make_problem(Case(cell=cell, batch=2, steps=9, inputs=2, hidden=3, averages=averages))
     out = problem.run(scan)
     offsets = _offsets(problem)
     weight = torch.randn(out.state.h.shape, dtype=torch.float64)
@@ -182,20 +183,22 @@ def test_gradcheck_of_the_straight_through_path(cell: str, scan) -> None:
     assert_close("W_p", analytic, numeric, 1e-7)  # central differences of a smooth function at 1e-6
 
 
-def _offsets(problem: Problem) -> list[Tensor]:
-    probabilities = _surrogate(problem, None)
-    return [((p >= 0.5).double() - p).detach() for p in probabilities]
+def _offsets(problem: Problem) -> list[tuple[Tensor, Tensor]]:
+    """The slope w and the offset round(p) - w p of every step."""
+    seen = [(p.detach(), d.detach()) for p, d in _surrogate(problem, None)]
+    slopes = [(2 * d).clamp(max=1) if problem.case.averages else torch.ones_like(d) for _, d in seen]
+    return [(w, (p >= 0.5).double() - w * p) for (p, _), w in zip(seen, slopes, strict=True)]
 
 
-def _surrogate(problem: Problem, offsets: list[Tensor] | None):
-    """With offsets: (h, sum of u) of the smooth surrogate. Without: the update probabilities of the true forward."""
+def _surrogate(problem: Problem, offsets: list[tuple[Tensor, Tensor]] | None):
+    """With offsets: (h, sum of u) of the smooth surrogate. Without: update_prob and increment of the true forward."""
     cell, w = CELLS[problem.case.cell], problem.layers[0]
     h, c = problem.state.h[0], None if problem.state.c is None else problem.state.c[0]
     increment, accumulator, updates, seen = problem.state.increment, torch.zeros(2, dtype=torch.float64), 0.0, []
     for t in range(problem.case.steps):
         p = accumulator + increment
-        seen.append(p)
-        u = (p >= 0.5).double() if offsets is None else p + offsets[t]
+        seen.append((p, increment))
+        u = (p >= 0.5).double() if offsets is None else offsets[t][0] * p + offsets[t][1]
         x_product = product(problem.inputs[:, t], w.weight_ih, w.bias)
         new = cell.step(w, x_product, cell.recurrent_product(w, h), h, c)
         increment = u * increment_of(problem.gate, new.h if c is None else new.c) + (1 - u) * increment

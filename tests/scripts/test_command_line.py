@@ -200,8 +200,9 @@ def test_lists_dicts_and_nothing_in_a_recipe(tmp_path):
 
 @pytest.mark.parametrize(("option", "logs"), [("target_update_rate", 200), ("steered_update_rate", 25)])
 def test_a_steered_lambda_takes_the_place_of_a_recipes_target(option, logs):
-    settings = train.parse(["--task", "digits", f"--{option}", "0.5", *CPU])
-    assert read_recipe(Path("digits-skip-lstm"))["budget_loss"] == "l2"
+    row = f"{ROOT}/scripts/paper/tuned_rows.yaml:table2-skip-lstm-1e-4"
+    settings = train.parse(["--config", row, "--logging_steps", "200", f"--{option}", "0.5", *CPU])
+    assert read_recipe(Path(row))["budget_loss"] == "l2"
     assert (settings.config.budget_loss, settings.config.budget_target) == ("cost", None)
     assert settings.args.load_best_model_at_end is False
     assert settings.args.logging_steps == logs

@@ -76,6 +76,7 @@ def options(cell: str, path: str) -> None:
     few = [
         Case(steps=11),
         Case(steps=12, layers=2, mask="ragged", state="running", sequence=True),
+        Case(steps=14, layers=2, mask="ragged", sequence=True, averages=True, gate_bias=-2.0),
         Case(steps=5, hidden=19, gate="always", mask="left", sequence=True),
         Case(steps=8, gate="planned", mask="ragged", bias=False),
         Case(steps=9, inputs=18, gate="forced", sequence=True, mask="right"),
@@ -304,8 +305,8 @@ def operators() -> None:
     """Schema, fake tensors, torch.compile without a graph break, and what is refused."""
     problem = on_device(make_problem(Case(steps=6, batch=2)))
     weights = [problem.inputs.new_empty(0) if part is None else part for w in problem.layers for part in w]
-    gate = [part for part in problem.gate or () if part is not None]
-    arguments = (problem.inputs, weights, gate, *problem.state, None, None, "lstm", False, True)
+    gate = [part for part in problem.gate or () if isinstance(part, Tensor)]
+    arguments = (problem.inputs, weights, gate, *problem.state, None, None, "lstm", False, False, True)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.hf_skiprnn.triton_forward.default, arguments, test_utils=checks)
 

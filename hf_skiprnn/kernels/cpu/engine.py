@@ -82,7 +82,7 @@ def _call(
         inputs.dtype == torch.bfloat16,
         CELL_NUMBERS[cell],
         *(batch, steps, width, units, layers),
-        *(torch.get_num_threads(), every, rows),
+        *(torch.get_num_threads(), every, rows, False),
         *map(pointers.of, (inputs, ids, mask, forced)),
         pointers.array(weights),
         *map(pointers.of, gate[:2] or (None, None)),
@@ -193,6 +193,7 @@ def reverse(
     records: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     cell: str,
+    averages: bool,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Run a backward call and return the gradients of inputs (empty unless asked for), state, gate and weights.
@@ -204,6 +205,7 @@ def reverse(
     _check_records(records, grads, inputs, weights, state)
     results = empty_gradients(inputs, weights, gate, state, grad_inputs)
     call, keep = _call(inputs, None, weights, gate, state, mask, None, cell)
+    call.averages = averages
     for name, record in zip(RECORDS, records, strict=True):
         setattr(call, name, keep.of(record))
     for name, grad in zip(COTANGENTS, grads, strict=True):

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-ABI = 5  # csrc/call.h
+ABI = 6  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
 REMEDY = (
@@ -37,7 +37,7 @@ class Call(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("size", "is_double", "is_bf16", "cell", "batch", "steps", "inputs", "units", "layers")
         ),
-        *((name, ctypes.c_int64) for name in ("threads", "every", "rows")),
+        *((name, ctypes.c_int64) for name in ("threads", "every", "rows", "averages")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
         *(
             (name, ctypes.c_void_p)

@@ -63,12 +63,12 @@ def through_run(runs, run, alive, q, d, of_q, of_d):
 
 @triton.jit
 def through_gate(steps, step, moves, q, d, of_state):
-    """Return g_u at an update, and the cotangent of its gate's pre-activation W_p top + b_p: [R] each."""
+    """Return w g_u at an update, and the cotangent of its gate's pre-activation W_p top + b_p: [R] each."""
     now = tl.load(steps.new_increment + step, mask=moves, other=0.0)
     before = tl.load(steps.increment + step, mask=moves, other=0.0)
     r = tl.load(steps.grad_gates + step, mask=moves, other=0.0)
     grad_u = r + of_state + d * (now - before) - q * tl.load(steps.update_prob + step, mask=moves, other=0.0)
-    return grad_u, d * now * (1 - now)
+    return grad_u * tl.load(steps.slope + step, mask=moves, other=0.0), d * now * (1 - now)
 
 
 @triton.jit

@@ -3,10 +3,12 @@
 At a skipped step an affine map is applied to the cotangents of accumulator and increment, y = (g_q, g_D)
 (event_scan_skip_rnn.py):
 
-    y <- M y + (1, 1) (r + <g_s, S(s, x) - s>)        M = [[1 - p, D~ - D], [1 - p, 1 + D~ - D]],  p: update_prob
+    y <- M y + w (1, 1) (r + <g_s, S(s, x) - s>)      M = [[1 - w p, w (D~ - D)], [1 - w p, 1 + w (D~ - D)]]
+
+with p the update_prob and w the gate's slope.
 
 The state's cotangent g_s is constant along a run of skipped steps, except for the outputs' cotangents. So a whole run
-is an affine map too: with v_j = M_1 .. M_(j-1) (1, 1), it adds the sums of v_j r_j and <g_s, sum of v_j (S_j - s)>.
+is an affine map too: with v_j = M_1 .. M_(j-1) w_j (1, 1), it adds the sums of v_j r_j and <g_s, sum of v_j (S_j - s)>.
 These sums do not need the state's cotangent, so `segments` computes them for all runs at once. The sequential kernel
 then computes one dot product for each run, whatever its length.
 
@@ -29,6 +31,7 @@ class Steps(NamedTuple):
     increment: Tensor  # before the step
     new_increment: Tensor  # after it
     grad_gates: Tensor
+    slope: Tensor  # du / d(update_prob), see `gate_slope`
 
 
 class Runs(NamedTuple):
@@ -107,7 +110,9 @@ def segments(
             run = row * (C + 1) + index + 1
         if weights.gate is not None:
             if kind == 0:
-                v = first + second
+                both = first + second
+                slope = tl.load(steps.slope + step)
+                v = both * slope
                 change = tl.load(new_states.h + place + index * H, mask=ok, other=0.0)
                 top = tl.where(is_top, change, 0.0)
                 change -= tl.load(states.h + place + index * H, mask=ok, other=0.0)
@@ -119,7 +124,7 @@ def segments(
                     by_c += v[:, None, None] * change[None, :, :]
                 increment = tl.sigmoid(tl.sum(tl.sum(top, 0) * w_p, 0) + b_p)
                 second = v * (increment - tl.load(steps.increment + step)) + second
-                first = v * (1 - tl.load(steps.update_prob + step))
+                first = both * (1 - slope * tl.load(steps.update_prob + step))
                 constant += v * tl.load(steps.grad_gates + step)
         if grad_sequence is not None:
             grad = tl.load(grad_sequence + step * H + units, mask=units_ok, other=0.0).to(STATE)

@@ -142,6 +142,9 @@ class BackwardTeam {
     for (i64 u = 0; u < s_.units; ++u) to[u] += from[u];
   }
 
+  // du / d(update_prob), which replaces the derivative of the rounding.
+  T gate_slope(T increment) const { return m_.call.averages && 2 * increment < 1 ? 2 * increment : T(1); }
+
   // The cotangent of the gate u at time t.
   T of_gate(i64 r, i64 t) const {
     const T* of_gates = typed<T>(m_.call.grad_update_gates);
@@ -171,7 +174,7 @@ class BackwardTeam {
       if (grad_c_) product = add_difference(product, grad_c(r, l), ahead_.c(skipped, l), segment_.c(l, e, r), s_.padded);
     }
     of_u += sum<T>(product);
-    g.accumulator += of_u;
+    g.accumulator += gate_slope(held) * of_u;
     g.increment += g.accumulator;
   }
 
@@ -219,7 +222,7 @@ class BackwardTeam {
     share_[where_.gate_bias] += of_z;
     g.gate_shift += of_z;
     add_scaled(grad_top(r), of_z, m_.gate_weight, s_.padded);
-    g.increment = g.accumulator = of_u;
+    g.increment = g.accumulator = gate_slope(held) * of_u;
   }
 
   // Adds the weight gradients of all updates of the segment, as one outer product a weight.

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-constexpr std::int64_t kAbi = 5;
+constexpr std::int64_t kAbi = 6;
 
 // Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
 struct SkipRnnCall {
@@ -17,6 +17,7 @@ struct SkipRnnCall {
   std::int64_t threads;
   std::int64_t every;     // training: updates from one checkpoint to the next
   std::int64_t rows;      // backward: rows that are computed together
+  std::int64_t averages;  // backward: the gate's slope is min(1, 2 D), else 1
 
   // inputs
   const void* x;                   // [B, T, I]; with ids: the embedding table [., I]
