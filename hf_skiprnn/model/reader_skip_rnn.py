@@ -236,7 +236,8 @@ def as_count(value: Any, name: str) -> int:
 
 def detached(weights: Weights) -> Weights:
     """Return the weights in the same memory, without gradients."""
-    return weights._replace(**{name: w.detach() for name, w in weights._asdict().items() if w is not None})
+    parts: dict[str, Any] = {name: w.detach() for name, w in weights._asdict().items() if isinstance(w, Tensor)}
+    return weights._replace(**parts)
 
 
 def as_tensor(x: Any, device: torch.device, where: str) -> Tensor:

@@ -148,6 +148,17 @@ def test_a_gate_that_closed_is_opened_again(tmp_path) -> None:
     assert controller.share == pytest.approx(0.3, rel=0.5)
 
 
+def test_a_gate_that_is_shut_starts_anew(tmp_path, caplog) -> None:
+    """At this bias its gradient is 0 in float32, so no lambda opens it."""
+    model = tiny()
+    with torch.no_grad():
+        model.skip_rnn.update_gate.bias.fill_(-120.0)
+    controller = RateController(0.3)
+    train(tmp_path, model, rows_of(60), controller, 150, learning_rate=1e-3)
+    assert caplog.text.count("It starts anew as a stride") == controller.restarts == 1
+    assert controller.share == pytest.approx(0.3, rel=0.5)
+
+
 def test_a_gate_astray_is_told_once(caplog) -> None:
     controller, config = RateController(0.2), tiny().config
     controller.rate = 0.1
