@@ -3,7 +3,9 @@
     python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # train the missing runs
     python -m scripts.benchmarks.gates --report                                      # print and draw stored results
 
-The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. A
+The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. Tasks
+own_imdb and own_fsdd take data of these tasks as a user's, with the recipe own_data-skip-lstm; for a local copy, train
+them alone with --dataset_name FOLDER. A
 dial is one model that is evaluated at all shares. Each kind of model gets the learning rate, of three around the
 recipe's, that is best on validation data with seed 1.
 A run whose folder under --runs holds a results.json is finished; the same command then trains the other runs. Unknown
@@ -24,12 +26,15 @@ from hf_skiprnn.commands.recipe_files import RECIPES, read_recipe
 from hf_skiprnn.evaluation.figures import Runs, accuracy_against_updates
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.hub.card import MAIN_METRICS
+from hf_skiprnn.tasks.fsdd import FSDD
+from hf_skiprnn.tasks.imdb import IMDB
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "scripts" / "train.py"
 SHARES = (0.1, 0.2, 0.35)
 RATES = (1.0, 0.5, 2.0)  # times the recipe's learning rate
-TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd")
+TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd", "own_imdb", "own_fsdd")
+OWN_DATA = {"own_imdb": IMDB.dataset_name, "own_fsdd": FSDD.dataset_name}  # as a user's data, with the recipe for them
 DIAL = (0.05, 0.9)  # lowest and highest share of a dial
 NAMES = {
     "learned": "Skip LSTM",
@@ -63,9 +68,11 @@ class Job(NamedTuple):
             "random": ["--gate=random", f"--skip_probability={1 - self.share:.6f}"],
             "plain": ["--gate=always"],
         }
-        recipe = f"{self.task}-skip-lstm"
+        name = f"--dataset_name={OWN_DATA[self.task]}" if self.task in OWN_DATA else None
+        recipe = "own_data-skip-lstm" if name else f"{self.task}-skip-lstm"
         rate = float(read_recipe(RECIPES / f"{recipe}.yaml")["learning_rate"]) * self.rate
-        return ["--config", recipe, *gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
+        options = [*gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
+        return ["--config", recipe, *([name] if name else []), *options]
 
 
 def kinds_of(shares: Sequence[float]) -> list[tuple[str, float]]:

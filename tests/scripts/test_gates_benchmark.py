@@ -72,6 +72,12 @@ def test_every_model_has_the_same_recipe() -> None:
     assert "--stride=3" in jobs[1]
 
 
+def test_own_data_take_their_recipe_and_a_data_set() -> None:
+    options = gates.Job("own_fsdd", "strided", 0.2, 1, 1.0).options()
+    assert options[:2] == ["--config", "own_data-skip-lstm"]
+    assert options[2] == "--dataset_name=mteb/free-spoken-digit-dataset"
+
+
 def test_without_runs_it_says_so(tmp_path, capsys) -> None:
     assert gates.main(["--report", "--results", str(tmp_path)]) == 1
     assert "holds no runs yet" in capsys.readouterr().err
