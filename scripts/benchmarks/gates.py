@@ -133,8 +133,8 @@ def row_of(job: Job, run: dict[str, Any], test: dict[str, float]) -> dict[str, A
     }
 
 
-def report(rows: list[dict[str, Any]], folder: Path) -> str:
-    """Return a table, a line for each model, and draw a figure for each task."""
+def report(rows: list[dict[str, Any]], folder: Path | None = None) -> str:
+    """Return a table, a line for each model, and one of differences; draw a figure for each task in a folder."""
     lines = ["| task | model | asked | read | test | seeds |", "| --- | --- | --- | --- | --- | --- |"]
     for task in dict.fromkeys(row["task"] for row in rows):
         curves: dict[str, list[Runs]] = {}
@@ -148,8 +148,9 @@ def report(rows: list[dict[str, Any]], folder: Path) -> str:
             lines.append(f"| {task} | {NAMES[kind]} | {share:.0%} | {read:.1%} | {test} | {len(runs)} |")
             curves.setdefault(NAMES[kind], []).append([(row["read"], row["value"]) for row in runs])
         metric = mine[0]["metric"]
-        figure = accuracy_against_updates(curves, f"{metric} ({task})", "share of steps read", metric == "mse")
-        figure.savefig(folder / f"{task}.png")
+        if folder is not None:
+            figure = accuracy_against_updates(curves, f"{metric} ({task})", "share of steps read", metric == "mse")
+            figure.savefig(folder / f"{task}.png")
     return "\n".join([*lines, "", *verdicts(rows)])
 
 

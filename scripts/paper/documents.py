@@ -40,6 +40,7 @@ RENDERERS: dict[str, Callable[[Path], str]] = {
     "peers": speed_tables.peer_tables,
     "memory": speed_tables.memory_tables,
     "streaming": speed_tables.streaming_tables,
+    "gates": rival_tables.gates_report,
     "find-digit": partial(rival_tables.checkpoint_table, folder="skip-lstm-find-digit"),
     "mnist-rivals": partial(rival_tables.pareto_table, folder="mnist-pareto"),
     "fsdd-rivals": partial(rival_tables.pareto_table, folder="fsdd-pareto"),

@@ -10,6 +10,8 @@ from typing import Any
 
 from hf_skiprnn.hub.card import RESULTS, number, percent
 
+from scripts.benchmarks import gates
+
 from .speed_tables import table
 
 GATES = {
@@ -26,6 +28,13 @@ def pareto_table(cards: Path, folder: str) -> str:
     runs = read(cards / folder / RESULTS).items()
     lines = [run_cells(name, run) for name, run in sorted(runs, key=lambda item: share_of(item[1]))]
     return table(COLUMNS, lines)
+
+
+def gates_report(cards: Path) -> str:
+    """Render the runs of scripts/benchmarks/gates.py: means and standard deviations over seeds, and differences."""
+    rows = json.loads((cards / "gates" / RESULTS).read_text(encoding="utf-8"))
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    return f"{gates.report(rows)}\n\nCommits: {commits}."
 
 
 def checkpoint_table(cards: Path, folder: str) -> str:
