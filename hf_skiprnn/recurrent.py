@@ -36,6 +36,7 @@ class _SkipRecurrent(SkipStack):
         learn_initial_state: bool = False,
         update_bias: float = 1.0,
         forget_bias: float = 1.0,
+        gate_gradient: str = "sum",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -51,6 +52,8 @@ class _SkipRecurrent(SkipStack):
             )
         if gate not in ("learned", "always", "random", "strided"):
             raise ValueError(f'gate must be "learned", "always", "random" or "strided"; got {gate!r}.')
+        if gate_gradient not in ("sum", "mean"):
+            raise ValueError(f'gate_gradient must be "sum" or "mean"; got {gate_gradient!r}.')
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers, "stride": stride}
         for name, value in sizes.items():
             if value < 1:
@@ -60,7 +63,7 @@ class _SkipRecurrent(SkipStack):
         self.cell, self.gate, self.skip_probability, self.stride = cell, gate, skip_probability, stride
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
-        self.forget_bias, self.update_bias = forget_bias, update_bias
+        self.forget_bias, self.update_bias, self.gate_gradient = forget_bias, update_bias, gate_gradient
         self._build_stack(input_size, num_layers, bias, learn_initial_state, device=device, dtype=dtype)
         self.reset_parameters()
 

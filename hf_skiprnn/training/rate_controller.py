@@ -35,7 +35,8 @@ SLOWEST, FASTEST, COURSE = 0.03, 0.3, 24.0
 LIMIT = 5.0  # limit of the integral (anti-windup); in trials it stayed below 3
 TOLERANCE = 0.1  # largest relative difference between the final share and the target
 CLOSED, OPEN = 0.25, 0.95  # a share below CLOSED * target or above OPEN is far off
-PATIENCE = 100  # optimizer steps with a share far off after which a warning is logged, and a closed gate starts anew
+SHUT = 1.1  # a gate that reads fewer steps of a row, and less than half of the target, is shut
+PATIENCE = 100  # optimizer steps after which a share far off is logged, and a shut gate starts anew
 RESTARTS = 3  # largest number of such starts
 # The range of a dial is widened from 0 to the whole between these shares of training. With the whole range from the
 # first step, models of long sequences did not learn the task at any share.
@@ -56,8 +57,8 @@ class RateController(TrainerCallback, ExportableState):
 
     where the task loss is the largest value so far of its moving average.
     `config.gate_gradient` is set to "mean": with "sum" gradients through long intervals explode, and drown the budget.
-    A closed gate reads one step of a row, and then has next to no gradient. After PATIENCE steps it starts anew as a
-    stride; the rest of the model stays.
+    A gate that is shut reads one step of a row, and then has next to no gradient. After PATIENCE steps it starts anew
+    as a stride, and lambda from 0; the rest of the model stays.
     If `config.gate_noise` is 0 it is set to NOISE, so that the trained gate also works at other shifts. After training,
     `hf_skiprnn.training.calibrate` finds the shift at which exactly the target is read. `outcome` holds the target, the
     share in the last evaluation, lambda, and whether that share is within 10 % of the target.
@@ -98,13 +99,14 @@ class RateController(TrainerCallback, ExportableState):
         self.scale: float | None = None  # its largest value; the first one of a trained model says little
         self.weight, self.weight_slope = 0.0, 0.0  # lambda
         self.astray = 0  # number of steps in a row with a share far off
+        self.shut = 0  # number of steps in a row with a gate that is shut
         self.restarts = 0
         self.share: float | None = None
         self.outcome: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        names = ("level", "slope", "smooth", "scale", "astray", "restarts", "weight", "weight_slope")
+        names = ("level", "slope", "smooth", "scale", "astray", "shut", "restarts", "weight", "weight_slope")
         attributes = {name: getattr(self, name) for name in names}
         return {"args": {"target": self.target, "dial": self.dial}, "attributes": attributes}
 
@@ -121,15 +123,17 @@ class RateController(TrainerCallback, ExportableState):
         self.level, self.share = kept.get("level", 0.0), None
         self.smooth, self.scale = kept.get("smooth"), kept.get("scale")
         self.slope, self.weight_slope = kept.get("slope", 0.0), kept.get("weight_slope", 0.0)
-        self.astray, self.restarts = kept.get("astray", 0), kept.get("restarts", 0)
+        self.astray, self.shut, self.restarts = (kept.get(name, 0) for name in ("astray", "shut", "restarts"))
         self.weight = kept.get("weight", 0.0)
         config.budget_weight, config.budget_slope = self.weight, self.weight_slope
         if self.dial is None:
             config.gate_noise = config.gate_noise or NOISE
         else:
             self.widen(config, state.global_step)
-        if not kept and is_linear(base.update_gate) and bool((base.update_gate.bias == config.update_bias).all()):
-            start_as_stride(base.update_gate, self.target)  # a new gate
+        gate = base.update_gate
+        is_default = config.update_bias == type(config).update_bias  # else the user has chosen the start
+        if not kept and is_default and can_start(gate) and bool((gate.bias == config.update_bias).all()):
+            start_as_stride(gate, self.target, SMALL)  # a new gate
 
     def observe(self, config: Any, held: Held, step: int) -> None:
         """Set lambda for the next step.
@@ -154,26 +158,36 @@ class RateController(TrainerCallback, ExportableState):
         config.budget_weight, config.budget_slope = self.weight, self.weight_slope
         is_astray = share < CLOSED * self.target or (share > OPEN and self.target < 0.8)
         self.astray = self.astray + 1 if is_astray else 0
+        self.shut = self.shut + 1 if held.updates < SHUT and share < self.target / 2 else 0
         if self.astray == PATIENCE:
             logger.warning(
                 "The gate has read %.1f %% of the steps for %d optimizer steps (now at %d); the target is %.1f %%. "
-                "%s. You need not do anything unless training ends like this.",
+                "Lambda changes until it reads %s. You need not do anything unless training ends like this.",
                 *(100 * share, PATIENCE, step, 100 * self.target),
-                "Lambda rises until it reads less" if share > self.target else "It starts anew as a stride",
+                "less" if share > self.target else "more",
             )
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        """Start a closed gate anew."""
-        if self.astray < PATIENCE or self.share is None or self.share > self.target or self.restarts >= RESTARTS:
+        """Start a gate that is shut anew: its weight from 0, its bias, the optimizer's moments, and lambda."""
+        if self.shut < PATIENCE or self.restarts >= RESTARTS:
             return
-        self.astray, self.restarts = 0, self.restarts + 1
-        gate = skip_rnn_in(model).update_gate
-        if is_linear(gate):
-            start_as_stride(gate, self.target)
-            for parameter in gate.parameters():  # its moments belong to the gate that closed
-                optimizer.state.pop(parameter, None)
+        base = skip_rnn_in(model)
+        moments = getattr(optimizer, "state", {})
+        if not can_start(base.update_gate) or any(part not in moments for part in base.update_gate.parameters()):
+            return  # replaced or frozen, or the optimizer holds other copies (DeepSpeed)
+        start_as_stride(base.update_gate, self.target, 0.0)
+        for parameter in base.update_gate.parameters():
+            del moments[parameter]
+        self.shut, self.restarts = 0, self.restarts + 1
+        self.level = self.slope = self.weight = self.weight_slope = 0.0
+        base.config.budget_weight = base.config.budget_slope = 0.0
+        logger.warning(
+            "The gate was shut for %d optimizer steps, up to step %d. It starts anew as a stride (%d of at most %d "
+            "such starts). If it shuts again, halve the learning rate.",
+            *(PATIENCE, state.global_step, self.restarts, RESTARTS),
+        )
 
     def follow(self, held: Held, unit: float, low: float, high: float) -> None:
         """Set lambda as a line over the noise of a row, which was drawn from U(low, high)."""
@@ -255,13 +269,13 @@ def skip_rnn_in(model: Any) -> Any:
     return found[0]
 
 
-def is_linear(gate: Any) -> bool:
-    """Return whether a gate is a plain layer, and not one that a tool has replaced."""
-    return isinstance(gate, torch.nn.Linear)
+def can_start(gate: Any) -> bool:
+    """Return whether a gate is a plain layer that is trained, not frozen or replaced by a tool."""
+    return isinstance(gate, torch.nn.Linear) and all(part.requires_grad for part in gate.parameters())
 
 
 @torch.no_grad()
-def start_as_stride(gate: Any, target: float) -> None:
-    """Make a gate read about every (1 / target)-th step."""
-    gate.weight.mul_(SMALL)
+def start_as_stride(gate: Any, target: float, factor: float) -> None:
+    """Make a gate read about every (1 / target)-th step; its weight is multiplied by `factor`."""
+    gate.weight.mul_(factor)
     gate.bias.fill_(logit(target) - math.log(2))

@@ -52,12 +52,13 @@ class Held(NamedTuple):
     task_loss: float
     error: float  # of the logit of a row's share, halved
     error_noise: float  # the same times the row's noise
+    updates: float  # of a row
 
     @classmethod
     def of(cls, sums: Sequence[float]) -> "Held":
         """Return the means from sums of `BatchCounts.reads`."""
         updates, steps, task, rows, error, error_noise = sums
-        return cls(updates / steps, task / rows, error / rows, error_noise / rows)
+        return cls(updates / steps, task / rows, error / rows, error_noise / rows, updates / rows)
 
 
 def exact(device: torch.device) -> torch.dtype:

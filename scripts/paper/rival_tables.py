@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_skiprnn.hub.card import RESULTS, number, percent
-
 from scripts.benchmarks import gates
 
 from .speed_tables import table

@@ -72,7 +72,7 @@ def test_a_new_gate_starts_as_a_stride_and_a_trained_one_stays(tmp_path) -> None
 
 
 def held(share: float, task_loss: float) -> Held:
-    return Held(share, task_loss, 0.0, 0.0)
+    return Held(share, task_loss, 0.0, 0.0, 60 * share)
 
 
 def test_lambda_follows_the_error_and_may_reward_reading() -> None:
@@ -96,7 +96,7 @@ def test_the_errors_of_rows_are_of_their_own_targets() -> None:
     targets = torch.sigmoid(torch.logit(torch.tensor(0.3)) + noise)
     errors = (updates / lengths - targets) / (2 * targets * (1 - targets))
     means = Held.of(counts.reads(0.3).tolist())
-    wanted = (115 / 190, 0.7, errors.mean().item(), (errors * noise).mean().item())
+    wanted = (115 / 190, 0.7, errors.mean().item(), (errors * noise).mean().item(), 115 / 3)
     assert means == pytest.approx(wanted, rel=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_a_dial_has_a_price_for_each_row() -> None:
     low, high = config.gate_noise
     assert torch.sigmoid(torch.tensor([low, high]) + math.log(0.25)).tolist() == pytest.approx([0.05, 0.6])
     spread = (high - low) / math.sqrt(12)
-    controller.observe(config, Held(0.2, 2.0, 0.0, -0.5 * spread), 100)  # the error's slope is -0.5
+    controller.observe(config, Held(0.2, 2.0, 0.0, -0.5 * spread, 6.0), 100)  # the error's slope is -0.5
     assert (controller.level, controller.slope) == (0.0, pytest.approx(-0.05))
     prices = [config.budget_weight + config.budget_slope * noise for noise in (low, (low + high) / 2, high)]
     assert prices[0] > 0 > prices[2]
@@ -148,15 +148,30 @@ def test_a_gate_that_closed_is_opened_again(tmp_path) -> None:
     assert controller.share == pytest.approx(0.3, rel=0.5)
 
 
-def test_a_gate_that_is_shut_starts_anew(tmp_path, caplog) -> None:
-    """At this bias its gradient is 0 in float32, so no lambda opens it."""
+@pytest.mark.parametrize("steps", [13, 60])
+def test_a_gate_that_is_shut_starts_anew(tmp_path, caplog, steps: int) -> None:
+    """At this bias its gradient is 0 in float32, so no lambda opens it. A row's first step is read all the same."""
     model = tiny()
     with torch.no_grad():
+        model.skip_rnn.update_gate.weight.fill_(-10.0)
         model.skip_rnn.update_gate.bias.fill_(-120.0)
     controller = RateController(0.3)
-    train(tmp_path, model, rows_of(60), controller, 150, learning_rate=1e-3)
+    train(tmp_path, model, rows_of(steps), controller, 200, learning_rate=1e-2)
     assert caplog.text.count("It starts anew as a stride") == controller.restarts == 1
-    assert controller.share == pytest.approx(0.3, rel=0.5)
+    assert controller.share == pytest.approx(0.3, rel=0.2)
+
+
+def test_a_gate_that_reads_a_little_or_is_frozen_does_not_start_anew(tmp_path) -> None:
+    for bias, trained in ((-5.0, True), (-120.0, False)):
+        model = tiny()
+        gate = model.skip_rnn.update_gate
+        with torch.no_grad():
+            gate.bias.fill_(bias)
+        gate.requires_grad_(trained)
+        controller = RateController(0.3)
+        train(tmp_path / str(bias), model, rows_of(60), controller, 110, learning_rate=1e-5)
+        assert controller.restarts == 0
+        assert gate.bias.item() == pytest.approx(bias, abs=0.1)
 
 
 def test_a_gate_astray_is_told_once(caplog) -> None:

@@ -169,7 +169,7 @@ def triton_scan(
         ValueError: a shape, dtype or device does not fit; the message says which.
         RuntimeError: a second derivative was asked for, or the rows have shifts of the gate of their own.
     """
-    if gate is not None and gate.shift is not None:
+    if getattr(gate, "shift", None) is not None:
         raise RuntimeError(
             "Scan backend 'triton' has no shift of the gate for each row (gate_shift, update_rate, gate_noise). Use "
             "'events', or model.set_gate_shift(number) for all rows."
@@ -184,6 +184,6 @@ def triton_scan(
     record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in operands)
     results = torch.ops.hf_skiprnn.triton_forward(
         *(inputs.to(operand), weights, gates, *start, mask, forced_gates),
-        *(cell, sequence, gate is not None and gate.averages, record),
+        *(cell, sequence, getattr(gate, "averages", False), record),
     )
     return scan_output(results, state.c is not None, sequence, gate is not None)
