@@ -313,7 +313,8 @@ CHECKPOINT = CARDS / "skip-lstm-digits"
 
 
 def test_a_checkpoint_is_fine_tuned(tmp_path, capsys):
-    start = ["--task", "digits", "--model_name_or_path", str(CHECKPOINT), "--budget_target", "0.3"]
+    start = ["--task", "digits", "--model_name_or_path", str(CHECKPOINT), "--budget_loss", "l2"]
+    start += ["--budget_target", "0.3"]
     settings = train.parse([*start, "--output_dir", str(tmp_path), *QUIET])
     held = SkipRNNConfig.from_pretrained(CHECKPOINT)
     assert settings.config.hidden_size == held.hidden_size != 16
