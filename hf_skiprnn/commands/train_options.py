@@ -32,13 +32,8 @@ folder holds the model, its processor, results.json and a picture of the steps r
 STEERING_STEPS = 25  # largest logging_steps with --steered_update_rate, which changes lambda at every log
 # Settings of a recipe that --target_update_rate and --steered_update_rate replace.
 STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
-OWN_BUDGET = (
-    "gate",
-    "budget_weight",
-    "budget_loss",
-    "budget_target",
-    "budget_warmup_steps",
-)  # options that replace --target_update_rate
+# Options that replace a recipe's --target_update_rate.
+OWN_BUDGET = ("gate", "budget_weight", "budget_loss", "budget_target", "budget_warmup_steps")
 # Fields of SkipRNNConfig that decide the shapes of a checkpoint's parameters.
 SHAPE = (
     *("cell_type", "gru_reset", "input_size", "hidden_size", "num_hidden_layers", "vocab_size"),
