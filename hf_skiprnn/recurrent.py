@@ -52,8 +52,8 @@ class _SkipRecurrent(SkipStack):
             )
         if gate not in ("learned", "always", "random", "strided"):
             raise ValueError(f'gate must be "learned", "always", "random" or "strided"; got {gate!r}.')
-        if gate_gradient not in ("sum", "mean"):
-            raise ValueError(f'gate_gradient must be "sum" or "mean"; got {gate_gradient!r}.')
+        if gate_gradient not in ("sum", "capped"):
+            raise ValueError(f'gate_gradient must be "sum" or "capped"; got {gate_gradient!r}.')
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers, "stride": stride}
         for name, value in sizes.items():
             if value < 1:

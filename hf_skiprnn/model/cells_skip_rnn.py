@@ -43,7 +43,7 @@ class GateWeights(NamedTuple):
     weight: Tensor  # [1, H]
     bias: Tensor  # [1]
     shift: Tensor | None = None  # [B], a number for each row that is added to the bias
-    averages: bool = False  # config.gate_gradient is "mean"; see `gate_slope`
+    capped: bool = False  # config.gate_gradient is "capped"; see `gate_slope`
 
     def of_rows(self, rows: Tensor) -> "GateWeights":
         """Return the gate of some rows of the batch ([N], integer)."""
@@ -119,14 +119,14 @@ def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
     return ~(steps_since_update.float() * increment.float() < 0.5)
 
 
-def gate_slope(increment: Tensor, averages: bool) -> Tensor:
+def gate_slope(increment: Tensor, capped: bool) -> Tensor:
     """Return du / d(update_prob), which replaces the derivative of the rounding: [N], without gradient.
 
-    It is 1, the straight-through estimator (section 3.1); or, if `averages`, min(1, 2 D). An interval has about
-    0.5 / D steps, whose gradients then add up to their mean instead of their sum.
+    It is 1, the straight-through estimator (section 3.1); or, if `capped`, min(1, 8 D). An interval has about
+    0.5 / D gates. Those of an interval of more than 4 steps then count as 4 together.
     """
     increment = increment.detach()
-    return (2 * increment).clamp(max=1) if averages else torch.ones_like(increment)
+    return (8 * increment).clamp(max=1) if capped else torch.ones_like(increment)
 
 
 def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:

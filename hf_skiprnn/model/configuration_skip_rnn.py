@@ -111,8 +111,8 @@ class SkipRNNConfig(PreTrainedConfig):
             other shifts. 0 switches it off. With [low, high] draws are from U(low, high), and the row's wanted share
             follows: its logit is that of budget_target plus the noise.
         gate_gradient: how the gates between two updates add to the gradient of the update probability. "sum": each with
-            weight 1, the straight-through estimator (section 3.1). "mean": with weight min(1, 2 D), about one over
-            their number; gradients then do not explode through long intervals.
+            weight 1, the straight-through estimator (section 3.1). "capped": with weight min(1, 8 D), so that
+            those of an interval of more than 4 steps count as 4; gradients then do not explode.
         gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
             increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
@@ -154,7 +154,7 @@ class SkipRNNConfig(PreTrainedConfig):
     budget_slope: float | int = 0.0
     gate_shift: float | int = 0.0
     gate_noise: float | int | list[float | int] = 0.0
-    gate_gradient: Literal["sum", "mean"] = "sum"
+    gate_gradient: Literal["sum", "capped"] = "sum"
     gate_calibration: list[list[float | int]] | None = None
     learn_initial_state: bool = True
     update_bias: float | int = 1.0

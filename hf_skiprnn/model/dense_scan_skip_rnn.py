@@ -172,7 +172,7 @@ def _dense_step(
         opened = opened & gate_opens(steps_since_update, carry.increment)
     u = opened.to(update_prob.dtype)
     if gate is not None:
-        u = StraightThrough.apply(update_prob, opened, gate_slope(carry.increment, gate.averages)) * real
+        u = StraightThrough.apply(update_prob, opened, gate_slope(carry.increment, gate.capped)) * real
     u_column = u.unsqueeze(-1)
 
     h, c = [], []

@@ -45,13 +45,13 @@ class Plan(NamedTuple):
     time: Timeline
     num_layers: int
     learned: bool
-    averages: bool
+    capped: bool
     sequence: bool
 
     def unpack(self, tensors: Sequence[Any]) -> tuple[Tensor, SkipRNNState, GateWeights | None, list[LayerWeights]]:
         """Return inputs, state, gate and layers from the flat list of tensors that `event_scan` makes of them."""
         inputs, state, rest = tensors[0], SkipRNNState(*tensors[1:5]), list(tensors[5:])
-        gate = GateWeights(rest.pop(0), rest.pop(0), rest.pop(0), self.averages) if self.learned else None
+        gate = GateWeights(rest.pop(0), rest.pop(0), rest.pop(0), self.capped) if self.learned else None
         return inputs, state, gate, [LayerWeights(*rest[4 * i : 4 * i + 4]) for i in range(self.num_layers)]
 
 
@@ -198,7 +198,7 @@ class Reverse:
             place = (self.held.slot[start:end], self.held.event[skipped] - first)
             increment = self.events.increments[self.held.event[skipped]]
             update_prob = self.held.steps_since_update[start:end] * increment
-            values = (constant, slope, update_prob, gate_slope(increment, self.plan.averages), torch.ones_like(slope))
+            values = (constant, slope, update_prob, gate_slope(increment, self.plan.capped), torch.ones_like(slope))
             self._recur(self.held.longest[index], last - first, place, values, carry)
         if total is not None:
             carry.h[-1] = carry.h[-1] + total
@@ -292,7 +292,7 @@ class Reverse:
         for states, grads in ((events.h, carry.h), (events.c, carry.c)):
             for state, grad in zip(states, grads, strict=True):
                 grad_u = grad_u + ((state[first:last] - state[previous]) * grad).sum(-1)
-        return grad_u * gate_slope(events.increments[previous], self.plan.averages)
+        return grad_u * gate_slope(events.increments[previous], self.plan.capped)
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Return the gradients of the flat list of tensors, in its order."""
@@ -399,7 +399,7 @@ def event_scan(
 ) -> ScanOutput:
     """Compute only the updates; values, gates and first derivatives equal `dense_scan`'s. No second derivative."""
     time = Timeline(inputs.shape[0], inputs.shape[1], mask, forced_gates, inputs.device)
-    plan = Plan(CELLS[cell], time, len(layers), gate is not None, gate is not None and gate.averages, sequence)
+    plan = Plan(CELLS[cell], time, len(layers), gate is not None, gate is not None and gate.capped, sequence)
     tensors = (inputs, *state, *(gate or ())[:3], *(part for w in layers for part in w))
     held, h, c, increment, steps_since_update, num_updates, gates = SkipScan.apply(plan, *tensors)
     return ScanOutput(held, SkipRNNState(h, c, increment, steps_since_update), num_updates, gates)

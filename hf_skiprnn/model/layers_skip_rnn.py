@@ -151,7 +151,7 @@ class SkipStack(nn.Module):
     stride: int
     _scan_backend: str | None = None
     _gate_shift: float = 0.0
-    gate_gradient: str = "sum"  # or "mean"; see SkipRNNConfig
+    gate_gradient: str = "sum"  # or "capped"; see SkipRNNConfig
 
     def _build_stack(
         self, input_size: int, num_layers: int, bias: bool, learn_initial_state: bool, **factory: Any
@@ -229,7 +229,7 @@ class SkipStack(nn.Module):
             weight, bias = linear_map("update_gate", gate, self.hidden_size, like.device, state_dtype(like))
         if shift is None and self._gate_shift:
             bias = bias + self._gate_shift
-        return GateWeights(weight, bias, shift, self.gate_gradient == "mean")
+        return GateWeights(weight, bias, shift, self.gate_gradient == "capped")
 
     @property
     def scan_backend(self) -> str:

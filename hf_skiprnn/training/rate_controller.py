@@ -56,7 +56,7 @@ class RateController(TrainerCallback, ExportableState):
         lambda = task loss * (level + error) / (4 target (1 - target))
 
     where the task loss is the largest value so far of its moving average.
-    `config.gate_gradient` is set to "mean": with "sum" gradients through long intervals explode, and drown the budget.
+    `config.gate_gradient` is set to "capped": with "sum", gradients explode through long intervals.
     A gate that is shut reads one step of a row, and then has next to no gradient. After PATIENCE steps it starts anew
     as a stride, and lambda from 0; the rest of the model stays.
     If `config.gate_noise` is 0 it is set to NOISE, so that the trained gate also works at other shifts. After training,
@@ -116,7 +116,7 @@ class RateController(TrainerCallback, ExportableState):
         config = base.config
         if config.gate != "learned":
             raise ValueError(f"A target update rate needs gate='learned'; got gate={config.gate!r}.")
-        config.budget_loss, config.budget_target, config.gate_gradient = "rate", self.target, "mean"
+        config.budget_loss, config.budget_target, config.gate_gradient = "rate", self.target, "capped"
         self.max_steps = max(state.max_steps, 1)
         self.rate = min(max(COURSE / self.max_steps, SLOWEST), FASTEST)
         kept = saved_attributes(state, self)

@@ -31,7 +31,7 @@ class Case:
     sequence: bool = False
     bias: bool = True
     shifted: bool = False  # every row has a shift of its own on the gate's bias
-    averages: bool = False  # gate_gradient="mean"
+    capped: bool = False  # gate_gradient="capped"
     gate_bias: float = -1.5  # at 0 about every other step is skipped; lower skips more
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Problem:
             self,
             inputs=leaf(self.inputs),
             layers=[LayerWeights(*map(leaf, w)) for w in self.layers],
-            gate=self.gate and GateWeights(*map(leaf, self.gate[:3]), self.gate.averages),
+            gate=self.gate and GateWeights(*map(leaf, self.gate[:3]), self.gate.capped),
             state=SkipRNNState(*map(leaf, self.state)),
             mask=flags(self.mask),
             forced_gates=flags(self.forced_gates),
@@ -115,7 +115,7 @@ def make_problem(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) 
     gate = None
     if case.gate in ("learned", "forced"):
         gate = GateWeights(randn(1, units, scale=2.0 / units**0.5), torch.tensor([case.gate_bias], dtype=torch.float64))
-        gate = gate._replace(shift=randn(case.batch) if case.shifted else None, averages=case.averages)
+        gate = gate._replace(shift=randn(case.batch) if case.shifted else None, capped=case.capped)
     problem = Problem(
         case,
         randn(case.batch, case.steps, case.inputs),

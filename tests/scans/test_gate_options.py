@@ -16,11 +16,15 @@ CASES = [
     Case(shifted=True, batch=1, steps=1),
     Case(shifted=True, batch=0),
     Case(shifted=True, gate_bias=-6.0, steps=300),
-    *(Case(cell=cell, averages=True, steps=60, state=state) for cell in CELLS for state in ("fresh", "running")),
-    Case(averages=True, shifted=True, layers=2, mask="ragged", sequence=True, batch=6, steps=60),
-    Case(averages=True, gate="forced", batch=3),
-    Case(averages=True, gate_bias=-6.0, steps=300),
-    Case(averages=True, gate_bias=3.0),
+    *(
+        Case(cell=cell, capped=True, gate_bias=-2.5, steps=60, state=state)
+        for cell in CELLS
+        for state in ("fresh", "running")
+    ),
+    Case(capped=True, shifted=True, layers=2, mask="ragged", sequence=True, gate_bias=-2.5, batch=6, steps=60),
+    Case(capped=True, gate="forced", batch=3),
+    Case(capped=True, gate_bias=-6.0, steps=300),
+    Case(capped=True, gate_bias=3.0),
 ]
 
 
@@ -50,22 +54,22 @@ def test_a_rows_shift_is_its_bias(scan) -> None:
 
 
 @pytest.mark.parametrize("scan", SCANS)
-def test_averaged_gradients_are_summed_ones_where_every_step_is_read(scan) -> None:
-    """2 D is at least 1 there. Where steps are skipped they differ, and values do not."""
-    for bias, same in ((9.0, True), (-2.0, False)):
-        summed, averaged = (make_problem(Case(gate_bias=bias, averages=averages)) for averages in (False, True))
-        out, of_mean = summed.run(scan), averaged.run(scan)
-        assert torch.equal(out.state.h, of_mean.state.h)
-        assert torch.equal(out.num_updates, of_mean.num_updates)
-        want, got = gradients(summed, out), gradients(averaged, of_mean)
+def test_capped_gradients_are_summed_ones_where_intervals_are_short(scan) -> None:
+    """8 D is at least 1 there. Where intervals are long they differ, and values do not."""
+    for bias, same in ((9.0, True), (-4.0, False)):
+        summed, limited = (make_problem(Case(gate_bias=bias, capped=capped)) for capped in (False, True))
+        out, of_capped = summed.run(scan), limited.run(scan)
+        assert torch.equal(out.state.h, of_capped.state.h)
+        assert torch.equal(out.num_updates, of_capped.num_updates)
+        want, got = gradients(summed, out), gradients(limited, of_capped)
         assert all(torch.equal(got[name], grad) for name, grad in want.items()) == same
 
 
 @pytest.mark.parametrize("scan", SCANS)
-def test_averaged_gradients_stay_small_through_long_intervals(scan) -> None:
+def test_capped_gradients_stay_small_through_long_intervals(scan) -> None:
     """An interval of k steps has k gates, and each one's gradient grows with its place in it."""
     norms = {}
-    for averages in (False, True):
-        problem = make_problem(Case(gate_bias=-4.0, steps=400, hidden=16, averages=averages))
-        norms[averages] = gradients(problem, problem.run(scan))["update_gate.weight"].norm()
+    for capped in (False, True):
+        problem = make_problem(Case(gate_bias=-4.0, steps=400, hidden=16, capped=capped))
+        norms[capped] = gradients(problem, problem.run(scan))["update_gate.weight"].norm()
     assert norms[True] < norms[False] / 5

@@ -193,7 +193,7 @@ def reverse(
     records: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     cell: str,
-    averages: bool,
+    capped: bool,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Run a backward call and return the gradients of inputs (empty unless asked for), state, gate and weights.
@@ -205,7 +205,7 @@ def reverse(
     _check_records(records, grads, inputs, weights, state)
     results = empty_gradients(inputs, weights, gate, state, grad_inputs)
     call, keep = _call(inputs, None, weights, gate, state, mask, None, cell)
-    call.averages = averages
+    call.capped = capped
     for name, record in zip(RECORDS, records, strict=True):
         setattr(call, name, keep.of(record))
     for name, grad in zip(COTANGENTS, grads, strict=True):

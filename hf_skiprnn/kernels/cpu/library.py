@@ -37,7 +37,7 @@ class Call(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("size", "is_double", "is_bf16", "cell", "batch", "steps", "inputs", "units", "layers")
         ),
-        *((name, ctypes.c_int64) for name in ("threads", "every", "rows", "averages")),
+        *((name, ctypes.c_int64) for name in ("threads", "every", "rows", "capped")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
         *(
             (name, ctypes.c_void_p)

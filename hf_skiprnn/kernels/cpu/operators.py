@@ -82,7 +82,7 @@ def cpu_training(
     forced: Tensor | None,
     cell: str,
     sequence: bool,
-    averages: bool,
+    capped: bool,
 ) -> Eleven:
     """Run a scan for training: results, then records (update times, counts, checkpoints, input products)."""
     state = (h, c, increment, steps_since_update)
@@ -91,7 +91,7 @@ def cpu_training(
 
 
 @cpu_training.register_fake
-def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, averages):  # type: ignore[no-untyped-def]  # typed as the operator
+def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, capped):  # type: ignore[no-untyped-def]  # typed as the operator
     state = (h, c, increment, steps_since_update)
     check(inputs, None, weights, gate, state, mask, forced, cell, training=True)
     return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state, zeros=True))
@@ -120,7 +120,7 @@ def cpu_backward(
     grad_num_updates: Tensor | None,
     grad_update_gates: Tensor | None,
     cell: str,
-    averages: bool,
+    capped: bool,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Return gradients in this order: inputs (empty unless asked for), the four parts of the state, gate, weights."""
@@ -134,7 +134,7 @@ def cpu_backward(
         grad_num_updates,
         grad_update_gates,
     )
-    return reverse(inputs, weights, gate, state, mask, records, grads, cell, averages, grad_inputs)
+    return reverse(inputs, weights, gate, state, mask, records, grads, cell, capped, grad_inputs)
 
 
 @cpu_backward.register_fake
@@ -143,7 +143,7 @@ def _(inputs, weights, gate, h, c, increment, steps_since_update, *rest):  # typ
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.averages = inputs
+    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.capped = inputs
     ctx.num_gate, ctx.num_weights = len(gate), len(weights)
     ctx.save_for_backward(x, *weights, *gate, h, c, increment, steps_since_update, mask, output[3], *output[7:])
     ctx.set_materialize_grads(False)
@@ -153,7 +153,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     x, weights, gate, state, mask, records = unpack_saved(ctx)
     of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), bool(ctx.needs_input_grad[0])
     operator = torch.ops.hf_skiprnn.cpu_backward
-    results = operator(x, weights, gate, *state, mask, *records, *of_results, ctx.cell, ctx.averages, needed)
+    results = operator(x, weights, gate, *state, mask, *records, *of_results, ctx.cell, ctx.capped, needed)
     return *split_gradients(results, state, len(gate), needed), None, None, None, None, None
 
 
@@ -172,11 +172,11 @@ class EagerScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
-        num_weights, mask, forced, cell, sequence, averages = options
+        num_weights, mask, forced, cell, sequence, capped = options
         weights, gate = tensors[5 : 5 + num_weights], tensors[5 + num_weights :]
         inputs, state = tensors[0], tensors[1:5]
         results = tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True))
-        _setup(ctx, (inputs, weights, gate, *state, mask, forced, cell, sequence, averages), results)
+        _setup(ctx, (inputs, weights, gate, *state, mask, forced, cell, sequence, capped), results)
         ctx.mark_non_differentiable(*results[7:])
         return results
 
@@ -187,7 +187,7 @@ class EagerScan(torch.autograd.Function):
             raise no_second_derivative("cpu")
         x, weights, gate, state, mask, records = unpack_saved(ctx)
         of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), ctx.needs_input_grad[1]
-        results = reverse(x, weights, gate, state, mask, records, of_results, ctx.cell, ctx.averages, needed)
+        results = reverse(x, weights, gate, state, mask, records, of_results, ctx.cell, ctx.capped, needed)
         of_inputs, of_weights, of_gate, *of_state = split_gradients(results, state, len(gate), needed)
         return None, of_inputs, *of_state, *of_weights, *of_gate
 
@@ -276,12 +276,12 @@ def _scan(
     if differentiable and ids is not None:
         raise RuntimeError("cpu_scan_tokens has no gradient: call it under torch.no_grad(), or embed and use cpu_scan.")
     options = (mask, forced, cell, sequence)
-    averages = getattr(gate, "averages", False)  # the code of a checkpoint of version 0.1.0 has none
+    capped = getattr(gate, "capped", False)  # the code of a checkpoint of version 0.1.0 has none
     results: Sequence[Tensor]
     if differentiable and is_direct:
-        results = EagerScan.apply((len(weights), *options, averages), inputs, *start, *weights, *gates)
+        results = EagerScan.apply((len(weights), *options, capped), inputs, *start, *weights, *gates)
     elif differentiable:
-        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options, averages)
+        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options, capped)
     elif is_direct:
         results = forward(inputs, ids, weights, gates, start, *options)
     else:

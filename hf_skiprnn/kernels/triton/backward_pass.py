@@ -63,7 +63,7 @@ class BackwardPass:
         records: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         cell: str,
-        averages: bool,
+        capped: bool,
         grad_inputs: bool,
     ) -> None:
         self.inputs, self.weights, self.gate, self.mask = inputs, weights, gate, mask
@@ -76,9 +76,9 @@ class BackwardPass:
         self.of_gate = [part.new_zeros(part.shape, dtype=self.dtype) for part in gate]
         self.is_update = self.gates > 0.5
         self.ended = self.is_update.cumsum(1)  # number of updates up to each step, which is included
-        self._start(state[3], grads, averages)
+        self._start(state[3], grads, capped)
 
-    def _start(self, steps_since_update: Tensor | None, grads: Sequence[Tensor | None], averages: bool) -> None:
+    def _start(self, steps_since_update: Tensor | None, grads: Sequence[Tensor | None], capped: bool) -> None:
         """Collect the gate's quantities at every step, and the incoming cotangents."""
         assert steps_since_update is not None
         of_sequence, of_h, of_c, of_increment, of_steps, of_num, of_gates = grads
@@ -88,7 +88,7 @@ class BackwardPass:
         k = steps_since_updates(self.is_update, self.mask, steps_since_update)
         grad_gates = zeros(self.gates.shape) if of_gates is None else of_gates
         grad_gates = (grad_gates if of_num is None else grad_gates + of_num.unsqueeze(1)).contiguous()
-        self.steps = Steps(kind.contiguous(), k * before, before, behind, grad_gates, gate_slope(before, averages))
+        self.steps = Steps(kind.contiguous(), k * before, before, behind, grad_gates, gate_slope(before, capped))
         self.grad_sequence = None if of_sequence is None else of_sequence.contiguous()
         shape = (self.layers, self.batch, self.units)
         states = (of_h, of_c) if self.has_c else (of_h,)

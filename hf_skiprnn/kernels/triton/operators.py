@@ -70,7 +70,7 @@ def triton_forward(
     forced: Tensor | None,
     cell: str,
     sequence: bool,
-    averages: bool,
+    capped: bool,
     record: bool,
 ) -> Ten:
     """Run the scan; with `record`, also return the records of its backward pass. See `empty_results`."""
@@ -83,7 +83,7 @@ def triton_forward(
 
 
 @triton_forward.register_fake
-def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, averages, record):  # type: ignore[no-untyped-def]  # as the operator
+def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, capped, record):  # type: ignore[no-untyped-def]  # as the operator
     state = (h, c, increment, steps_since_update)
     check(inputs, weights, gate, state, mask, forced, cell)
     return tuple(empty_results(inputs, weights, state, sequence, record))
@@ -102,7 +102,7 @@ def triton_backward(
     records: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     cell: str,
-    averages: bool,
+    capped: bool,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Return the gradients of inputs (empty unless wanted), h, c, increment, steps_since_update, gate and weights.
@@ -113,20 +113,18 @@ def triton_backward(
 
     state = (h, c, increment, steps_since_update)
     with torch.accelerator.device_index(inputs.device.index):
-        return BackwardPass(inputs, weights, gate, state, mask, records, grads, cell, averages, grad_inputs).gradients()
+        return BackwardPass(inputs, weights, gate, state, mask, records, grads, cell, capped, grad_inputs).gradients()
 
 
 @triton_backward.register_fake
-def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, records, grads, cell, averages, grad_inputs):  # type: ignore[no-untyped-def]  # as the operator
+def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, records, grads, cell, capped, grad_inputs):  # type: ignore[no-untyped-def]  # as the operator
     state = (h, c, increment, steps_since_update)
     like = [h.new_empty(0) if part is None else part.new_empty(part.shape) for part in (*state, *gate, *weights)]
     return [inputs.new_zeros(inputs.shape if grad_inputs else (0,)), *like]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.averages, record = (
-        inputs
-    )
+    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.capped, record = inputs
     if not record:
         return
     ctx.num_gate, ctx.num_weights = len(gate), len(weights)
@@ -138,7 +136,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     x, weights, gate, state, mask, records = unpack_saved(ctx)
     of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), bool(ctx.needs_input_grad[0])
     operator = torch.ops.hf_skiprnn.triton_backward
-    results = operator(x, weights, gate, *state, mask, records, of_results, ctx.cell, ctx.averages, needed)
+    results = operator(x, weights, gate, *state, mask, records, of_results, ctx.cell, ctx.capped, needed)
     return *split_gradients(results, state, len(gate), needed), None, None, None, None, None, None
 
 
@@ -184,6 +182,6 @@ def triton_scan(
     record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in operands)
     results = torch.ops.hf_skiprnn.triton_forward(
         *(inputs.to(operand), weights, gates, *start, mask, forced_gates),
-        *(cell, sequence, getattr(gate, "averages", False), record),
+        *(cell, sequence, getattr(gate, "capped", False), record),
     )
     return scan_output(results, state.c is not None, sequence, gate is not None)

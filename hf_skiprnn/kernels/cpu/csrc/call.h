@@ -17,7 +17,7 @@ struct SkipRnnCall {
   std::int64_t threads;
   std::int64_t every;     // training: updates from one checkpoint to the next
   std::int64_t rows;      // backward: rows that are computed together
-  std::int64_t averages;  // backward: the gate's slope is min(1, 2 D), else 1
+  std::int64_t capped;  // backward: the gate's slope is min(1, 8 D), else 1
 
   // inputs
   const void* x;                   // [B, T, I]; with ids: the embedding table [., I]
