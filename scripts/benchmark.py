@@ -20,8 +20,8 @@ from pathlib import Path
 
 BENCHMARKS = ("cpu", "memory", "streaming", "training", "pipelines", "gpu")
 ISA = "HF_SKIPRNN_CPU_ISA"  # the variable of our engine
-# The names of the sets in oneDNN, MKL and ATen. AVX-512 is the widest set of our engine, so there the peers may use
-# everything that the machine has, including its bfloat16 and matrix instructions.
+# The names of the sets in oneDNN, MKL and ATen. With AVX-512 all may use everything that the machine has, including its
+# bfloat16 and matrix instructions (AMX).
 PEERS = {
     "portable": {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ATEN_CPU_CAPABILITY": "default"},
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
@@ -33,7 +33,7 @@ def environment(isa: str | None) -> dict[str, str]:
     """Return this process's environment with every library limited to `isa`; None: to the machine's widest set."""
     variables = {name: value for name, value in os.environ.items() if name not in (ISA, *PEERS["avx2"])}
     if isa is not None:
-        variables |= {ISA: isa, **PEERS[isa]}
+        variables |= {ISA: isa, **limits} if (limits := PEERS[isa]) else {}
     root = str(Path(__file__).resolve().parents[1])
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {"OMP_NUM_THREADS": "1"} | variables  # workloads with more threads set their own number

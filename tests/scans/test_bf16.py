@@ -1,7 +1,8 @@
 """A model in bfloat16 on the CPU: the native engine reads its weights as they are, and computes in float32.
 
-Its results are those of the same numbers in float32, bit for bit. Where weights are large they stay bfloat16 in memory;
-others are widened when they are packed. 431 units are large on every machine: 2.1 MB for a GRU, in float32.
+Its results are those of the same numbers in float32, bit for bit; with AMX, which adds in another order, up to
+rounding. Where weights are large they stay bfloat16 in memory; others are widened when they are packed. 431 units are
+large on every machine: 2.1 MB for a GRU, in float32.
 """
 
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scan_cases import NEEDS_NATIVE
-from scan_problems import Case, assert_same_values, gradients, low, make_problem
+from scan_problems import Case, assert_close, assert_same_values, gradients, low, make_problem
 
 from hf_skiprnn.kernels.cpu import library, operators
 from hf_skiprnn.kernels.cpu.engine import forward
@@ -18,6 +19,7 @@ from hf_skiprnn.model.cells_skip_rnn import CELLS
 
 pytestmark = NEEDS_NATIVE
 SMALL, LARGE = Case(inputs=9, hidden=19, layers=2, steps=30), Case(inputs=5, hidden=431, steps=5)
+ROUNDING = 3e-6  # of sums of up to 431 float32 numbers
 CASES = (SMALL, replace(SMALL, inputs=3, bias=False), LARGE, replace(LARGE, hidden=230, layers=3, inputs=2, steps=4))
 
 
@@ -41,7 +43,52 @@ def test_results_are_those_of_the_same_numbers_in_float32(cell: str, isa: str, m
             with torch.no_grad():
                 got, want = problem.run(cpu_scan), low(problem, torch.float32).run(cpu_scan)
             assert got.state.h.dtype == torch.float32
-            assert_same_values(got, want, 0)
+            assert_same_values(got, want, ROUNDING if isa == "amx" else 0)
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_with_amx_neither_threads_nor_other_rows_change_a_bit(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depths around tiles of 32, one to 29 rows, inputs ahead of time or at once."""
+    monkeypatch.setenv(library.ISA_VARIABLE, "amx")
+    if reason := library.unavailable_reason():
+        pytest.skip(reason)
+    for inputs, hidden, layers in ((1, 128, 2), (70, 129, 2), (64, 160, 1), (33, 200, 1)):
+        case = Case(cell=cell, inputs=inputs, hidden=hidden, layers=layers, steps=40, batch=29, sequence=True)
+        problem = low(make_problem(case, dtype=torch.float32))
+        with torch.inference_mode():
+            torch.set_num_threads(1)
+            whole = problem.run(cpu_scan)
+            monkeypatch.setenv(library.ISA_VARIABLE, "avx512")
+            without = problem.run(cpu_scan)
+            monkeypatch.setenv(library.ISA_VARIABLE, "amx")
+            assert not torch.equal(whole.sequence, without.sequence)  # it was used
+            same = (whole.update_gates == without.update_gates).all(1)
+            assert same.float().mean() > 0.9  # a row in 29 may meet a tie within rounding
+            assert_close("sequence", whole.sequence[same], without.sequence[same], ROUNDING)
+            torch.set_num_threads(2)
+            assert_same_values(problem.run(cpu_scan), whole, 0)
+            for rows in ([0], [28], [3, 4], [5, 1, 9, 20, 21, 22, 23]):
+                state = problem.state.reorder(torch.tensor(rows))
+                part = replace(problem, inputs=problem.inputs[rows], state=state).run(cpu_scan)
+                assert torch.equal(part.sequence, whole.sequence[rows])
+                assert torch.equal(part.update_gates, whole.update_gates[rows])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_with_amx_a_number_that_is_not_finite_is_no_other(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first state of one row: its results are those without AMX, and other rows do not notice."""
+    case = Case(cell="gru", inputs=3, hidden=130, steps=1, batch=4, state="running")
+    problem = low(make_problem(case, dtype=torch.float32))
+    problem.state.h.data[0, 2, 5] = value
+    results = []
+    for isa in ("amx", "avx512"):
+        monkeypatch.setenv(library.ISA_VARIABLE, isa)
+        if reason := library.unavailable_reason():
+            pytest.skip(reason)
+        with torch.inference_mode():
+            results.append(problem.run(cpu_scan).state.h)
+    torch.testing.assert_close(*results, equal_nan=True, atol=ROUNDING, rtol=0)
+    assert results[0][0, [0, 1, 3]].isfinite().all()
 
 
 def test_nothing_is_converted_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_on_windows_auto_takes_events_and_says_why(
 ) -> None:
     monkeypatch.setattr(library, "find_spec", lambda name: None)
     monkeypatch.setattr(library, "sys", SimpleNamespace(platform="win32"))
-    for cached in (library._engine, library._load):
+    for cached in (library._instruction_set, library._load):
         monkeypatch.setattr(library, cached.__name__, cached.__wrapped__)
     monkeypatch.setattr(kernels, "_reasons", {})
     monkeypatch.setattr(kernels, "logger", logging.getLogger("engine"))

@@ -31,7 +31,7 @@ def loaded_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
     def use(path: Path) -> None:
         monkeypatch.setattr(library, "find_spec", lambda name: SimpleNamespace(origin=str(path)))
-        for cached in (library._engine, library._load):
+        for cached in (library._instruction_set, library._load):
             monkeypatch.setattr(library, cached.__name__, cached.__wrapped__)
         monkeypatch.setattr(kernels, "_reasons", {})
 

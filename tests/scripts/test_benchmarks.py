@@ -35,7 +35,8 @@ def test_a_set_names_a_value_for_every_library(monkeypatch: pytest.MonkeyPatch) 
     held = benchmark.environment("avx2")
     assert {held[name] for name in benchmark.PEERS["avx2"]} == {"AVX2", "avx2"}
     assert held["HF_SKIPRNN_CPU_ISA"] == "avx2"
-    assert not set(benchmark.PEERS["avx2"]) & benchmark.environment(None).keys()
+    for isa in (None, "avx512"):  # the widest: nothing is limited
+        assert not {*benchmark.PEERS["avx2"], "HF_SKIPRNN_CPU_ISA"} & benchmark.environment(isa).keys()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setenv("HF_SKIPRNN_CPU_ISA", "avx2")
     with pytest.raises(SystemExit, match=r"the comparison would not be fair.*--isa avx2"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_skiprnn.kernels.operands import check_memory, check_operands
 from hf_skiprnn.model.cells_skip_rnn import CELLS, state_dtype
 
-from .library import Call, run
+from .library import Call, instruction_set, run
 
 CELL_NUMBERS = {name: number for number, name in enumerate(CELLS)}
 # The results of a forward call, in order: the operators' first seven, and a training forward's records.
@@ -82,7 +82,7 @@ def _call(
         inputs.dtype == torch.bfloat16,
         CELL_NUMBERS[cell],
         *(batch, steps, width, units, layers),
-        *(torch.get_num_threads(), every, rows, False),
+        *(torch.get_num_threads(), every, rows, False, instruction_set() == "amx"),
         *map(pointers.of, (inputs, ids, mask, forced)),
         pointers.array(weights),
         *map(pointers.of, gate[:2] or (None, None)),

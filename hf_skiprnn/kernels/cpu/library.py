@@ -1,8 +1,9 @@
 """The native CPU engine's libraries: which one this process uses, and calls of its C interface.
 
 If a compiler is found, three libraries (portable, AVX2, AVX-512) are built from one source with the package; on ARM the
-portable one alone, with NEON; on Windows none. The widest one that this CPU can run is used.
-HF_SKIPRNN_CPU_ISA=portable|avx2|avx512 selects another one.
+portable one alone, with NEON; on Windows none. The widest one that this CPU can run is used. On newer Intel processors
+the AVX-512 library also uses AMX, for models in bfloat16.
+HF_SKIPRNN_CPU_ISA=portable|avx2|avx512|amx selects another instruction set.
 """
 
 import ctypes
@@ -18,8 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-ABI = 6  # csrc/call.h
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # by `skip_rnn_cpu_level`
+ABI = 7  # csrc/call.h
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")  # by `skip_rnn_cpu_level`
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
 REMEDY = (
     "With a C++17 compiler (g++ or clang++) on this machine, reinstall: "
@@ -37,7 +38,7 @@ class Call(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("size", "is_double", "is_bf16", "cell", "batch", "steps", "inputs", "units", "layers")
         ),
-        *((name, ctypes.c_int64) for name in ("threads", "every", "rows", "capped")),
+        *((name, ctypes.c_int64) for name in ("threads", "every", "rows", "capped", "amx")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
         *(
             (name, ctypes.c_void_p)
@@ -65,7 +66,12 @@ def engine() -> ctypes.CDLL:
     Raises:
         RuntimeError: the engine was not built, was built of another source, or cannot run here; with the remedy.
     """
-    return _engine(os.environ.get(ISA_VARIABLE))
+    return _load({"amx": "avx512"}.get(isa := instruction_set(), isa))
+
+
+def instruction_set() -> str:
+    """Return which of INSTRUCTION_SETS this process uses; raises as `engine` does."""
+    return _instruction_set(os.environ.get(ISA_VARIABLE))
 
 
 def unavailable_reason() -> str | None:
@@ -78,15 +84,15 @@ def unavailable_reason() -> str | None:
 
 
 @functools.cache
-def _engine(wanted: str | None) -> ctypes.CDLL:
+def _instruction_set(wanted: str | None) -> str:
     best = _load("portable").skip_rnn_cpu_level()
     if wanted is None:
-        return _load(INSTRUCTION_SETS[best])
+        return INSTRUCTION_SETS[best]
     if wanted not in INSTRUCTION_SETS:
         raise RuntimeError(f"{ISA_VARIABLE} must be one of {', '.join(INSTRUCTION_SETS)}; got {wanted!r}.")
     if INSTRUCTION_SETS.index(wanted) > best:
         raise RuntimeError(f"{ISA_VARIABLE}={wanted}, but this CPU runs {INSTRUCTION_SETS[best]} at most. Unset it.")
-    return _load(wanted)
+    return wanted
 
 
 @functools.cache

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-constexpr std::int64_t kAbi = 6;
+constexpr std::int64_t kAbi = 7;
 
 // Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
 struct SkipRnnCall {
@@ -17,7 +17,8 @@ struct SkipRnnCall {
   std::int64_t threads;
   std::int64_t every;     // training: updates from one checkpoint to the next
   std::int64_t rows;      // backward: rows that are computed together
-  std::int64_t capped;  // backward: the gate's slope is min(1, 8 D), else 1
+  std::int64_t capped;    // backward: the gate's slope is min(1, 8 D), else 1
+  std::int64_t amx;       // multiply bfloat16 weights with AMX if this machine has it (amx.h)
 
   // inputs
   const void* x;                   // [B, T, I]; with ids: the embedding table [., I]

@@ -6,7 +6,7 @@
 //   gru_reset_after  [m r z n]   the recurrent product has m = W_hn h + b_hn, r and z; the input product has r, z and n
 #pragma once
 
-#include "product.h"
+#include "amx.h"
 
 namespace {
 
@@ -44,7 +44,7 @@ struct LayerWeights {
 // direct. After it, if they are kept, it has the activations.
 template <class T>
 struct Lane {
-  const T* x;          // the layer's input
+  const T* x;          // the layer's input; the lowest layer's are bfloat16 where its weights are for AMX
   const T* h;          // before the step
   const T* c;          // before the step
   T* recurrent;        // the recurrent product
@@ -110,6 +110,7 @@ struct Lanes {
   const Lane<T>* lane;
   i64 n;
   T* scratch;  // n * padded
+  Bf16* split = nullptr;  // working memory for AMX
 
   template <int G>
   SKIP_RNN_INLINE InputProducts<T, G> inputs(i64 i, i64 at, int first = 0) const {
@@ -242,23 +243,32 @@ struct Updated {
   }
 };
 
+// Number: of the rows p.a. split: working memory for AMX.
+template <class Number, class T>
+void multiply_lanes(const Packed<T>& m, const Pointers<T>& p, i64 n, Bf16* split) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (m.amx) return multiply_amx(m, n, reinterpret_cast<const Number* const*>(p.a), p.from, p.out, split);
+  }
+  multiply(m, n, p.a, p.from, p.out);
+}
+
 template <class T>
-void recurrent_products(const LayerWeights<T>& w, const Lane<T>* lanes, i64 n) {
+void recurrent_products(const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, Bf16* split = nullptr) {
   Pointers<T> p;
   for (i64 i = 0; i < n; ++i) p.a[i] = lanes[i].h, p.from[i] = w.recurrent_bias, p.out[i] = lanes[i].recurrent;
-  multiply(w.recurrent, n, p.a, p.from, p.out);
+  multiply_lanes<T>(w.recurrent, p, n, split);
 }
 
 // Writes the input products into the lanes' activations. A direct layer has none.
-template <class T>
-void input_products(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n) {
+template <class T, class Number = T>
+void input_products(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, Bf16* split = nullptr) {
   if (w.direct) return;
   Pointers<T> p;
   for (i64 i = 0; i < n; ++i) {
     p.a[i] = lanes[i].x, p.from[i] = w.input_bias;
     p.out[i] = lanes[i].activations + s.layout.input_at * s.padded;
   }
-  multiply(w.input, n, p.a, p.from, p.out);
+  multiply_lanes<Number>(w.input, p, n, split);
 }
 
 template <class T>
@@ -277,7 +287,7 @@ void update_lanes(const Lanes<T>& lanes) {
     p.a[i] = lanes.lane[i].extra, p.from[i] = lanes.w.recurrent_bias;  // zeros in this cell
     p.out[i] = lanes.scratch + i * lanes.s.padded;
   }
-  multiply(lanes.w.candidate, lanes.n, p.a, p.from, p.out);
+  multiply_lanes<T>(lanes.w.candidate, p, lanes.n, lanes.split);
   for (i64 i = 0; i < lanes.n; ++i)
     for (i64 at = 0; at < lanes.s.padded; at += Simd<T>::W) gru_update<T, Keep>(lanes, i, at, load(p.out[i] + at));
 }

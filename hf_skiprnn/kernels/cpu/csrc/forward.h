@@ -19,9 +19,11 @@ class ForwardTeam {
     activations_ = arena.take<T>(slots * s_.activations());
     extra_ = arena.take<T>(slots * s_.padded);
     scratch_ = arena.take<T>(slots * s_.padded);
+    split_ = model.amx ? arena.take<Bf16>(tile_numbers(slots, s_.units, kParts)) : nullptr;
   }
 
   void run() {
+    const AmxSession session(m_.amx);
     i64 active = 0;
     for (i64 slot = 0; slot < slots_; ++slot)
       if (take_row(slot)) order_[active++] = slot;
@@ -75,14 +77,14 @@ class ForwardTeam {
         lanes[i] = {l ? h(slot, l - 1, 1) : nullptr, h(slot, l), c(slot, l), recurrent_ + i * s_.recurrent(),
                     activations_ + i * s_.activations(), extra_ + i * s_.padded, h(slot, l, 1), c(slot, l)};
       }
-      if (l) input_products(s_, m_.layers[l], lanes, active);
+      if (l) input_products(s_, m_.layers[l], lanes, active, split_);
       else inputs_.read(clocks_, order_.data(), active, lanes);
-      const Lanes<T> all{s_, m_.layers[l], lanes, active, scratch_};
+      const Lanes<T> all{s_, m_.layers[l], lanes, active, scratch_, split_};
       if (m_.alone) {
         step_alone(all, round_ & 1);
         continue;
       }
-      recurrent_products(all.w, lanes, active);
+      recurrent_products(all.w, lanes, active, split_);
       step<T, false>(all);
     }
     for (i64 i = 0; i < active; ++i) side_[order_[i]] ^= 1;
@@ -148,6 +150,7 @@ class ForwardTeam {
   std::vector<i64> counts_, order_;
   std::vector<int> side_;
   T *h_, *c_, *recurrent_, *activations_, *extra_, *scratch_;
+  Bf16* split_;
 };
 
 // Computes the lowest layer's input products of all steps that the forward or the backward pass needs, many steps at a time.

@@ -116,8 +116,9 @@ template <class T>
 class LowestInputs {
  public:
   LowestInputs(const Model<T>& model, Arena& arena, i64 slots)
-      : m_(model), s_(model.shape), most_(model.call.is_bf16 ? std::max(slots, kAhead) : kMost), plans_(slots) {
-    x_ = model.call.is_bf16 ? arena.take<T>(most_ * s_.inputs) : nullptr;
+      : m_(model), s_(model.shape), most_(widens() ? std::max(slots, kAhead) : kMost), plans_(slots) {
+    x_ = widens() ? arena.take<T>(most_ * s_.inputs) : nullptr;
+    tiles_ = model.amx ? arena.take<Bf16>(tile_numbers(most_, s_.inputs, 1)) : nullptr;
     const auto& w = model.layers[0];
     const bool plans = !w.direct && !model.call.products && s_.steps > 1 &&
                        w.input.elements() * i64(sizeof(T)) >= SKIP_RNN_AHEAD_ABOVE;
@@ -159,11 +160,14 @@ class LowestInputs {
  private:
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
+  // Whether bfloat16 inputs are widened before they are multiplied.
+  bool widens() const { return m_.call.is_bf16 && (!m_.amx || m_.layers[0].direct); }
+
   T* product(i64 slot, i64 entry) { return products_ + (slot * kAhead + entry % kAhead) * s_.activations(); }
 
-  // An input. bfloat16 is widened, in place i of the working memory.
+  // An input. bfloat16 is widened, in place i of the working memory; or for AMX, it is read where it lies.
   const T* x(i64 row, i64 t, i64 i) {
-    if (!x_) return m_.x(row, t);
+    if (!x_) return m_.call.is_bf16 ? reinterpret_cast<const T*>(m_.bf16_x(row, t)) : m_.x(row, t);
     m_.copy_x(row, t, x_ + i * s_.inputs);
     return x_ + i * s_.inputs;
   }
@@ -221,10 +225,11 @@ class LowestInputs {
   double& time_of(i64 n) { return time_[63 - __builtin_clzll(std::uint64_t(n))]; }
 
   void multiply(const Lane<T>* lanes, i64 n) {
-    if (!n || !products_) return input_products(s_, m_.layers[0], lanes, n);
+    if (!n) return;
+    if (!products_) return input_products<T, Given>(s_, m_.layers[0], lanes, n, tiles_);
     using Now = std::chrono::steady_clock;
     const auto start = Now::now();
-    input_products(s_, m_.layers[0], lanes, n);
+    input_products<T, Given>(s_, m_.layers[0], lanes, n, tiles_);
     const double time = std::chrono::duration<double, std::nano>(Now::now() - start).count();
     time_of(n) = std::min(time_of(n), time / double(n));
     spent_ += std::min(time, 2 * double(n) * time_of(n));  // what is longer was interrupted
@@ -232,9 +237,12 @@ class LowestInputs {
 
   const Model<T>& m_;
   const Shape& s_;
+  using Given = std::conditional_t<sizeof(T) == sizeof(float), Bf16, T>;  // for AMX, which multiplies bfloat16 only
+
   const i64 most_;  // rows of one product
   std::vector<Plan<T>> plans_;
   T *x_, *products_;
+  Bf16* tiles_;
   // In nanoseconds. The least time of a row's product among n rows, at the logarithm of n; the time of this round's products;
   // what products ahead of time have saved so far.
   double time_[9], spent_ = 0, saved_ = 0;

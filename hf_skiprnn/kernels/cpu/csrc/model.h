@@ -49,6 +49,10 @@ inline bool is_cancelled(const SkipRnnCall& call) {
   return call.cancel && __atomic_load_n(call.cancel, __ATOMIC_RELAXED) != 0;
 }
 
+#ifndef SKIP_RNN_AMX_UNITS  // the fuzz driver's
+#define SKIP_RNN_AMX_UNITS 128  // a row of a narrower layer takes less time without AMX
+#endif
+
 template <class T>
 struct Model {
   const SkipRnnCall& call;
@@ -57,18 +61,19 @@ struct Model {
   T* gate_weight = nullptr;  // [padded], or null
   T gate_bias = 0;
   const T* zero = nullptr;   // [padded]
+  bool amx;                  // bfloat16 weights are multiplied with AMX
   bool alone;                // rows are multiplied one at a time
   bool pairs;                // weights stay bfloat16
 
   // rows: how many a thread computes together.
   Model(const SkipRnnCall& call, Arena& arena, bool backward, i64 rows)
-      : call(call), layers(call.layers), alone(rows == 1 && !call.products) {
+      : call(call), layers(call.layers), amx(uses_amx(call)), alone(rows == 1 && !call.products && !amx) {
     constexpr int W = Simd<T>::W;
     shape = {call.batch, call.steps, call.inputs, call.units, call.layers, (call.units + W - 1) / W * W, int(call.cell),
              layout_of(int(call.cell))};
     zero = arena.zeros<T>(shape.padded);
     const i64 depth = shape.inputs + (2 * shape.layers - 1) * shape.units;  // of all matrices together
-    pairs = call.is_bf16 && rows <= kRows && shape.activations() * depth * i64(sizeof(T)) > kPairsAbove;
+    pairs = amx || (call.is_bf16 && rows <= kRows && shape.activations() * depth * i64(sizeof(T)) > kPairsAbove);
     for (i64 l = 0; l < shape.layers; ++l) pack_layer(l, arena, backward);
     if (!call.gate_weight) return;
     gate_weight = arena.zeros<T>(shape.padded);
@@ -85,6 +90,7 @@ struct Model {
     return count;
   }
   const T* x(i64 b, i64 t) const { return typed<T>(call.x) + x_at(b, t); }
+  const Bf16* bf16_x(i64 b, i64 t) const { return typed<Bf16>(call.x) + x_at(b, t); }
   void copy_x(i64 b, i64 t, T* to) const { copy(call.x, x_at(b, t), shape.inputs, to); }
   // Copies the lowest layer's input product of row b at time t from the record into a lane's activations.
   void load_product(i64 b, i64 t, T* activations) const {
@@ -117,6 +123,9 @@ struct Model {
   bool cancelled() const { return is_cancelled(call); }
 
  private:
+  // By the shape alone, so that a row's results do not depend on the rows beside it.
+  static bool uses_amx(const SkipRnnCall& call) { return call.amx && call.is_bf16 && call.units >= SKIP_RNN_AMX_UNITS && has_amx(); }
+
   i64 x_at(i64 b, i64 t) const {
     const i64 at = b * shape.steps + t;
     return (call.ids ? call.ids[at] : at) * shape.inputs;
@@ -136,8 +145,8 @@ struct Model {
   }
 
   Packed<T> packed(Arena& arena, const void* weight, i64 depth, const ActivationOrder& order, i64 interleaved = 1) {
-    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, interleaved, shape.padded, pairs};
-    m.data = arena.take<T>(m.elements());
+    Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, interleaved, shape.padded, pairs, amx};
+    m.data = amx ? arena.zeros<T>(m.elements()) : arena.take<T>(m.elements());
     if constexpr (sizeof(T) == sizeof(float)) {
       if (call.is_bf16) {
         pack(m, typed<Bf16>(weight), shape.units, shape.padded, order);

@@ -56,6 +56,10 @@ struct Parts {
   }
 };
 
+// AMX multiplies tiles of 16 rows of 32 bfloat16 numbers.
+constexpr i64 kTileRows = 16, kTileDepth = 32, kTileNumbers = kTileRows * kTileDepth;
+constexpr i64 tiles_of(i64 depth) { return (depth + kTileDepth - 1) / kTileDepth; }
+
 // Units are packed in blocks of W, one vector an activation. Where activations are interleaved, all vectors of a block are in
 // one panel: their products are then in registers at the same time.
 template <class T>
@@ -64,8 +68,9 @@ struct Packed {
   i64 vectors = 0, depth = 0;       // output vectors; rows k
   i64 interleaved = 1, padded = 0;  // activations in a panel; distance of one activation from the next in the product
   bool pairs = false;               // rows 2 k and 2 k + 1 are one row of pairs of bfloat16 numbers
+  bool amx = false;                 // for amx.h: the pairs are whole tiles, filled with zeros
 
-  i64 rows() const { return pairs ? (depth + 1) / 2 : depth; }
+  i64 rows() const { return amx ? tiles_of(depth) * kTileDepth / 2 : pairs ? (depth + 1) / 2 : depth; }
   i64 elements() const { return vectors * rows() * Simd<T>::W; }
   // Panels, in blocks. With one activation they have up to kVectors vectors, with two or four they have 4, with three 6.
   Parts panels() const { return Parts(vectors / interleaved, interleaved == 1 ? kVectors : interleaved == 4 ? 1 : 2); }

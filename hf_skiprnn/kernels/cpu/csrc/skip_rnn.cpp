@@ -84,14 +84,15 @@ SKIP_RNN_EXPORT void skip_rnn_stop_watching() {
 }
 
 #if !defined(__AVX2__)
-// The instruction set that this machine runs: 0 portable (NEON on aarch64), 1 AVX2 and FMA, 2 also AVX-512 F, BW, VL and DQ.
+// The instruction set that this machine runs: 0 portable (NEON on aarch64), 1 AVX2 and FMA, 2 also AVX-512 F, BW, VL and DQ,
+// 3 also AMX.
 SKIP_RNN_EXPORT int skip_rnn_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512dq")
-             ? 2
+             ? 2 + has_amx()
              : 1;
 #else
   return 0;

@@ -1,0 +1,187 @@
+// Products with bfloat16 weights on the matrix unit of newer Intel processors (AMX).
+//
+// It multiplies 16 rows of 32 bfloat16 numbers with 32 rows of 16 and adds in float32. Weights are packed as pairs (product.h).
+// Bfloat16 inputs are multiplied as they are. A float32 number is split into three bfloat16 numbers, which are exact together;
+// each of the three parts is a row, and their products are added. So every product is exact, and a row's sums do not depend on
+// the rows that are computed together with it.
+#pragma once
+
+#include "product.h"
+
+#if defined(__x86_64__) && defined(__linux__) && (__has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>))
+#define SKIP_RNN_AMX 1
+#include <cpuid.h>
+#include <sys/syscall.h>
+#else
+#define SKIP_RNN_AMX 0
+#endif
+
+namespace {
+
+constexpr i64 kParts = 3;  // of a float32 number
+
+// Rows of a tile: of bfloat16 numbers, or of numbers of `parts` parts.
+constexpr i64 rows_of_tile(i64 parts) { return kTileRows / parts; }
+// How many bfloat16 numbers the working memory of a product has.
+constexpr i64 tile_numbers(i64 rows, i64 depth, i64 parts) {
+  return (rows + rows_of_tile(parts) - 1) / rows_of_tile(parts) * tiles_of(depth) * kTileNumbers;
+}
+
+// Whether this machine has the unit, and Linux lets this process use it.
+inline bool has_amx() {
+#if SKIP_RNN_AMX
+  static const bool has = [] {
+    unsigned a, b, c, d;
+    constexpr unsigned kBf16 = 1u << 22, kUnit = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kUnit)) != (kBf16 | kUnit)) return false;
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
+#if SKIP_RNN_AMX && defined(__AVX512F__)
+
+#define SKIP_RNN_AMX_CODE __attribute__((target("amx-tile,amx-bf16")))
+
+// A thread's tiles, while this lives: 0-3 sums, 4 and 5 rows, 6 and 7 weights. All have 16 rows of 64 bytes.
+class AmxSession {
+ public:
+  explicit AmxSession(bool used) : used_(used) {
+    if (used) configure();
+  }
+  ~AmxSession() {
+    if (used_) release();
+  }
+  AmxSession(const AmxSession&) = delete;
+
+ private:
+  SKIP_RNN_AMX_CODE static void configure() {
+    struct alignas(64) {
+      std::uint8_t palette = 1, start = 0, reserved[14] = {};
+      std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } all;
+    __asm__ volatile("" ::"r"(&all) : "memory");  // gcc 12's intrinsics do not say how much memory they read
+    _tile_loadconfig(&all);
+  }
+  SKIP_RNN_AMX_CODE static void release() { _tile_release(); }
+  const bool used_;
+};
+
+// Brings `count` rows into tiles: [tile of rows][tile of depth][row][number]. What is behind a row's depth is 0.
+inline void fill_tiles(const Bf16* const* rows, i64 count, i64 depth, Bf16* to) {
+  for (i64 r = 0; r < count; ++r) {
+    Bf16* row = to + r / kTileRows * tiles_of(depth) * kTileNumbers + r % kTileRows * kTileDepth;
+    for (i64 k = 0; k < depth; k += kTileDepth, row += kTileNumbers) {
+      const i64 n = std::min(kTileDepth, depth - k);
+      std::memcpy(row, rows[r] + k, n * sizeof(Bf16));
+      if (n < kTileDepth) std::memset(row + n, 0, (kTileDepth - n) * sizeof(Bf16));
+    }
+  }
+}
+
+// The upper halves of the lanes, and what is left of x without them; 0 where x is infinite.
+SKIP_RNN_INLINE F split(F x, Bf16* upper) {
+  typedef std::uint16_t Half __attribute__((vector_size(kBytes / 2)));
+  typedef std::uint32_t U __attribute__((vector_size(kBytes)));
+  const U bits = (U)x;
+  const Half half = __builtin_convertvector(bits >> 16, Half);
+  std::memcpy(upper, &half, sizeof half);
+  const F rounded = (F)(bits & 0xffff0000u);
+  return x == rounded ? splat(0.0f) : x - rounded;
+}
+
+// As above, for float32 numbers: each row is three rows of the tile.
+inline void fill_tiles(const float* const* rows, i64 count, i64 depth, Bf16* to) {
+  constexpr i64 kRowsOfTile = rows_of_tile(kParts), W = Simd<float>::W;
+  for (i64 r = 0; r < count; ++r) {
+    Bf16* row = to + r / kRowsOfTile * tiles_of(depth) * kTileNumbers + r % kRowsOfTile * kParts * kTileDepth;
+    for (i64 k = 0; k < tiles_of(depth) * kTileDepth; k += W) {
+      Bf16* part = row + k / kTileDepth * kTileNumbers + k % kTileDepth;
+      F x = splat(0.0f);
+      if (k < depth) std::memcpy(&x, rows[r] + k, std::min(W, depth - k) * sizeof(float));
+      for (i64 p = 0; p < kParts; ++p) x = split(x, part + p * kTileDepth);
+    }
+  }
+}
+
+// The products of Blocks tiles of rows with Vectors vectors of a panel: sums[block][vector][row][unit].
+template <int Blocks, int Vectors>
+SKIP_RNN_AMX_CODE __attribute__((noinline)) void multiply_tiles(const Bf16* rows, const float* weights, i64 depth_tiles, i64 panel_vectors,
+                                       float (*sums)[2][kTileRows][16]) {
+  const i64 block = depth_tiles * kTileNumbers, stride = panel_vectors * 64;
+  __asm__ volatile("" ::: "memory");  // see above
+  _tile_zero(0);
+  if (Vectors > 1) _tile_zero(1);
+  if (Blocks > 1) _tile_zero(2);
+  if (Blocks > 1 && Vectors > 1) _tile_zero(3);
+  for (i64 k = 0; k < depth_tiles; ++k, rows += kTileNumbers, weights += 16 * panel_vectors * 16) {
+    _tile_loadd(6, weights, stride);
+    _tile_loadd(4, rows, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (Vectors > 1) {
+      _tile_loadd(7, weights + 16, stride);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (Blocks > 1) {
+      _tile_loadd(5, rows + block, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      if (Vectors > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums[0][0], 64);
+  if (Vectors > 1) _tile_stored(1, sums[0][1], 64);
+  if (Blocks > 1) _tile_stored(2, sums[1][0], 64);
+  if (Blocks > 1 && Vectors > 1) _tile_stored(3, sums[1][1], 64);
+}
+
+// out[r] = from[r] + a[r] W. scratch: tile_numbers(rows, depth, parts).
+template <class Number>
+void multiply_amx(const Packed<float>& m, i64 rows, const Number* const* a, const float* const* from, float* const* out,
+                       Bf16* scratch) {
+  constexpr i64 kNumberParts = sizeof(Number) == sizeof(float) ? kParts : 1, kRowsOfTile = rows_of_tile(kNumberParts);
+  const i64 depth = tiles_of(m.depth), blocks = (rows + kRowsOfTile - 1) / kRowsOfTile;
+  fill_tiles(a, rows, m.depth, scratch);
+  const Parts panels = m.panels();
+  alignas(64) float sums[2][2][kTileRows][16];
+  for (i64 p = 0; p < panels.count; ++p) {
+    const float* panel = m.data + panels.start(p) * m.rows() * 16;
+    for (i64 v = 0; v < panels[p]; v += 2) {
+      const bool two = v + 1 < panels[p];
+      for (i64 b = 0; b < blocks; b += 2) {
+        const Bf16* left = scratch + b * depth * kTileNumbers;
+        const bool both = b + 1 < blocks;
+        const auto run = both ? (two ? multiply_tiles<2, 2> : multiply_tiles<2, 1>)
+                              : (two ? multiply_tiles<1, 2> : multiply_tiles<1, 1>);
+        run(left, panel + v * 16, depth, panels[p], sums);
+        const i64 first = b * kRowsOfTile, last = std::min(rows, first + (1 + both) * kRowsOfTile);
+        for (i64 r = first; r < last; ++r) {
+          const i64 row = (r - first) % kRowsOfTile * kNumberParts;
+          for (i64 j = 0; j < 1 + two; ++j) {
+            const auto& sum = sums[(r - first) / kRowsOfTile][j];
+            F product = load(sum[row]);
+            if constexpr (kNumberParts > 1) product += load(sum[row + 1]) + load(sum[row + 2]);
+            const i64 at = (panels.start(p) + v + j) * 16;
+            store(out[r] + at, load(from[r] + at) + product);
+          }
+        }
+      }
+    }
+  }
+}
+
+#else
+
+struct AmxSession {
+  explicit AmxSession(bool) {}
+};
+template <class Number>
+void multiply_amx(const Packed<float>&, i64, const Number* const*, const float* const*, float* const*, Bf16*) {}
+
+#endif
+
+}  // namespace
