@@ -122,11 +122,11 @@ def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
 def gate_slope(increment: Tensor, capped: bool) -> Tensor:
     """Return du / d(update_prob), which replaces the derivative of the rounding: [N], without gradient.
 
-    It is 1, the straight-through estimator (section 3.1); or, if `capped`, min(1, 8 D). An interval has about
-    0.5 / D gates. Those of an interval of more than 4 steps then count as 4 together.
+    It is 1, the straight-through estimator (section 3.1); or, if `capped`, min(1, 4 D). An interval has about
+    0.5 / D gates. Those of an interval of more than 2 steps then count as 2 together.
     """
     increment = increment.detach()
-    return (8 * increment).clamp(max=1) if capped else torch.ones_like(increment)
+    return (4 * increment).clamp(max=1) if capped else torch.ones_like(increment)
 
 
 def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ class SkipRNNConfig(PreTrainedConfig):
             other shifts. 0 switches it off. With [low, high] draws are from U(low, high), and the row's wanted share
             follows: its logit is that of budget_target plus the noise.
         gate_gradient: how the gates between two updates add to the gradient of the update probability. "sum": each with
-            weight 1, the straight-through estimator (section 3.1). "capped": with weight min(1, 8 D), so that
-            those of an interval of more than 4 steps count as 4; gradients then do not explode.
+            weight 1, the straight-through estimator (section 3.1). "capped": with weight min(1, 4 D), so that
+            those of an interval of more than 2 steps count as 2; gradients then do not explode.
         gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
             increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.

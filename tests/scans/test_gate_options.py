@@ -55,7 +55,7 @@ def test_a_rows_shift_is_its_bias(scan) -> None:
 
 @pytest.mark.parametrize("scan", SCANS)
 def test_capped_gradients_are_summed_ones_where_intervals_are_short(scan) -> None:
-    """8 D is at least 1 there. Where intervals are long they differ, and values do not."""
+    """4 D is at least 1 there. Where intervals are long they differ, and values do not."""
     for bias, same in ((9.0, True), (-4.0, False)):
         summed, limited = (make_problem(Case(gate_bias=bias, capped=capped)) for capped in (False, True))
         out, of_capped = summed.run(scan), limited.run(scan)

@@ -191,7 +191,7 @@ def test_gradcheck_of_the_path_through_the_gate(cell: str, capped: bool, scan) -
 def _offsets(problem: Problem) -> list[tuple[Tensor, Tensor]]:
     """The slope w and the offset round(p) - w p of every step."""
     seen = [(p.detach(), d.detach()) for p, d in _surrogate(problem, None)]
-    slopes = [(8 * d).clamp(max=1) if problem.case.capped else torch.ones_like(d) for _, d in seen]
+    slopes = [(4 * d).clamp(max=1) if problem.case.capped else torch.ones_like(d) for _, d in seen]
     return [(w, (p >= 0.5).double() - w * p) for (p, _), w in zip(seen, slopes, strict=True)]
 
 
