@@ -1,6 +1,7 @@
 """The settings of a training: those of a recipe, overridden by the command line."""
 
 import dataclasses
+import itertools
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,8 @@ folder holds the model, its processor, results.json and a picture of the steps r
 STEERING_STEPS = 25  # largest logging_steps with --steered_update_rate, which changes lambda at every log
 # Settings of a recipe that --target_update_rate and --steered_update_rate replace.
 STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
-# Options that replace a recipe's --target_update_rate.
-OWN_BUDGET = ("gate", "budget_weight", "budget_loss", "budget_target", "budget_warmup_steps")
+# Options that replace a recipe's --target_update_rate; so does a --gate that is not learned.
+OWN_BUDGET = ("budget_weight", "budget_loss", "budget_target", "budget_warmup_steps")
 # Fields of SkipRNNConfig that decide the shapes of a checkpoint's parameters.
 SHAPE = (
     *("cell_type", "gru_reset", "input_size", "hidden_size", "num_hidden_layers", "vocab_size"),
@@ -143,7 +144,8 @@ def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
     left_out: set[str] = set()
     if any(given(options, name) for name in ("target_update_rate", "dial", "steered_update_rate")):  # they find lambda
         left_out |= set(STEERED)
-    if any(given(options, name) for name in OWN_BUDGET):
+    is_learned = ("--gate", "learned") in itertools.pairwise(options) or "--gate=learned" in options
+    if any(given(options, name) for name in OWN_BUDGET) or (given(options, "gate") and not is_learned):
         left_out.add("target_update_rate")
     if given(options, "model_name_or_path"):  # the shape is the checkpoint's
         left_out |= set(SHAPE)

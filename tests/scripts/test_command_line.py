@@ -208,6 +208,24 @@ def test_a_steered_lambda_takes_the_place_of_a_recipes_target(option, logs):
     assert settings.args.logging_steps == logs
 
 
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ("", 0.5),
+        ("--gate learned", 0.5),
+        ("--gate=learned", 0.5),
+        ("--gate strided --stride 2", None),
+        ("--gate=always", None),
+        ("--budget_weight 1e-4", None),
+        ("--gate learned --budget_loss l2 --budget_target 0.4", None),
+        ("--target_update_rate 0.3", 0.3),
+    ],
+)
+def test_a_budget_or_gate_of_the_command_line_takes_the_place_of_a_recipes_share(options, target):
+    settings = train.parse(["--config", "adding-skip-lstm", *options.split(), *CPU])
+    assert settings.budget.target_update_rate == target
+
+
 def test_every_field_of_the_configuration_is_an_option(tmp_path):
     own = {field.name for field in dataclasses.fields(SkipRNNConfig)} & set(SkipRNNConfig.__annotations__)
     offered = dataclasses.fields(option_parser.model_arguments())
