@@ -29,11 +29,18 @@ PEERS = {
 }
 
 
+def widest() -> str:
+    """Return the set with AVX-512 that this machine runs, for our engine."""
+    from hf_skiprnn.kernels.cpu import library  # imports torch
+
+    return "amx" if library.instruction_set() == "amx" else "avx512"
+
+
 def environment(isa: str | None) -> dict[str, str]:
     """Return this process's environment with every library limited to `isa`; None: to the machine's widest set."""
     variables = {name: value for name, value in os.environ.items() if name not in (ISA, *PEERS["avx2"])}
     if isa is not None:
-        variables |= {ISA: isa, **limits} if (limits := PEERS[isa]) else {}
+        variables |= {ISA: isa if PEERS[isa] else widest(), **PEERS[isa]}
     root = str(Path(__file__).resolve().parents[1])
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {"OMP_NUM_THREADS": "1"} | variables  # workloads with more threads set their own number

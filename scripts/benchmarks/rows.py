@@ -26,7 +26,7 @@ def instruction_set() -> str:
         SystemExit: the native engine and PyTorch use different sets.
     """
     torchs = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
-    ours = os.environ.get("HF_SKIPRNN_CPU_ISA", torchs).replace("amx", "avx512")
+    ours = os.environ.get("HF_SKIPRNN_CPU_ISA", torchs).replace("amx", "avx512")  # see PEERS of scripts/benchmark.py
     if ours != torchs:
         raise SystemExit(
             f"HF_SKIPRNN_CPU_ISA={ours}, but PyTorch uses {torchs}: the comparison would not be fair. "

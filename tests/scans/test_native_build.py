@@ -10,6 +10,7 @@ import torch
 from paths import ROOT
 from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 from hf_skiprnn import kernels
 from hf_skiprnn.kernels.cpu import build_native, library
@@ -66,6 +67,36 @@ def test_what_is_built(
     command.run()
     assert built == libraries
     assert said == ([] if libraries else [NOT_FOR_WINDOWS])
+
+
+def test_an_assembler_without_amx_builds_the_engine_without_it(
+    command: BuildNative, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: dict[str, dict[str, str]] = {}
+
+    def compiles(self: build_ext, ext: Extension) -> None:
+        macros = built[re.sub(".*_cpu_", "", ext.name)] = dict(ext.define_macros)
+        if ext.name.endswith("avx512") and "SKIP_RNN_AMX" not in macros:
+            raise CompileError("no such instruction: ldtilecfg")
+
+    on(monkeypatch, "linux", "x86_64")
+    monkeypatch.setattr(build_ext, "build_extension", compiles)
+    command.run()
+    assert {name: macros.get("SKIP_RNN_AMX") for name, macros in built.items()} == {
+        "portable": None,
+        "avx2": None,
+        "avx512": "0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("built", "used"),
+    [({"portable", "avx2", "avx512"}, "amx"), ({"portable", "avx2"}, "avx2"), ({"portable"}, "portable")],
+)
+def test_the_widest_set_that_was_built_is_used(built: set[str], used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_find", lambda isa: Path(isa) if isa in built else None)
+    monkeypatch.setattr(library, "_load", lambda isa: SimpleNamespace(skip_rnn_cpu_level=lambda: 3))
+    assert library._instruction_set.__wrapped__(None) == used
 
 
 def test_a_missing_compiler_is_told_and_ends_nothing(

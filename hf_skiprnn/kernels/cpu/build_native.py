@@ -7,6 +7,7 @@ from pathlib import Path
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 EVENTS = "Scans will run in plain PyTorch (backend 'events'): the same results, several times slower."
 NOT_FOR_WINDOWS = f"hf_skiprnn has no native CPU engine for Windows; none is built. {EVENTS}"
@@ -35,7 +36,13 @@ class BuildNative(build_ext):  # type: ignore[misc]  # setuptools ships no types
         source = b"".join(path.read_bytes() for path in files if path.suffix in (".h", ".cpp"))
         digest = hashlib.sha256(source).hexdigest()[:15]  # library.py's source_hash
         ext.define_macros.append(("SKIP_RNN_SOURCE", f"0x{digest}"))
-        super().build_extension(ext)
+        try:
+            super().build_extension(ext)
+        except CompileError:
+            if not ext.name.endswith("_cpu_avx512"):
+                raise
+            ext.define_macros.append(("SKIP_RNN_AMX", "0"))  # some assemblers do not know AMX
+            super().build_extension(ext)
 
 
 def _runs_here(name: str) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 ABI = 7  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")  # by `skip_rnn_cpu_level`
+LIBRARIES = {"amx": "avx512"}  # of a set that has no library of its own
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
 REMEDY = (
     "With a C++17 compiler (g++ or clang++) on this machine, reinstall: "
@@ -66,7 +67,8 @@ def engine() -> ctypes.CDLL:
     Raises:
         RuntimeError: the engine was not built, was built of another source, or cannot run here; with the remedy.
     """
-    return _load({"amx": "avx512"}.get(isa := instruction_set(), isa))
+    isa = instruction_set()
+    return _load(LIBRARIES.get(isa, isa))
 
 
 def instruction_set() -> str:
@@ -86,23 +88,30 @@ def unavailable_reason() -> str | None:
 @functools.cache
 def _instruction_set(wanted: str | None) -> str:
     best = _load("portable").skip_rnn_cpu_level()
-    if wanted is None:
-        return INSTRUCTION_SETS[best]
+    if wanted is None:  # a compiler may not know the newest set
+        return next(isa for isa in reversed(INSTRUCTION_SETS[: best + 1]) if _find(LIBRARIES.get(isa, isa)))
     if wanted not in INSTRUCTION_SETS:
         raise RuntimeError(f"{ISA_VARIABLE} must be one of {', '.join(INSTRUCTION_SETS)}; got {wanted!r}.")
     if INSTRUCTION_SETS.index(wanted) > best:
-        raise RuntimeError(f"{ISA_VARIABLE}={wanted}, but this CPU runs {INSTRUCTION_SETS[best]} at most. Unset it.")
+        raise RuntimeError(
+            f"{ISA_VARIABLE}={wanted}, but this machine runs {INSTRUCTION_SETS[best]} at most. Unset it."
+        )
     return wanted
+
+
+def _find(isa: str) -> Path | None:
+    """Return the file of a library, or None if it was not built."""
+    spec = find_spec(f"{__package__}._cpu_{isa}")
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 @functools.cache
 def _load(isa: str) -> ctypes.CDLL:
-    spec = find_spec(f"{__package__}._cpu_{isa}")
-    if spec is None or spec.origin is None:
+    path = _find(isa)
+    if path is None:
         if sys.platform == "win32":
             raise RuntimeError(NOT_FOR_WINDOWS)
         raise RuntimeError(f"The native CPU engine is not built (no {isa} library). {REMEDY}")
-    path = Path(spec.origin)
     try:
         _refuse_part_of_a_file(path)
         library = ctypes.CDLL(str(path))

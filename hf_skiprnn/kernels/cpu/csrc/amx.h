@@ -1,19 +1,22 @@
 // Products with bfloat16 weights on the matrix unit of newer Intel processors (AMX).
 //
 // It multiplies 16 rows of 32 bfloat16 numbers with 32 rows of 16 and adds in float32. Weights are packed as pairs (product.h).
-// Bfloat16 inputs are multiplied as they are. A float32 number is split into three bfloat16 numbers, which are exact together;
-// each of the three parts is a row, and their products are added. So every product is exact, and a row's sums do not depend on
-// the rows that are computed together with it.
+// Bfloat16 inputs are multiplied as they are. A float32 number is split into three bfloat16 numbers whose sum is exactly that
+// number. Each part is a row of the tile, and the products of the parts are added. So products of finite weights are exact, and
+// a row's sums do not depend on the rows that are computed together with it.
 #pragma once
 
 #include "product.h"
 
-#if defined(__x86_64__) && defined(__linux__) && (__has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>))
+#if defined(SKIP_RNN_AMX)  // 0 for an assembler that does not know the unit
+#elif defined(__x86_64__) && defined(__linux__) && (__has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>))
 #define SKIP_RNN_AMX 1
-#include <cpuid.h>
-#include <sys/syscall.h>
 #else
 #define SKIP_RNN_AMX 0
+#endif
+#if SKIP_RNN_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
 #endif
 
 namespace {
@@ -27,23 +30,31 @@ constexpr i64 tile_numbers(i64 rows, i64 depth, i64 parts) {
   return (rows + rows_of_tile(parts) - 1) / rows_of_tile(parts) * tiles_of(depth) * kTileNumbers;
 }
 
-// Whether this machine has the unit, and Linux lets this process use it.
+// Whether this machine and its operating system have the unit.
 inline bool has_amx() {
 #if SKIP_RNN_AMX
-  static const bool has = [] {
-    unsigned a, b, c, d;
-    constexpr unsigned kBf16 = 1u << 22, kUnit = 1u << 24;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kUnit)) != (kBf16 | kUnit)) return false;
-    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-  }();
-  return has;
+  unsigned a, b, c, d;
+  constexpr unsigned kBf16 = 1u << 22, kUnit = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kUnit)) != (kBf16 | kUnit)) return false;
+  constexpr long kSupported = 0x1021, kTileData = 1 << 18;  // ARCH_GET_XCOMP_SUPP
+  unsigned long supported = 0;
+  return syscall(SYS_arch_prctl, kSupported, &supported) == 0 && supported & kTileData;
 #else
   return false;
 #endif
 }
 
 #if SKIP_RNN_AMX && defined(__AVX512F__)
+
+// Asks Linux, once, to let this process use the unit. Signal stacks must then have room for the tiles, so no process asks that
+// does not need it. Returns whether it may.
+inline bool may_use_amx() {
+  static const bool may = [] {
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    return has_amx() && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return may;
+}
 
 #define SKIP_RNN_AMX_CODE __attribute__((target("amx-tile,amx-bf16")))
 
@@ -111,10 +122,10 @@ inline void fill_tiles(const float* const* rows, i64 count, i64 depth, Bf16* to)
 
 // The products of Blocks tiles of rows with Vectors vectors of a panel: sums[block][vector][row][unit].
 template <int Blocks, int Vectors>
-SKIP_RNN_AMX_CODE __attribute__((noinline)) void multiply_tiles(const Bf16* rows, const float* weights, i64 depth_tiles, i64 panel_vectors,
-                                       float (*sums)[2][kTileRows][16]) {
+SKIP_RNN_AMX_CODE __attribute__((noinline)) void multiply_tiles(const Bf16* rows, const float* weights, i64 depth_tiles,
+                                                                 i64 panel_vectors, float (*sums)[2][kTileRows][16]) {
   const i64 block = depth_tiles * kTileNumbers, stride = panel_vectors * 64;
-  __asm__ volatile("" ::: "memory");  // see above
+  __asm__ volatile("" ::: "memory");  // nor do they say it of tile loads
   _tile_zero(0);
   if (Vectors > 1) _tile_zero(1);
   if (Blocks > 1) _tile_zero(2);
@@ -176,11 +187,14 @@ void multiply_amx(const Packed<float>& m, i64 rows, const Number* const* a, cons
 
 #else
 
+inline bool may_use_amx() { return false; }
 struct AmxSession {
   explicit AmxSession(bool) {}
 };
 template <class Number>
-void multiply_amx(const Packed<float>&, i64, const Number* const*, const float* const*, float* const*, Bf16*) {}
+void multiply_amx(const Packed<float>&, i64, const Number* const*, const float* const*, float* const*, Bf16*) {
+  __builtin_unreachable();
+}
 
 #endif
 

@@ -44,7 +44,7 @@ struct LayerWeights {
 // direct. After it, if they are kept, it has the activations.
 template <class T>
 struct Lane {
-  const T* x;          // the layer's input; the lowest layer's are bfloat16 where its weights are for AMX
+  const T* x;          // the layer's input; in the lowest layer it points to bfloat16 numbers if AMX multiplies them
   const T* h;          // before the step
   const T* c;          // before the step
   T* recurrent;        // the recurrent product
@@ -243,7 +243,7 @@ struct Updated {
   }
 };
 
-// Number: of the rows p.a. split: working memory for AMX.
+// Number: the type that the rows p.a really have. split: working memory for AMX.
 template <class Number, class T>
 void multiply_lanes(const Packed<T>& m, const Pointers<T>& p, i64 n, Bf16* split) {
   if constexpr (sizeof(T) == sizeof(float)) {

@@ -159,6 +159,7 @@ class LowestInputs {
 
  private:
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
+  using Given = std::conditional_t<sizeof(T) == sizeof(float), Bf16, T>;  // AMX multiplies bfloat16 inputs as they are
 
   // Whether bfloat16 inputs are widened before they are multiplied.
   bool widens() const { return m_.call.is_bf16 && (!m_.amx || m_.layers[0].direct); }
@@ -237,8 +238,6 @@ class LowestInputs {
 
   const Model<T>& m_;
   const Shape& s_;
-  using Given = std::conditional_t<sizeof(T) == sizeof(float), Bf16, T>;  // for AMX, which multiplies bfloat16 only
-
   const i64 most_;  // rows of one product
   std::vector<Plan<T>> plans_;
   T *x_, *products_;

@@ -124,7 +124,7 @@ struct Model {
 
  private:
   // By the shape alone, so that a row's results do not depend on the rows beside it.
-  static bool uses_amx(const SkipRnnCall& call) { return call.amx && call.is_bf16 && call.units >= SKIP_RNN_AMX_UNITS && has_amx(); }
+  static bool uses_amx(const SkipRnnCall& call) { return call.amx && call.is_bf16 && call.units >= SKIP_RNN_AMX_UNITS && may_use_amx(); }
 
   i64 x_at(i64 b, i64 t) const {
     const i64 at = b * shape.steps + t;
@@ -146,7 +146,7 @@ struct Model {
 
   Packed<T> packed(Arena& arena, const void* weight, i64 depth, const ActivationOrder& order, i64 interleaved = 1) {
     Packed<T> m{nullptr, order.count * shape.padded / Simd<T>::W, depth, interleaved, shape.padded, pairs, amx};
-    m.data = amx ? arena.zeros<T>(m.elements()) : arena.take<T>(m.elements());
+    m.data = arena.take<T>(m.elements());
     if constexpr (sizeof(T) == sizeof(float)) {
       if (call.is_bf16) {
         pack(m, typed<Bf16>(weight), shape.units, shape.padded, order);

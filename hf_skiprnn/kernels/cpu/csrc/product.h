@@ -405,6 +405,7 @@ void pack(Packed<T>& m, const Source* weight, i64 units, i64 padded, const Activ
       }
       for (i64 i = 0; i < count; ++i) store(to + (k + i) * stride, square[i]);
     }
+    for (i64 k = (m.depth + 1) / 2; m.amx && k < m.rows(); ++k) store(to + k * stride, splat(T(0)));
   }
 }
 
