@@ -43,6 +43,7 @@ NAMES = {
     "random": "LSTM, random skips",
     "plain": "LSTM",
 }
+DIGITS = {"accuracy": ".3f", "mse": ".2g"}  # how a metric is written
 TOLERANCE = 0.1  # largest relative difference between the share asked for and the share read
 
 
@@ -114,19 +115,27 @@ def train_all(chosen: Namespace, rest: Sequence[str]) -> Iterator[dict[str, Any]
                     continue
                 job = Job(task, kind, share, seed, best)
                 if kind != "dial":
-                    yield row_of(job, run, run["metrics"]["test"])
+                    yield row_of(job, run, run["metrics"]["test"], len(found))
                 for point in run["operating_points"] if kind == "dial" else []:
-                    yield row_of(job._replace(share=point["update_rate_asked"]), run, point)
+                    yield row_of(job._replace(share=point["update_rate_asked"]), run, point, len(found))
 
 
-def row_of(job: Job, run: dict[str, Any], test: dict[str, float]) -> dict[str, Any]:
-    """Return the facts of a run that are stored; `test` holds its metrics on the test data."""
+def row_of(job: Job, run: dict[str, Any], test: dict[str, float], tried: int) -> dict[str, Any]:
+    """Return the facts of a run that are stored.
+
+    Args:
+        job: what was trained.
+        run: its results.json.
+        test: its metrics on the test data.
+        tried: number of learning rates of which the best was chosen.
+    """
     name, value = quality(test)
     return job._asdict() | {
         "metric": name,
         "value": abs(value),
         "read": test["update_rate"],
         "updates": test["updates"],
+        "rates_tried": tried,
         "steps": run["train"]["steps"],
         "commit": run["commit"],
         "device": run["device"],
@@ -135,19 +144,24 @@ def row_of(job: Job, run: dict[str, Any], test: dict[str, float]) -> dict[str, A
 
 def report(rows: list[dict[str, Any]], folder: Path | None = None) -> str:
     """Return a table, a line for each model, and one of differences; draw a figure for each task in a folder."""
-    lines = ["| task | model | asked | read | test | seeds |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| task | model | asked | read | test | seeds | learning rates | optimizer steps |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for task in dict.fromkeys(row["task"] for row in rows):
         curves: dict[str, list[Runs]] = {}
         mine = [row for row in rows if row["task"] == task]
+        metric = mine[0]["metric"]
+        digits = DIGITS[metric]
         for kind, share in dict.fromkeys((row["kind"], row["share"]) for row in mine):
             runs = [row for row in mine if (row["kind"], row["share"]) == (kind, share)]
             values = [row["value"] for row in runs]
-            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+            spread = f" ± {stdev(values):{digits}}" if len(values) > 1 else ""
             read = fmean(row["read"] for row in runs)
-            test = f"{runs[0]['metric']} {fmean(values):.3f}{spread}"
-            lines.append(f"| {task} | {NAMES[kind]} | {share:.0%} | {read:.1%} | {test} | {len(runs)} |")
+            test = f"{metric} {fmean(values):{digits}}{spread}"
+            effort = f"{len(runs)} | {runs[0]['rates_tried']} | {runs[0]['steps']}"
+            lines.append(f"| {task} | {NAMES[kind]} | {share:.0%} | {read:.1%} | {test} | {effort} |")
             curves.setdefault(NAMES[kind], []).append([(row["read"], row["value"]) for row in runs])
-        metric = mine[0]["metric"]
         if folder is not None:
             figure = accuracy_against_updates(curves, f"{metric} ({task})", "share of steps read", metric == "mse")
             figure.savefig(folder / f"{task}.png")
@@ -164,6 +178,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     values: dict[tuple[str, str, float], list[float]] = {}
+    digits = {row["task"]: DIGITS[row["metric"]] for row in rows}
     for row in rows:
         sign = -1 if row["metric"] == "mse" else 1
         values.setdefault((row["task"], row["kind"], row["share"]), []).append(sign * row["value"])
@@ -172,18 +187,20 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
         assert learned is not None
         error = "-"
         if strided and min(len(learned), len(strided)) > 1:
-            error = f"{sum(stdev(some) ** 2 / len(some) for some in (learned, strided)) ** 0.5:.3f}"
+            error = f"{sum(stdev(some) ** 2 / len(some) for some in (learned, strided)) ** 0.5:{digits[task]}}"
         shares = [row["read"] for row in rows if (row["task"], row["kind"], row["share"]) == (task, "learned", share)]
         missed = sum(abs(read - share) > TOLERANCE * share for read in shares)
-        against = [difference(learned, strided), error, difference(learned, values.get((task, "plain", 1.0)))]
-        cells = [task, f"{share:.0%}", *against, difference(dial, learned), f"{missed} of {len(shares)}"]
+        plain = values.get((task, "plain", 1.0))
+        pairs = ((learned, strided), (learned, plain), (dial, learned))
+        than_strided, than_plain, than_learned = (difference(first, second, digits[task]) for first, second in pairs)
+        cells = [task, f"{share:.0%}", than_strided, error, than_plain, than_learned, f"{missed} of {len(shares)}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def difference(first: list[float] | None, second: list[float] | None) -> str:
+def difference(first: list[float] | None, second: list[float] | None, digits: str) -> str:
     """Return the difference of two means, or "-" where one is missing."""
-    return f"{fmean(first) - fmean(second):+.3f}" if first and second else "-"
+    return f"{fmean(first) - fmean(second):+{digits}}" if first and second else "-"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -57,8 +57,8 @@ def test_the_rate_is_chosen_on_validation_and_finished_runs_are_kept(tmp_path, c
     first = [row["value"] for row in rows if row["seed"] == 1]
     assert first == pytest.approx([0.1] * 4 + [0.2, 0.3])  # never chosen by the test data
     printed = capsys.readouterr().out
-    assert "| frequency | Skip LSTM | 20% | 18.0% | accuracy 0.150 ± 0.071 | 2 |" in printed
-    assert "| frequency | Skip LSTM, one dial | 10% | 10.0% | accuracy 0.250 ± 0.071 | 2 |" in printed
+    assert "| frequency | Skip LSTM | 20% | 18.0% | accuracy 0.150 ± 0.071 | 2 | 3 | 5 |" in printed
+    assert "| frequency | Skip LSTM, one dial | 10% | 10.0% | accuracy 0.250 ± 0.071 | 2 | 3 | 5 |" in printed
     assert "| frequency | 20% | +0.000 | 0.071 | +0.000 | +0.200 | 1 of 2 |" in printed
     assert (tmp_path / "frequency.png").is_file()
     assert gates.main(["--report", "--results", str(tmp_path)]) == 0
