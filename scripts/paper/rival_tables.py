@@ -31,9 +31,20 @@ def pareto_table(cards: Path, folder: str) -> str:
 
 def gates_report(cards: Path) -> str:
     """Render the runs of scripts/benchmarks/gates.py: means and standard deviations over seeds, and differences."""
-    rows = json.loads((cards / "gates" / RESULTS).read_text(encoding="utf-8"))
+    rows = gate_runs(cards)
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     return f"{gates.report(rows)}\n\nCommits: {commits}."
+
+
+def gate_differences(cards: Path) -> str:
+    """Render the differences between the models of scripts/benchmarks/gates.py."""
+    return "\n".join(gates.verdicts(gate_runs(cards)))
+
+
+def gate_runs(cards: Path) -> list[dict[str, Any]]:
+    """Return the stored rows of scripts/benchmarks/gates.py."""
+    rows: list[dict[str, Any]] = json.loads((cards / "gates" / RESULTS).read_text(encoding="utf-8"))
+    return rows
 
 
 def checkpoint_table(cards: Path, folder: str) -> str:
