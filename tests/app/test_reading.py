@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 import re
 import tomllib
 from pathlib import Path
@@ -160,17 +159,11 @@ def test_the_value_of_a_pad_is_checked() -> None:
         ink(start + base64.b64encode(content.getvalue()).decode())
 
 
-def calibrated(config: SkipRNNConfig) -> tuple[float, float]:
-    """The lowest and the highest share that was measured, in per cent, rounded inwards."""
-    (low, _), *_, (high, _) = config.gate_calibration
-    return math.ceil(1000 * low) / 10, math.floor(1000 * high) / 10
-
-
 def test_the_slider_starts_where_the_checkpoint_was_trained_to_read() -> None:
     config = load(FIND_DIGIT).config
     knob = dial(config)
     assert knob.argument == "update_rate"
-    assert (knob.low, knob.high) == pytest.approx(calibrated(config))
+    assert (knob.low, knob.high) == pytest.approx((0.4, 68.9))
     at = knob.arguments([knob.start])["update_rate"]
     pixels = torch.from_numpy(np.stack(canvases()[:50]))[:, None]
     model = load(FIND_DIGIT).model
@@ -191,9 +184,9 @@ def test_a_reading_is_what_the_model_reads() -> None:
     assert reading.chosen.updates == out.num_updates.item()
     assert reading.chosen.answer == checkpoint.config.id2label[int(out.logits.argmax())]
     assert reading.chosen.score == pytest.approx(out.logits.softmax(-1).max().item())
-    counts = [point.updates for point in reading.others]  # on average they grow; a picture's may shrink by a step
-    assert counts[0] < counts[-1] / 4
-    assert min(np.diff(counts)) > -5
+    counts = [point.updates for point in reading.others]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
     assert table(dial(checkpoint.config), reading).count("\n| ") == len(counts) + 1
 
 
@@ -268,8 +261,7 @@ def test_a_checkpoint_says_what_it_needs(tmp_path: Path) -> None:
     }
     for name, text in expected.items():
         assert text in describe(name)[0]
-    low, high = calibrated(load(FIND_DIGIT).config)
-    assert f"any share from {low} to {high} %" in needs(load(FIND_DIGIT))
+    assert "any share from 0.4 to 68.9 %" in needs(load(FIND_DIGIT))
     assert describe(str(tmp_path))[1] is None
 
 
