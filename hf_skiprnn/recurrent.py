@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hf_skiprnn.conversion import load_native, native_state
+from hf_skiprnn.model.cells_skip_rnn import GATE_GRADIENTS
 from hf_skiprnn.model.inputs_skip_rnn import check_state
 from hf_skiprnn.model.layers_skip_rnn import SkipStack, init_layer, init_update_gate
 from hf_skiprnn.model.outputs_skip_rnn import ScanOutput, SkipRNNState
@@ -52,8 +53,8 @@ class _SkipRecurrent(SkipStack):
             )
         if gate not in ("learned", "always", "random", "strided"):
             raise ValueError(f'gate must be "learned", "always", "random" or "strided"; got {gate!r}.')
-        if gate_gradient not in ("sum", "capped"):
-            raise ValueError(f'gate_gradient must be "sum" or "capped"; got {gate_gradient!r}.')
+        if gate_gradient not in GATE_GRADIENTS:
+            raise ValueError(f'gate_gradient must be "sum", "capped" or "mean"; got {gate_gradient!r}.')
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers, "stride": stride}
         for name, value in sizes.items():
             if value < 1:

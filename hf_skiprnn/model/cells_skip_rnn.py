@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 LARGEST_COUNT = 2**24  # float32 cannot count further, so a gate that is closed after so many steps never opens
 NEVER = sys.maxsize  # the number of steps to skip if the gate never opens again
+# Of config.gate_gradient: du / d(update_prob) is min(1, a D) with a of this table; 0: 1.
+GATE_GRADIENTS = {"sum": 0, "capped": 4, "mean": 2}
 OPEN = 0.5 - 2.0**-26  # half-way between 0.5 and the float32 below; rounds to 0.5, as the tie goes to the even last bit
 
 
@@ -43,7 +45,7 @@ class GateWeights(NamedTuple):
     weight: Tensor  # [1, H]
     bias: Tensor  # [1]
     shift: Tensor | None = None  # [B], a number for each row that is added to the bias
-    capped: bool = False  # config.gate_gradient is "capped"; see `gate_slope`
+    capped: int = 0  # GATE_GRADIENTS[config.gate_gradient]; see `gate_slope`
 
     def of_rows(self, rows: Tensor) -> "GateWeights":
         """Return the gate of some rows of the batch ([N], integer)."""
@@ -119,14 +121,14 @@ def gate_opens(steps_since_update: Tensor, increment: Tensor) -> Tensor:
     return ~(steps_since_update.float() * increment.float() < 0.5)
 
 
-def gate_slope(increment: Tensor, capped: bool) -> Tensor:
+def gate_slope(increment: Tensor, capped: int) -> Tensor:
     """Return du / d(update_prob), which replaces the derivative of the rounding: [N], without gradient.
 
-    It is 1, the straight-through estimator (section 3.1); or, if `capped`, min(1, 4 D). An interval has about
-    0.5 / D gates. Those of an interval of more than 2 steps then count as 2 together.
+    It is 1, the straight-through estimator (section 3.1); or, if `capped` is not 0, min(1, capped D). An
+    interval has about 0.5 / D gates. Those of a longer interval than capped / 2 steps then count as so many together.
     """
     increment = increment.detach()
-    return (4 * increment).clamp(max=1) if capped else torch.ones_like(increment)
+    return (capped * increment).clamp(max=1) if capped else torch.ones_like(increment)
 
 
 def steps_to_update(increment: Tensor, steps_since_update: Tensor, remaining: Tensor) -> Tensor:

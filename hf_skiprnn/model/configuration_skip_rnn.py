@@ -112,7 +112,8 @@ class SkipRNNConfig(PreTrainedConfig):
             follows: its logit is that of budget_target plus the noise.
         gate_gradient: how the gates between two updates add to the gradient of the update probability. "sum": each with
             weight 1, the straight-through estimator (section 3.1). "capped": with weight min(1, 4 D), so that
-            those of an interval of more than 2 steps count as 2; gradients then do not explode.
+            those of an interval of more than 2 steps count as 2; gradients then rarely explode. "mean": with weight
+            min(1, 2 D), so that those of every interval count as 1.
         gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
             increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
@@ -154,7 +155,7 @@ class SkipRNNConfig(PreTrainedConfig):
     budget_slope: float | int = 0.0
     gate_shift: float | int = 0.0
     gate_noise: float | int | list[float | int] = 0.0
-    gate_gradient: Literal["sum", "capped"] = "sum"
+    gate_gradient: Literal["sum", "capped", "mean"] = "sum"
     gate_calibration: list[list[float | int]] | None = None
     learn_initial_state: bool = True
     update_bias: float | int = 1.0

@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     time: Timeline
     num_layers: int
     learned: bool
-    capped: bool
+    capped: int
     sequence: bool
 
     def unpack(self, tensors: Sequence[Any]) -> tuple[Tensor, SkipRNNState, GateWeights | None, list[LayerWeights]]:
@@ -399,7 +399,7 @@ def event_scan(
 ) -> ScanOutput:
     """Compute only the updates; values, gates and first derivatives equal `dense_scan`'s. No second derivative."""
     time = Timeline(inputs.shape[0], inputs.shape[1], mask, forced_gates, inputs.device)
-    plan = Plan(CELLS[cell], time, len(layers), gate is not None, gate is not None and gate.capped, sequence)
+    plan = Plan(CELLS[cell], time, len(layers), gate is not None, gate.capped if gate else 0, sequence)
     tensors = (inputs, *state, *(gate or ())[:3], *(part for w in layers for part in w))
     held, h, c, increment, steps_since_update, num_updates, gates = SkipScan.apply(plan, *tensors)
     return ScanOutput(held, SkipRNNState(h, c, increment, steps_since_update), num_updates, gates)

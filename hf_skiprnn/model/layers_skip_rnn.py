@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype
+from .cells_skip_rnn import CELLS, GATE_GRADIENTS, GateWeights, LayerWeights, state_dtype
 from .changed_modules_skip_rnn import PLAIN_TENSORS, is_plain, linear_map
 from .dense_scan_skip_rnn import DENSE, Engine
 from .event_scan_skip_rnn import EVENTS
@@ -151,7 +151,7 @@ class SkipStack(nn.Module):
     stride: int
     _scan_backend: str | None = None
     _gate_shift: float = 0.0
-    gate_gradient: str = "sum"  # or "capped"; see SkipRNNConfig
+    gate_gradient: str = "sum"  # "capped" or "mean"; see SkipRNNConfig
 
     def _build_stack(
         self, input_size: int, num_layers: int, bias: bool, learn_initial_state: bool, **factory: Any
@@ -229,7 +229,7 @@ class SkipStack(nn.Module):
             weight, bias = linear_map("update_gate", gate, self.hidden_size, like.device, state_dtype(like))
         if shift is None and self._gate_shift:
             bias = bias + self._gate_shift
-        return GateWeights(weight, bias, shift, self.gate_gradient == "capped")
+        return GateWeights(weight, bias, shift, GATE_GRADIENTS[self.gate_gradient])
 
     @property
     def scan_backend(self) -> str:

@@ -41,6 +41,7 @@ RESTARTS = 3  # largest number of such starts
 # The range of a dial is widened from 0 to the whole between these shares of training. With the whole range from the
 # first step, models of long sequences did not learn the task at any share.
 WIDENED_FROM, WIDENED_TO = 0.3, 0.7
+EXPLODED, EXPLOSIONS = 100.0, 3  # an element of a gradient above this is too large; what so many steps mean
 NARROW = 0.1  # standard deviation of the noise below which rows are too alike to measure the slope
 
 
@@ -56,7 +57,8 @@ class RateController(TrainerCallback, ExportableState):
         lambda = task loss * (level + error) / (4 target (1 - target))
 
     where the task loss is the largest value so far of its moving average.
-    `config.gate_gradient` is set to "capped": with "sum", gradients explode through long intervals.
+    `config.gate_gradient` is set to "capped": with "sum", gradients explode through long intervals. After a third step
+    with an element above EXPLODED it is set to "mean", and the training recovers.
     A gate that is shut reads one step of a row, and then has next to no gradient. After PATIENCE steps it starts anew
     as a stride, and lambda from 0; the rest of the model stays.
     If `config.gate_noise` is 0 it is set to NOISE, so that the trained gate also works at other shifts. After training,
@@ -101,12 +103,24 @@ class RateController(TrainerCallback, ExportableState):
         self.astray = 0  # number of steps in a row with a share far off
         self.shut = 0  # number of steps in a row with a gate that is shut
         self.restarts = 0
+        self.explosions = 0  # number of steps with an exploded gradient
         self.share: float | None = None
         self.outcome: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        names = ("level", "slope", "smooth", "scale", "astray", "shut", "restarts", "weight", "weight_slope")
+        names = (
+            "level",
+            "slope",
+            "smooth",
+            "scale",
+            "astray",
+            "shut",
+            "restarts",
+            "explosions",
+            "weight",
+            "weight_slope",
+        )
         attributes = {name: getattr(self, name) for name in names}
         return {"args": {"target": self.target, "dial": self.dial}, "attributes": attributes}
 
@@ -116,14 +130,16 @@ class RateController(TrainerCallback, ExportableState):
         config = base.config
         if config.gate != "learned":
             raise ValueError(f"A target update rate needs gate='learned'; got gate={config.gate!r}.")
-        config.budget_loss, config.budget_target, config.gate_gradient = "rate", self.target, "capped"
+        config.budget_loss, config.budget_target = "rate", self.target
         self.max_steps = max(state.max_steps, 1)
         self.rate = min(max(COURSE / self.max_steps, SLOWEST), FASTEST)
         kept = saved_attributes(state, self)
         self.level, self.share = kept.get("level", 0.0), None
         self.smooth, self.scale = kept.get("smooth"), kept.get("scale")
         self.slope, self.weight_slope = kept.get("slope", 0.0), kept.get("weight_slope", 0.0)
-        self.astray, self.shut, self.restarts = (kept.get(name, 0) for name in ("astray", "shut", "restarts"))
+        for name in ("astray", "shut", "restarts", "explosions"):
+            setattr(self, name, kept.get(name, 0))
+        config.gate_gradient = "capped" if self.explosions < EXPLOSIONS else "mean"
         self.weight = kept.get("weight", 0.0)
         config.budget_weight, config.budget_slope = self.weight, self.weight_slope
         if self.dial is None:
@@ -135,14 +151,24 @@ class RateController(TrainerCallback, ExportableState):
         if not kept and is_default and can_start(gate) and bool((gate.bias == config.update_bias).all()):
             start_as_stride(gate, self.target, SMALL)  # a new gate
 
-    def observe(self, config: Any, held: Held, step: int) -> None:
-        """Set lambda for the next step.
+    def observe(self, config: Any, held: Held, step: int, largest: float = 0.0) -> None:
+        """Set lambda for the next step, and calm gradients that explode.
 
         Args:
             config: the model's config; its budget_weight is lambda.
             held: means over the rows of an optimizer step.
             step: number of the optimizer step.
+            largest: magnitude of the gradient's largest element; 0 if it is not known.
         """
+        if largest > EXPLODED:
+            self.explosions += 1
+            if self.explosions == EXPLOSIONS:
+                config.gate_gradient = "mean"
+                logger.warning(
+                    "Gradients have exploded in %d steps, up to step %d. From now on the gates of an interval count as "
+                    'their mean (gate_gradient="mean").',
+                    *(EXPLOSIONS, step),
+                )
         share = self.share = held.share
         loss = max(abs(held.task_loss), 1e-6)
         self.smooth = loss if self.smooth is None else self.smooth + SMOOTHING * (loss - self.smooth)

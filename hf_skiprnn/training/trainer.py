@@ -180,7 +180,9 @@ class SkipRNNTrainer(Trainer):
             self._guard.apply(model.parameters(), step, largest_value)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RateController) and held[1]:
-                callback.observe(self._config, Held.of(held), step)
+                callback.observe(
+                    self._config, Held.of(held), step, largest_value if self.accelerator.scaler is None else 0.0
+                )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0 for a Skip RNN; `store_flos` counts its updates, without waiting for the device at every batch."""

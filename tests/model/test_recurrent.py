@@ -179,7 +179,7 @@ def test_half_precision_returns_half_and_keeps_the_gate_in_float32(dtype: torch.
         ({"gate": "open"}, 'gate must be "learned"'),
         ({"num_layers": 0}, "num_layers must be at least 1; got 0"),
         ({"gate": "strided", "stride": 0}, "stride must be at least 1; got 0"),
-        ({"gate_gradient": "average"}, 'gate_gradient must be "sum" or "capped"; got \'average\''),
+        ({"gate_gradient": "average"}, 'gate_gradient must be "sum", "capped" or "mean"; got \'average\''),
         ({"gate": "random", "skip_probability": 1.5}, r"skip_probability must be in \[0, 1\); got 1.5"),
         ({"gate": "random", "skip_probability": float("nan")}, "skip_probability must be in"),
     ],

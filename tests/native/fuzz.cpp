@@ -46,7 +46,7 @@ class Problem {
     call_.threads = threads;
     call_.every = between(random_, 1, 20);
     call_.rows = between(random_, 1, 12);
-    call_.capped = between(random_, 0, 1);
+    call_.capped = between(random_, 0, 4);
     const i64 b = call_.batch, t = call_.steps, units = call_.units, activations = call_.cell == 0 ? 4 : 3;
     if (rarely()) {
       auto* ids = make<std::int64_t>(b * t);

@@ -31,7 +31,7 @@ class Case:
     sequence: bool = False
     bias: bool = True
     shifted: bool = False  # every row has a shift of its own on the gate's bias
-    capped: bool = False  # gate_gradient="capped"
+    capped: int = 0  # as GateWeights.capped
     gate_bias: float = -1.5  # at 0 about every other step is skipped; lower skips more
 
     def __str__(self) -> str:

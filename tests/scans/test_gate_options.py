@@ -17,14 +17,14 @@ CASES = [
     Case(shifted=True, batch=0),
     Case(shifted=True, gate_bias=-6.0, steps=300),
     *(
-        Case(cell=cell, capped=True, gate_bias=-2.5, steps=60, state=state)
+        Case(cell=cell, capped=4, gate_bias=-2.5, steps=60, state=state)
         for cell in CELLS
         for state in ("fresh", "running")
     ),
-    Case(capped=True, shifted=True, layers=2, mask="ragged", sequence=True, gate_bias=-2.5, batch=6, steps=60),
-    Case(capped=True, gate="forced", batch=3),
-    Case(capped=True, gate_bias=-6.0, steps=300),
-    Case(capped=True, gate_bias=3.0),
+    Case(capped=2, shifted=True, layers=2, mask="ragged", sequence=True, gate_bias=-2.5, batch=6, steps=60),
+    Case(capped=4, gate="forced", batch=3),
+    Case(capped=2, gate_bias=-6.0, steps=300),
+    Case(capped=4, gate_bias=3.0),
 ]
 
 
@@ -57,7 +57,7 @@ def test_a_rows_shift_is_its_bias(scan) -> None:
 def test_capped_gradients_are_summed_ones_where_intervals_are_short(scan) -> None:
     """4 D is at least 1 there. Where intervals are long they differ, and values do not."""
     for bias, same in ((9.0, True), (-4.0, False)):
-        summed, limited = (make_problem(Case(gate_bias=bias, capped=capped)) for capped in (False, True))
+        summed, limited = (make_problem(Case(gate_bias=bias, capped=capped)) for capped in (0, 4))
         out, of_capped = summed.run(scan), limited.run(scan)
         assert torch.equal(out.state.h, of_capped.state.h)
         assert torch.equal(out.num_updates, of_capped.num_updates)
@@ -69,7 +69,7 @@ def test_capped_gradients_are_summed_ones_where_intervals_are_short(scan) -> Non
 def test_capped_gradients_stay_small_through_long_intervals(scan) -> None:
     """An interval of k steps has k gates, and each one's gradient grows with its place in it."""
     norms = {}
-    for capped in (False, True):
+    for capped in (0, 2, 4):
         problem = make_problem(Case(gate_bias=-4.0, steps=400, hidden=16, capped=capped))
         norms[capped] = gradients(problem, problem.run(scan))["update_gate.weight"].norm()
-    assert norms[True] < norms[False] / 5
+    assert norms[2] < norms[4] < norms[0] / 5

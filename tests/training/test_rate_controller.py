@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
-from hf_skiprnn.training import RateController, SkipRNNTrainer, calibrate, set_update_rate
+from hf_skiprnn.training import RateController, SkipRNNTrainer, calibrate, rate_controller, set_update_rate
 from hf_skiprnn.training.calibration import share_read
 from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
 from hf_skiprnn.training.rate_controller import LIMIT, SMALL
@@ -180,6 +180,31 @@ def test_a_gate_astray_is_told_once(caplog) -> None:
     for step in range(300):
         controller.observe(config, held(0.01, 1.0), step)
     assert caplog.text.count("The gate has read 1.0 % of the steps") == 1
+
+
+def test_exploding_gradients_are_calmed_once(caplog) -> None:
+    controller, config = RateController(0.2), tiny(gate_gradient="capped").config
+    controller.rate = 0.1
+    for step, largest in enumerate((1.0, 1e3, 99.0, 1e9, 0.0)):
+        controller.observe(config, held(0.2, 1.0), step, largest)
+    assert config.gate_gradient == "capped"
+    for step in (5, 6):
+        controller.observe(config, held(0.2, 1.0), step, 101.0)
+    assert config.gate_gradient == "mean"
+    assert caplog.text.count("Gradients have exploded in 3 steps, up to step 5.") == 1
+    assert controller.state()["attributes"]["explosions"] == 4
+
+
+def test_a_run_whose_gradients_explode_goes_on_with_their_mean(tmp_path, monkeypatch) -> None:
+    """Also after an interruption."""
+    monkeypatch.setattr(rate_controller, "EXPLODED", 0.0)  # every step counts
+    rows, model = rows_of(30, 64), tiny()
+    train(tmp_path, model, rows, RateController(0.3), 6, save_strategy="steps", save_steps=3)
+    assert model.config.gate_gradient == "mean"
+    monkeypatch.setattr(rate_controller, "EXPLODED", 1e9)
+    again = tiny()
+    train(tmp_path, again, rows, RateController(0.3), 6, resume=str(tmp_path / "checkpoint-3"))
+    assert again.config.gate_gradient == "mean"
 
 
 @pytest.mark.parametrize("dial", [None, (0.1, 0.8)])

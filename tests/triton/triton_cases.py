@@ -76,7 +76,7 @@ def options(cell: str, path: str) -> None:
     few = [
         Case(steps=11),
         Case(steps=12, layers=2, mask="ragged", state="running", sequence=True),
-        Case(steps=14, layers=2, mask="ragged", sequence=True, capped=True, gate_bias=-2.5),
+        Case(steps=14, layers=2, mask="ragged", sequence=True, capped=4, gate_bias=-2.5),
         Case(steps=5, hidden=19, gate="always", mask="left", sequence=True),
         Case(steps=8, gate="planned", mask="ragged", bias=False),
         Case(steps=9, inputs=18, gate="forced", sequence=True, mask="right"),

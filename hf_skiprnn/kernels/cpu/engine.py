@@ -82,7 +82,7 @@ def _call(
         inputs.dtype == torch.bfloat16,
         CELL_NUMBERS[cell],
         *(batch, steps, width, units, layers),
-        *(torch.get_num_threads(), every, rows, False, instruction_set() == "amx"),
+        *(torch.get_num_threads(), every, rows, 0, instruction_set() == "amx"),
         *map(pointers.of, (inputs, ids, mask, forced)),
         pointers.array(weights),
         *map(pointers.of, gate[:2] or (None, None)),
@@ -193,7 +193,7 @@ def reverse(
     records: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     cell: str,
-    capped: bool,
+    capped: int,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Run a backward call and return the gradients of inputs (empty unless asked for), state, gate and weights.

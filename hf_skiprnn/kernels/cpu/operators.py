@@ -82,7 +82,7 @@ def cpu_training(
     forced: Tensor | None,
     cell: str,
     sequence: bool,
-    capped: bool,
+    capped: int,
 ) -> Eleven:
     """Run a scan for training: results, then records (update times, counts, checkpoints, input products)."""
     state = (h, c, increment, steps_since_update)
@@ -120,7 +120,7 @@ def cpu_backward(
     grad_num_updates: Tensor | None,
     grad_update_gates: Tensor | None,
     cell: str,
-    capped: bool,
+    capped: int,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Return gradients in this order: inputs (empty unless asked for), the four parts of the state, gate, weights."""
@@ -276,7 +276,7 @@ def _scan(
     if differentiable and ids is not None:
         raise RuntimeError("cpu_scan_tokens has no gradient: call it under torch.no_grad(), or embed and use cpu_scan.")
     options = (mask, forced, cell, sequence)
-    capped = getattr(gate, "capped", False)  # the code of a checkpoint of version 0.1.0 has none
+    capped = getattr(gate, "capped", 0)  # the code of a checkpoint of version 0.1.0 has none
     results: Sequence[Tensor]
     if differentiable and is_direct:
         results = EagerScan.apply((len(weights), *options, capped), inputs, *start, *weights, *gates)

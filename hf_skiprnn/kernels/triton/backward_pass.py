@@ -63,7 +63,7 @@ class BackwardPass:
         records: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         cell: str,
-        capped: bool,
+        capped: int,
         grad_inputs: bool,
     ) -> None:
         self.inputs, self.weights, self.gate, self.mask = inputs, weights, gate, mask
@@ -78,7 +78,7 @@ class BackwardPass:
         self.ended = self.is_update.cumsum(1)  # number of updates up to each step, which is included
         self._start(state[3], grads, capped)
 
-    def _start(self, steps_since_update: Tensor | None, grads: Sequence[Tensor | None], capped: bool) -> None:
+    def _start(self, steps_since_update: Tensor | None, grads: Sequence[Tensor | None], capped: int) -> None:
         """Collect the gate's quantities at every step, and the incoming cotangents."""
         assert steps_since_update is not None
         of_sequence, of_h, of_c, of_increment, of_steps, of_num, of_gates = grads

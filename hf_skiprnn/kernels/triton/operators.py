@@ -70,7 +70,7 @@ def triton_forward(
     forced: Tensor | None,
     cell: str,
     sequence: bool,
-    capped: bool,
+    capped: int,
     record: bool,
 ) -> Ten:
     """Run the scan; with `record`, also return the records of its backward pass. See `empty_results`."""
@@ -102,7 +102,7 @@ def triton_backward(
     records: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     cell: str,
-    capped: bool,
+    capped: int,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Return the gradients of inputs (empty unless wanted), h, c, increment, steps_since_update, gate and weights.
@@ -182,6 +182,6 @@ def triton_scan(
     record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in operands)
     results = torch.ops.hf_skiprnn.triton_forward(
         *(inputs.to(operand), weights, gates, *start, mask, forced_gates),
-        *(cell, sequence, getattr(gate, "capped", False), record),
+        *(cell, sequence, getattr(gate, "capped", 0), record),
     )
     return scan_output(results, state.c is not None, sequence, gate is not None)

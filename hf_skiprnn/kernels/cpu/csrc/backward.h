@@ -143,7 +143,7 @@ class BackwardTeam {
   }
 
   // du / d(update_prob), which replaces the derivative of the rounding.
-  T gate_slope(T increment) const { return m_.call.capped && 4 * increment < 1 ? 4 * increment : T(1); }
+  T gate_slope(T increment) const { return m_.call.capped && m_.call.capped * increment < 1 ? m_.call.capped * increment : T(1); }
 
   // The cotangent of the gate u at time t.
   T of_gate(i64 r, i64 t) const {

@@ -17,7 +17,7 @@ struct SkipRnnCall {
   std::int64_t threads;
   std::int64_t every;     // training: updates from one checkpoint to the next
   std::int64_t rows;      // backward: rows that are computed together
-  std::int64_t capped;    // backward: the gate's slope is min(1, 4 D), else 1
+  std::int64_t capped;    // backward: the gate's slope is min(1, capped * D); 0: 1
   std::int64_t amx;       // multiply bfloat16 weights with AMX if this machine has it (amx.h)
 
   // inputs
