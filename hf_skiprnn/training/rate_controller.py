@@ -41,7 +41,9 @@ RESTARTS = 3  # largest number of such starts
 # The range of a dial is widened from 0 to the whole between these shares of training. With the whole range from the
 # first step, models of long sequences did not learn the task at any share.
 WIDENED_FROM, WIDENED_TO = 0.3, 0.7
-EXPLODED, EXPLOSIONS = 100.0, 3  # an element of a gradient above this is too large; what so many steps mean
+# gate_gradient becomes "mean" after EXPLOSIONS steps with an element of the gradient above EXPLODED, or above EXPLODED
+# times a task loss above 1.
+EXPLODED, EXPLOSIONS = 100.0, 3
 NARROW = 0.1  # standard deviation of the noise below which rows are too alike to measure the slope
 
 
@@ -160,7 +162,7 @@ class RateController(TrainerCallback, ExportableState):
             step: number of the optimizer step.
             largest: magnitude of the gradient's largest element; 0 if it is not known.
         """
-        if largest > EXPLODED:
+        if largest > EXPLODED * max(abs(held.task_loss), 1.0):
             self.explosions += 1
             if self.explosions == EXPLOSIONS:
                 config.gate_gradient = "mean"
