@@ -110,6 +110,7 @@ class Problem {
       call_.counts = make<std::int32_t>(b);
       call_.checkpoints = numbers(b * (t / call_.every) * call_.layers * 2 * call_.units);
       if (between(random_, 0, 1)) call_.products = output_unread(b * t * (call_.cell ? 3 : 4) * call_.units);
+      if (sizeof(T) == sizeof(float)) call_.amx = call_.rounded = between(random_, 0, 1);
     }
     const std::int32_t stop = 1, go_on = 0;
     ahead_factor = rarely() ? 1.15 : 0;

@@ -1,8 +1,9 @@
 """A model in bfloat16 on the CPU: the native engine reads its weights as they are, and computes in float32.
 
 Its results are those of the same numbers in float32, bit for bit; with AMX, which adds in another order, up to
-rounding. Where weights are large they stay bfloat16 in memory; others are widened when they are packed. 431 units are
-large on every machine: 2.1 MB for a GRU, in float32.
+rounding. In training, weights are widened; AMX then multiplies their upper halves. Where weights are large they stay
+bfloat16 in memory; others are widened when they are packed. 431 units are large on every machine: 2.1 MB for a GRU, in
+float32.
 """
 
 from dataclasses import replace
@@ -120,9 +121,35 @@ def test_training_computes_with_the_weights_in_float32() -> None:
         assert torch.equal(grad, wanted[name].to(grad.dtype)), name
 
 
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_gradients_with_amx_are_those_of_the_same_numbers(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, before they are rounded: depths around tiles, a few updates and many, narrow and wide inputs."""
+    of = operators.Operands.of
+    for inputs, hidden, layers, batch in ((1, 128, 2, 29), (70, 129, 2, 5), (33, 200, 1, 3), (300, 144, 1, 29)):
+        case = Case(cell=cell, inputs=inputs, hidden=hidden, layers=layers, batch=batch, steps=50, gate_bias=-1.0)
+        problem = low(low(make_problem(replace(case, sequence=True, mask="ragged"))), torch.float32).to(torch.float32)
+        found = []
+        for isa, threads in (("avx512", 1), ("amx", 1), ("amx", 2)):
+            monkeypatch.setenv(library.ISA_VARIABLE, isa)
+            if reason := library.unavailable_reason():
+                pytest.skip(reason)
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(operators.Operands, "of", lambda *args: of(*args)._replace(rounded=True))
+            out = problem.run(cpu_scan)
+            found.append((out.update_gates.detach(), gradients(problem, out)))
+        (gates, want), (_, got), (_, threaded) = found
+        assert all(torch.equal(gates, others) for others, _ in found)  # no gate of these problems is near its threshold
+        assert not torch.equal(got["layers.0.weight_hh"], want["layers.0.weight_hh"])  # it was used
+        for name in want:
+            assert_close(name, got[name], want[name], 3e-5)
+            assert torch.equal(got[name], threaded[name]), name
+
+
 def test_a_training_operator_refuses_bfloat16() -> None:
     problem = low(make_problem(SMALL, dtype=torch.float32))
     flat = [torch.empty(0, dtype=torch.bfloat16) if part is None else part for w in problem.layers for part in w]
     gate = list((problem.gate or ())[:2])
     with torch.no_grad(), pytest.raises(ValueError, match=r"got torch\.bfloat16 in training"):
-        torch.ops.hf_skiprnn.cpu_training(problem.inputs, flat, gate, *problem.state, None, None, "lstm", False, False)
+        torch.ops.hf_skiprnn.cpu_training(
+            problem.inputs, flat, gate, *problem.state, None, None, "lstm", False, 0, False
+        )

@@ -70,6 +70,7 @@ def _call(
     mask: Tensor | None,
     forced: Tensor | None,
     cell: str,
+    rounded: bool,
 ) -> tuple[Call, Pointers]:
     """Return a call with its inputs filled in, in the order of Call's fields, and what must live until it returns."""
     pointers = Pointers()
@@ -82,7 +83,7 @@ def _call(
         inputs.dtype == torch.bfloat16,
         CELL_NUMBERS[cell],
         *(batch, steps, width, units, layers),
-        *(torch.get_num_threads(), every, rows, 0, instruction_set() == "amx"),
+        *(torch.get_num_threads(), every, rows, 0, instruction_set() == "amx", rounded),
         *map(pointers.of, (inputs, ids, mask, forced)),
         pointers.array(weights),
         *map(pointers.of, gate[:2] or (None, None)),
@@ -169,15 +170,19 @@ def forward(
     sequence: bool,
     training: bool = False,
     zeros: bool = False,
+    rounded: bool = False,
 ) -> list[Tensor]:
-    """Run a forward call and return its results in the order of RESULTS, in training with `empty_records`."""
+    """Run a forward call and return its results in the order of RESULTS, in training with `empty_records`.
+
+    `rounded`: inputs and weights are float32, but each number is a bfloat16 number.
+    """
     check(inputs, ids, weights, gate, state, mask, forced, cell, training)
     if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(inputs)):
         raise IndexError(f"ids must be in 0 .. {len(inputs) - 1}; got {int(ids.min())} .. {int(ids.max())}.")
     results = empty_results(inputs, ids, weights, state, sequence)
     if training:
         results += empty_records(inputs, weights, state, zeros=zeros)
-    call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell)
+    call, keep = _call(inputs, ids, weights, gate, state, mask, forced, cell, rounded)
     for name, result in zip(RESULTS, results, strict=False):  # records come in training only
         setattr(call, name, keep.of(result))
     run("skip_rnn_forward", call, results[6])
@@ -194,6 +199,7 @@ def reverse(
     grads: Sequence[Tensor | None],
     cell: str,
     capped: int,
+    rounded: bool,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Run a backward call and return the gradients of inputs (empty unless asked for), state, gate and weights.
@@ -204,7 +210,7 @@ def reverse(
     grads = [None if grad is None else grad.to(inputs.dtype) for grad in grads]
     _check_records(records, grads, inputs, weights, state)
     results = empty_gradients(inputs, weights, gate, state, grad_inputs)
-    call, keep = _call(inputs, None, weights, gate, state, mask, None, cell)
+    call, keep = _call(inputs, None, weights, gate, state, mask, None, cell, rounded)
     call.capped = capped
     for name, record in zip(RECORDS, records, strict=True):
         setattr(call, name, keep.of(record))

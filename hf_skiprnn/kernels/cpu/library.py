@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-ABI = 7  # csrc/call.h
+ABI = 8  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")  # by `skip_rnn_cpu_level`
 LIBRARIES = {"amx": "avx512"}  # of a set that has no library of its own
 ISA_VARIABLE = "HF_SKIPRNN_CPU_ISA"
@@ -39,7 +39,7 @@ class Call(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("size", "is_double", "is_bf16", "cell", "batch", "steps", "inputs", "units", "layers")
         ),
-        *((name, ctypes.c_int64) for name in ("threads", "every", "rows", "capped", "amx")),
+        *((name, ctypes.c_int64) for name in ("threads", "every", "rows", "capped", "amx", "rounded")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "mask", "forced", "weights", "gate_weight", "gate_bias")),
         *(
             (name, ctypes.c_void_p)

@@ -83,15 +83,16 @@ def cpu_training(
     cell: str,
     sequence: bool,
     capped: int,
+    rounded: bool,
 ) -> Eleven:
     """Run a scan for training: results, then records (update times, counts, checkpoints, input products)."""
-    state = (h, c, increment, steps_since_update)
-    results = forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True, zeros=True)
+    state, operands = (h, c, increment, steps_since_update), (mask, forced, cell, sequence)
+    results = forward(inputs, None, weights, gate, state, *operands, training=True, zeros=True, rounded=rounded)
     return cast(Eleven, tuple(results))
 
 
 @cpu_training.register_fake
-def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, capped):  # type: ignore[no-untyped-def]  # typed as the operator
+def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, capped, rounded):  # type: ignore[no-untyped-def]  # typed as the operator
     state = (h, c, increment, steps_since_update)
     check(inputs, None, weights, gate, state, mask, forced, cell, training=True)
     return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state, zeros=True))
@@ -121,6 +122,7 @@ def cpu_backward(
     grad_update_gates: Tensor | None,
     cell: str,
     capped: int,
+    rounded: bool,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Return gradients in this order: inputs (empty unless asked for), the four parts of the state, gate, weights."""
@@ -134,7 +136,7 @@ def cpu_backward(
         grad_num_updates,
         grad_update_gates,
     )
-    return reverse(inputs, weights, gate, state, mask, records, grads, cell, capped, grad_inputs)
+    return reverse(inputs, weights, gate, state, mask, records, grads, cell, capped, rounded, grad_inputs)
 
 
 @cpu_backward.register_fake
@@ -143,7 +145,9 @@ def _(inputs, weights, gate, h, c, increment, steps_since_update, *rest):  # typ
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.capped = inputs
+    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.capped, ctx.rounded = (
+        inputs
+    )
     ctx.num_gate, ctx.num_weights = len(gate), len(weights)
     ctx.save_for_backward(x, *weights, *gate, h, c, increment, steps_since_update, mask, output[3], *output[7:])
     ctx.set_materialize_grads(False)
@@ -153,8 +157,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     x, weights, gate, state, mask, records = unpack_saved(ctx)
     of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), bool(ctx.needs_input_grad[0])
     operator = torch.ops.hf_skiprnn.cpu_backward
-    results = operator(x, weights, gate, *state, mask, *records, *of_results, ctx.cell, ctx.capped, needed)
-    return *split_gradients(results, state, len(gate), needed), None, None, None, None, None
+    results = operator(x, weights, gate, *state, mask, *records, *of_results, ctx.cell, ctx.capped, ctx.rounded, needed)
+    return *split_gradients(results, state, len(gate), needed), None, None, None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:
@@ -172,11 +176,12 @@ class EagerScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
-        num_weights, mask, forced, cell, sequence, capped = options
+        num_weights, mask, forced, cell, sequence, capped, rounded = options
         weights, gate = tensors[5 : 5 + num_weights], tensors[5 + num_weights :]
         inputs, state = tensors[0], tensors[1:5]
-        results = tuple(forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True))
-        _setup(ctx, (inputs, weights, gate, *state, mask, forced, cell, sequence, capped), results)
+        operands = (mask, forced, cell, sequence)
+        results = tuple(forward(inputs, None, weights, gate, state, *operands, training=True, rounded=rounded))
+        _setup(ctx, (inputs, weights, gate, *state, *operands, capped, rounded), results)
         ctx.mark_non_differentiable(*results[7:])
         return results
 
@@ -187,7 +192,7 @@ class EagerScan(torch.autograd.Function):
             raise no_second_derivative("cpu")
         x, weights, gate, state, mask, records = unpack_saved(ctx)
         of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), ctx.needs_input_grad[1]
-        results = reverse(x, weights, gate, state, mask, records, of_results, ctx.cell, ctx.capped, needed)
+        results = reverse(x, weights, gate, state, mask, records, of_results, ctx.cell, ctx.capped, ctx.rounded, needed)
         of_inputs, of_weights, of_gate, *of_state = split_gradients(results, state, len(gate), needed)
         return None, of_inputs, *of_state, *of_weights, *of_gate
 
@@ -200,6 +205,7 @@ class Operands(NamedTuple):
     gate: list[Tensor]
     state: list[Tensor | None]
     differentiable: bool
+    rounded: bool  # inputs and weights are float32, but each number is a bfloat16 number
 
     @classmethod
     def of(
@@ -210,22 +216,21 @@ class Operands(NamedTuple):
         differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in floats)
         dtypes = {part.dtype for part in floats}
         dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
-        given = dtype  # of inputs and weights: in inference the engine reads bfloat16 where it lies
-        if dtype == torch.float32 and not differentiable:
-            is_bf16 = {part.dtype for part in (inputs, *flat) if part is not None} == {torch.bfloat16}
-            given = torch.bfloat16 if is_bf16 else dtype
+        is_bf16 = dtype == torch.float32 and {p.dtype for p in (inputs, *flat) if p is not None} == {torch.bfloat16}
+        # Of inputs and weights: in inference the engine reads bfloat16 where it lies.
+        given = torch.bfloat16 if is_bf16 and not differentiable else dtype
         missing = state.increment.new_empty(ABSENT, dtype=given)
         if dtypes == {dtype}:
             weights = [missing if part is None else part for part in flat]
-            return cls(
-                inputs, weights, [part for part in (gate or ())[:3] if part is not None], list(state), differentiable
-            )
+            gates = [part for part in (gate or ())[:3] if part is not None]
+            return cls(inputs, weights, gates, list(state), differentiable, False)
         return cls(
             inputs.to(given),
             [missing if part is None else part.to(given) for part in flat],
             [part.to(dtype) for part in (gate or ())[:3] if part is not None],
             [None if part is None else part.to(dtype) for part in state],
             differentiable,
+            is_bf16 and differentiable,
         )
 
 
@@ -272,16 +277,16 @@ def _scan(
             arguments = {"inputs": inputs, "ids": ids, "layers": list(layers), "gate": gate, "state": state}
             arguments |= {"mask": mask, "forced_gates": forced}
             inputs, ids, layers, gate, state, mask, forced = tree_map_with_path(_as_plain, arguments).values()
-    inputs, weights, gates, start, differentiable = Operands.of(inputs, layers, gate, state)
+    inputs, weights, gates, start, differentiable, rounded = Operands.of(inputs, layers, gate, state)
     if differentiable and ids is not None:
         raise RuntimeError("cpu_scan_tokens has no gradient: call it under torch.no_grad(), or embed and use cpu_scan.")
     options = (mask, forced, cell, sequence)
     capped = getattr(gate, "capped", 0)  # the code of a checkpoint of version 0.1.0 has none
     results: Sequence[Tensor]
     if differentiable and is_direct:
-        results = EagerScan.apply((len(weights), *options, capped), inputs, *start, *weights, *gates)
+        results = EagerScan.apply((len(weights), *options, capped, rounded), inputs, *start, *weights, *gates)
     elif differentiable:
-        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options, capped)
+        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options, capped, rounded)
     elif is_direct:
         results = forward(inputs, ids, weights, gates, start, *options)
     else:

@@ -1,7 +1,7 @@
 // Products with bfloat16 weights on the matrix unit of newer Intel processors (AMX).
 //
 // It multiplies 16 rows of 32 bfloat16 numbers with 32 rows of 16 and adds in float32. Weights are packed as pairs (product.h).
-// Bfloat16 inputs are multiplied as they are. A float32 number is split into three bfloat16 numbers whose sum is exactly that
+// Bfloat16 numbers are multiplied as they are. A float32 number is split into three bfloat16 numbers whose sum is exactly that
 // number. Each part is a row of the tile, and the products of the parts are added. So products of finite weights are exact, and
 // a row's sums do not depend on the rows that are computed together with it.
 #pragma once
@@ -21,13 +21,30 @@
 
 namespace {
 
-constexpr i64 kParts = 3;  // of a float32 number
+struct Rounded {
+  float value;  // a bfloat16 number
+};
+// How many bfloat16 numbers a number is split into.
+template <class Number>
+constexpr i64 kPartsOf = std::is_same_v<Number, float> ? 3 : 1;
 
 // Rows of a tile: of bfloat16 numbers, or of numbers of `parts` parts.
 constexpr i64 rows_of_tile(i64 parts) { return kTileRows / parts; }
-// How many bfloat16 numbers the working memory of a product has.
-constexpr i64 tile_numbers(i64 rows, i64 depth, i64 parts) {
-  return (rows + rows_of_tile(parts) - 1) / rows_of_tile(parts) * tiles_of(depth) * kTileNumbers;
+// Columns / kTileRows that an outer product transposes at once: up to 512 KB.
+template <class Number>
+constexpr i64 outer_blocks(i64 events, i64 columns) {
+  const i64 fitting = std::max<i64>(2, 512 / (tiles_of(events) * kPartsOf<Number>));
+  return std::min((columns + kTileRows - 1) / kTileRows, fitting);
+}
+// How many bfloat16 numbers the working memory of an outer product has; and of a product.
+template <class Number>
+constexpr i64 outer_numbers(i64 events, i64 columns) {
+  return tiles_of(events) * (2 * kPartsOf<float> + outer_blocks<Number>(events, columns) * kPartsOf<Number>) * kTileNumbers;
+}
+template <class Number>
+constexpr i64 tile_numbers(i64 rows, i64 depth) {
+  constexpr i64 kRowsOfTile = rows_of_tile(kPartsOf<Number>);
+  return (rows + kRowsOfTile - 1) / kRowsOfTile * tiles_of(depth) * kTileNumbers;
 }
 
 // Whether this machine and its operating system have the unit.
@@ -95,20 +112,26 @@ inline void fill_tiles(const Bf16* const* rows, i64 count, i64 depth, Bf16* to) 
   }
 }
 
-// The upper halves of the lanes, and what is left of x without them; 0 where x is infinite.
-SKIP_RNN_INLINE F split(F x, Bf16* upper) {
-  typedef std::uint16_t Half __attribute__((vector_size(kBytes / 2)));
-  typedef std::uint32_t U __attribute__((vector_size(kBytes)));
-  const U bits = (U)x;
-  const Half half = __builtin_convertvector(bits >> 16, Half);
-  std::memcpy(upper, &half, sizeof half);
-  const F rounded = (F)(bits & 0xffff0000u);
-  return x == rounded ? splat(0.0f) : x - rounded;
+typedef std::uint32_t U __attribute__((vector_size(kBytes)));
+
+// What is left of the lanes without their upper halves; 0 where x is infinite.
+SKIP_RNN_INLINE F lower_part(F x) {
+  const F upper = (F)((U)x & 0xffff0000u);
+  return x == upper ? splat(0.0f) : x - upper;
 }
 
-// As above, for float32 numbers: each row is three rows of the tile.
-inline void fill_tiles(const float* const* rows, i64 count, i64 depth, Bf16* to) {
-  constexpr i64 kRowsOfTile = rows_of_tile(kParts), W = Simd<float>::W;
+// Stores the upper halves of the lanes and returns the lower part.
+SKIP_RNN_INLINE F split(F x, Bf16* upper) {
+  typedef std::uint16_t Half __attribute__((vector_size(kBytes / 2)));
+  const Half half = __builtin_convertvector((U)x >> 16, Half);
+  std::memcpy(upper, &half, sizeof half);
+  return lower_part(x);
+}
+
+// As above. A row of float32 numbers is three rows of the tile.
+template <class Number>
+void fill_tiles(const Number* const* rows, i64 count, i64 depth, Bf16* to) {
+  constexpr i64 kParts = kPartsOf<Number>, kRowsOfTile = rows_of_tile(kParts), W = Simd<float>::W;
   for (i64 r = 0; r < count; ++r) {
     Bf16* row = to + r / kRowsOfTile * tiles_of(depth) * kTileNumbers + r % kRowsOfTile * kParts * kTileDepth;
     for (i64 k = 0; k < tiles_of(depth) * kTileDepth; k += W) {
@@ -150,11 +173,11 @@ SKIP_RNN_AMX_CODE __attribute__((noinline)) void multiply_tiles(const Bf16* rows
   if (Blocks > 1 && Vectors > 1) _tile_stored(3, sums[1][1], 64);
 }
 
-// out[r] = from[r] + a[r] W. scratch: tile_numbers(rows, depth, parts).
+// out[r] = from[r] + a[r] W. scratch: tile_numbers<Number>(rows, depth).
 template <class Number>
 void multiply_amx(const Packed<float>& m, i64 rows, const Number* const* a, const float* const* from, float* const* out,
-                       Bf16* scratch) {
-  constexpr i64 kNumberParts = sizeof(Number) == sizeof(float) ? kParts : 1, kRowsOfTile = rows_of_tile(kNumberParts);
+                  Bf16* scratch) {
+  constexpr i64 kParts = kPartsOf<Number>, kRowsOfTile = rows_of_tile(kParts);
   const i64 depth = tiles_of(m.depth), blocks = (rows + kRowsOfTile - 1) / kRowsOfTile;
   fill_tiles(a, rows, m.depth, scratch);
   const Parts panels = m.panels();
@@ -171,15 +194,118 @@ void multiply_amx(const Packed<float>& m, i64 rows, const Number* const* a, cons
         run(left, panel + v * 16, depth, panels[p], sums);
         const i64 first = b * kRowsOfTile, last = std::min(rows, first + (1 + both) * kRowsOfTile);
         for (i64 r = first; r < last; ++r) {
-          const i64 row = (r - first) % kRowsOfTile * kNumberParts;
+          const i64 row = (r - first) % kRowsOfTile * kParts;
           for (i64 j = 0; j < 1 + two; ++j) {
             const auto& sum = sums[(r - first) / kRowsOfTile][j];
             F product = load(sum[row]);
-            if constexpr (kNumberParts > 1) product += load(sum[row + 1]) + load(sum[row + 2]);
+            if constexpr (kParts > 1) product += load(sum[row + 1]) + load(sum[row + 2]);
             const i64 at = (panels.start(p) + v + j) * 16;
             store(out[r] + at, load(from[r] + at) + product);
           }
         }
+      }
+    }
+  }
+}
+
+// Brings 16 columns of the events' rows into tiles, transposed: [tile of events][part][column][event].
+template <class Number>
+void transpose_tiles(i64 events, const Number* const* rows, i64 first, i64 columns, Bf16* to) {
+  constexpr i64 kParts = kPartsOf<Number>, W = Simd<float>::W;
+  for (i64 e = 0; e < tiles_of(events) * kTileDepth; e += W) {
+    F square[W];
+    for (i64 i = 0; i < W; ++i) {
+      square[i] = splat(0.0f);
+      if (e + i < events) std::memcpy(&square[i], rows[e + i] + first, std::min(W, columns - first) * sizeof(float));
+    }
+    transpose<float>(square);
+    Bf16* tile = to + e / kTileDepth * kParts * kTileNumbers + e % kTileDepth;
+    for (i64 i = 0; i < W; ++i)
+      for (i64 p = 0; p < kParts; ++p) square[i] = split(square[i], tile + p * kTileNumbers + i * kTileDepth);
+  }
+}
+
+// Brings 16 units of the events' rows into tiles, events in pairs: [tile of events][part][pair][unit].
+inline void pair_tiles(i64 events, const float* const* rows, i64 first, Bf16* to) {
+  for (i64 e = 0; e < tiles_of(events) * kTileDepth; e += 2) {
+    F a = e < events ? load(rows[e] + first) : splat(0.0f), b = e + 1 < events ? load(rows[e + 1] + first) : splat(0.0f);
+    Bf16* pair = to + e / kTileDepth * kPartsOf<float> * kTileNumbers + e % kTileDepth / 2 * kTileDepth;
+    for (i64 p = 0; p < kPartsOf<float>; ++p, pair += kTileNumbers) {
+      const F both = pair_of(a, b);
+      std::memcpy(pair, &both, sizeof both);
+      a = lower_part(a), b = lower_part(b);
+    }
+  }
+}
+
+// Adds the outer products of Blocks times 16 columns and Vectors times 16 units. What two lower parts multiply to is left out:
+// it is below a float32 number's last bit.
+template <class Number, int Blocks, int Vectors>
+SKIP_RNN_AMX_CODE __attribute__((noinline)) void outer_tiles(i64 event_tiles, const Bf16* columns, const Bf16* units, float* out,
+                                                              i64 ld) {
+  constexpr i64 kParts = kPartsOf<Number>, kUnitParts = kPartsOf<float>;
+  const i64 block = event_tiles * kParts * kTileNumbers, vector = event_tiles * kUnitParts * kTileNumbers, stride = ld * 4;
+  __asm__ volatile("" ::: "memory");
+  _tile_loadd(0, out, stride);
+  if (Vectors > 1) _tile_loadd(1, out + 16, stride);
+  if (Blocks > 1) _tile_loadd(2, out + 16 * ld, stride);
+  if (Blocks > 1 && Vectors > 1) _tile_loadd(3, out + 16 * ld + 16, stride);
+  for (i64 t = 0; t < event_tiles; ++t, units += kUnitParts * kTileNumbers)
+    for (i64 p = 0; p < kParts; ++p, columns += kTileNumbers) {
+      _tile_loadd(4, columns, 64);
+      if (Blocks > 1) _tile_loadd(5, columns + block, 64);
+      for (i64 q = 0; q < kUnitParts - p; ++q) {
+        _tile_loadd(6, units + q * kTileNumbers, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (Blocks > 1) _tile_dpbf16ps(2, 5, 6);
+        if (Vectors > 1) {
+          _tile_loadd(7, units + vector + q * kTileNumbers, 64);
+          _tile_dpbf16ps(1, 4, 7);
+          if (Blocks > 1) _tile_dpbf16ps(3, 5, 7);
+        }
+      }
+    }
+  _tile_stored(0, out, stride);
+  if (Vectors > 1) _tile_stored(1, out + 16, stride);
+  if (Blocks > 1) _tile_stored(2, out + 16 * ld, stride);
+  if (Blocks > 1 && Vectors > 1) _tile_stored(3, out + 16 * ld + 16, stride);
+}
+
+// As add_outer (product.h). scratch: outer_numbers<Number>(events, columns).
+template <class Number>
+void add_outer_amx(i64 events, const float* const* g, i64 vectors, const Number* const* a, i64 columns, float* out,
+                   Bf16* scratch) {
+  if (!events) return;
+  const i64 tiles = tiles_of(events), ld = vectors * 16, most = outer_blocks<Number>(events, columns);
+  const i64 block = tiles * kPartsOf<Number> * kTileNumbers, vector = tiles * kPartsOf<float> * kTileNumbers;
+  Bf16 *units = scratch, *transposed = scratch + 2 * vector;
+  for (i64 start = 0; start < columns; start += most * kTileRows) {
+    const i64 end = std::min(columns, start + most * kTileRows);
+    for (i64 c = start; c < end; c += kTileRows)
+      transpose_tiles(events, a, c, columns, transposed + (c - start) / kTileRows * block);
+    for (i64 v = 0; v < vectors; v += 2) {
+      const bool two = v + 1 < vectors;
+      for (i64 j = 0; j < 1 + two; ++j) pair_tiles(events, g, (v + j) * 16, units + j * vector);
+      for (i64 c = start; c < end;) {
+        const Bf16* rows = transposed + (c - start) / kTileRows * block;
+        float* to = out + c * ld + v * 16;
+        const i64 count = end - c;
+        if (count >= 2 * kTileRows) {
+          (two ? outer_tiles<Number, 2, 2> : outer_tiles<Number, 2, 1>)(tiles, rows, units, to, ld);
+          c += 2 * kTileRows;
+          continue;
+        }
+        const auto run = two ? outer_tiles<Number, 1, 2> : outer_tiles<Number, 1, 1>;
+        c += kTileRows;
+        if (count >= kTileRows) {
+          run(tiles, rows, units, to, ld);
+          continue;
+        }
+        alignas(64) float part[kTileRows][32] = {};
+        const i64 bytes = (1 + two) * 64;
+        for (i64 i = 0; i < count; ++i) std::memcpy(part[i], to + i * ld, bytes);
+        run(tiles, rows, units, part[0], 32);
+        for (i64 i = 0; i < count; ++i) std::memcpy(to + i * ld, part[i], bytes);
       }
     }
   }
@@ -193,6 +319,10 @@ struct AmxSession {
 };
 template <class Number>
 void multiply_amx(const Packed<float>&, i64, const Number* const*, const float* const*, float* const*, Bf16*) {
+  __builtin_unreachable();
+}
+template <class Number>
+void add_outer_amx(i64, const float* const*, i64, const Number* const*, i64, float*, Bf16*) {
   __builtin_unreachable();
 }
 

@@ -66,7 +66,9 @@ template <class T>
 class BackwardTeam {
  public:
   BackwardTeam(const Model<T>& model, const Gradients<T>& where, Arena& arena)
-      : m_(model), s_(model.shape), where_(where), segment_(model, arena), ahead_(model, arena, segment_) {
+      : m_(model), s_(model.shape), where_(where),
+        split_(model.amx ? arena.take<Bf16>(split_numbers(model)) : nullptr), segment_(model, arena, split_),
+        ahead_(model, arena, segment_, split_) {
     const i64 rows = model.call.rows, events = rows * model.call.every;
     grad_h_ = arena.take<T>(rows * s_.layers * s_.padded);
     grad_c_ = s_.has_c() ? arena.take<T>(rows * s_.layers * s_.padded) : nullptr;
@@ -78,6 +80,7 @@ class BackwardTeam {
 
   // Computes the gradients of rows order[0 .. n-1] and adds those of the weights to `share`.
   void run(const i64* order, i64 n, T* share) {
+    const AmxSession session(m_.amx);
     share_ = share;
     segment_.rows.clear();
     i64 segments = 0;
@@ -108,6 +111,14 @@ class BackwardTeam {
   T* grad_h(i64 r, i64 l) { return grad_h_ + (r * s_.layers + l) * s_.padded; }
   T* grad_c(i64 r, i64 l) { return grad_c_ + (r * s_.layers + l) * s_.padded; }
   T* grad_top(i64 r) { return grad_c_ ? grad_c(r, s_.layers - 1) : grad_h(r, s_.layers - 1); }
+  static constexpr i64 kSplitRows = 60;  // the most rows of a product with a transposed weight
+  static i64 split_numbers(const Model<T>& m) {
+    const Shape& s = m.shape;
+    const i64 events = m.call.rows * m.call.every;
+    return std::max({tile_numbers<Rounded>(kLanes, s.inputs), tile_numbers<float>(kLanes, s.units),
+                     tile_numbers<float>(kSplitRows, s.activations()), outer_numbers<Rounded>(events, s.inputs),
+                     outer_numbers<float>(events, s.units)});
+  }
   i64 state_at(i64 l, i64 b) const { return (l * s_.batch + b) * s_.units; }
 
   void read_cotangents(i64 r, i64 b) {
@@ -180,7 +191,7 @@ class BackwardTeam {
 
   void through_updates(i64 e) {
     Lane<T> lanes[kLanes];
-    T *of_h[kLanes], *of_c[kLanes], *below[kLanes];
+    T *of_h[kLanes], *of_c[kLanes];
     i64 rows[kLanes], n = 0;
     for (i64 r = 0; r < i64(segment_.rows.size()); ++r)
       if (segment_.updates(e, r)) through_gate(e, r), rows[n++] = r;
@@ -191,10 +202,10 @@ class BackwardTeam {
         of_h[i] = grad_h(rows[i], l);
         of_c[i] = grad_c_ ? grad_c(rows[i], l) : nullptr;
         p.a[i] = lanes[i].activations + s_.layout.input_at * s_.padded;
-        if (l) p.from[i] = below[i] = grad_h(rows[i], l - 1);
+        if (l) p.from[i] = p.out[i] = grad_h(rows[i], l - 1);
       }
-      step_backward(s_, m_.layers[l], lanes, n, of_h, of_c, m_.zero, scratch_);
-      if (l) multiply(m_.layers[l].input_t, n, p.a, p.from, below);
+      step_backward(s_, m_.layers[l], lanes, n, of_h, of_c, m_.zero, scratch_, split_);
+      if (l) multiply_lanes<T>(m_.layers[l].input_t, p, n, split_);
     }
   }
 
@@ -234,16 +245,28 @@ class BackwardTeam {
       if (m_.cancelled()) return;
       const i64 blocks = s_.padded / W, inputs = m_.layers[l].inputs;
       i64 n = gather(l, cell.input_at, [](const Lane<T>& lane) { return lane.x; });
-      add_outer(n, grad_rows_.data(), cell.input.count * blocks, operands_.data(), inputs, share_ + at.input, outer_);
+      if (l) add_outer_products(n, cell.input.count * blocks, inputs, at.input);
+      else add_outer_products<Rounded>(n, cell.input.count * blocks, inputs, at.input);
       add_sum(n, cell.input.count * s_.padded, share_ + at.input_bias);
       if (!l && m_.call.grad_x) write_input_gradients(n);
       gather(l, 0, [](const Lane<T>& lane) { return lane.h; });
-      add_outer(n, grad_rows_.data(), cell.recurrent.count * blocks, operands_.data(), s_.units, share_ + at.recurrent, outer_);
+      add_outer_products(n, cell.recurrent.count * blocks, s_.units, at.recurrent);
       if (s_.cell == kGruResetAfter) add_sum(n, s_.padded, share_ + at.recurrent_bias);
       if (!cell.candidate.count) continue;
       gather(l, 2, [](const Lane<T>& lane) { return lane.extra; });
-      add_outer(n, grad_rows_.data(), blocks, operands_.data(), s_.units, share_ + at.candidate, outer_);
+      add_outer_products(n, blocks, s_.units, at.candidate);
     }
+  }
+
+  // Number: the type that the operands really have where AMX is used.
+  template <class Number = T>
+  void add_outer_products(i64 events, i64 vectors, i64 columns, i64 at) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      const auto* operands = reinterpret_cast<const Number* const*>(operands_.data());
+      if (m_.amx && columns >= kTileRows)
+        return add_outer_amx(events, grad_rows_.data(), vectors, operands, columns, share_ + at, split_);
+    }
+    add_outer(events, grad_rows_.data(), vectors, operands_.data(), columns, share_ + at, outer_);
   }
 
   // Collects, of every update of the segment, the pre-activations' cotangents (from activation `first` on) and the operand that
@@ -270,14 +293,15 @@ class BackwardTeam {
     const auto& w = m_.layers[0].input_t;
     const i64 width = w.vectors * Simd<T>::W;
     T* out = typed<T>(m_.call.grad_x);
-    for (i64 first = 0; first < n; first += kLanes) {
-      const i64 count = std::min(n - first, kLanes);
+    const i64 most = m_.amx ? kSplitRows : kLanes;
+    for (i64 first = 0; first < n; first += most) {
+      const i64 count = std::min(n - first, most);
       Pointers<T> p;
       for (i64 i = 0; i < count; ++i) {
         p.a[i] = grad_rows_[first + i], p.from[i] = zero_inputs();
         p.out[i] = width == s_.inputs ? out + at_[first + i] * s_.inputs : scratch_ + i * width;
       }
-      multiply(w, count, p.a, p.from, p.out);
+      multiply_lanes<T>(w, p, count, split_);
       if (width == s_.inputs) continue;
       for (i64 i = 0; i < count; ++i) std::memcpy(out + at_[first + i] * s_.inputs, p.out[i], s_.inputs * sizeof(T));
     }
@@ -291,6 +315,7 @@ class BackwardTeam {
   const Model<T>& m_;
   const Shape& s_;
   const Gradients<T>& where_;
+  Bf16* split_;
   Segment<T> segment_;
   Candidates<T> ahead_;
   T *grad_h_, *grad_c_, *scratch_, *outer_, *share_ = nullptr;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-constexpr std::int64_t kAbi = 7;
+constexpr std::int64_t kAbi = 8;
 
 // Contiguous arrays of the scalar type (float or double) unless said otherwise. B rows, T steps, I inputs, H units, L layers.
 struct SkipRnnCall {
@@ -19,6 +19,7 @@ struct SkipRnnCall {
   std::int64_t rows;      // backward: rows that are computed together
   std::int64_t capped;    // backward: the gate's slope is min(1, capped * D); 0: 1
   std::int64_t amx;       // multiply bfloat16 weights with AMX if this machine has it (amx.h)
+  std::int64_t rounded;   // x and weights are float, but each number is a bfloat16 number; for training
 
   // inputs
   const void* x;                   // [B, T, I]; with ids: the embedding table [., I]

@@ -20,7 +20,9 @@ class Segment {
   };
   std::vector<Row> rows;
 
-  Segment(const Model<T>& model, Arena& arena) : m_(model), s_(model.shape), most_(model.call.rows) {
+  // split: working memory for AMX, of kLanes rows.
+  Segment(const Model<T>& model, Arena& arena, Bf16* split)
+      : m_(model), s_(model.shape), most_(model.call.rows), split_(split) {
     const i64 states = s_.layers * (m_.call.every + 1) * most_, events = s_.layers * m_.call.every * most_;
     h_ = arena.take<T>(states * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(states * s_.padded) : nullptr;
@@ -105,9 +107,9 @@ class Segment {
         ++n;
         if (n < kLanes) continue;
         if (m_.cancelled()) return;
-        input_products(s_, m_.layers[0], lanes, std::exchange(n, 0));
+        lowest_products(m_, lanes, std::exchange(n, 0), split_);
       }
-    if (n) input_products(s_, m_.layers[0], lanes, n);
+    if (n) lowest_products(m_, lanes, n, split_);
   }
 
   void recompute_round(i64 e) {
@@ -121,9 +123,9 @@ class Segment {
     for (i64 l = 0; l < s_.layers; ++l) {
       for (i64 i = 0; i < updating; ++i) lanes[i] = lane(l, e, row[i]);
       for (i64 i = updating; i < holding; ++i) lanes[i].h = h(l, e, row[i]), lanes[i].recurrent = recurrent(l, e, row[i]);
-      if (l) input_products(s_, m_.layers[l], lanes, updating);
-      recurrent_products(m_.layers[l], lanes, holding);
-      step<T, true>({s_, m_.layers[l], lanes, updating, scratch_});
+      if (l) input_products(s_, m_.layers[l], lanes, updating, split_);
+      recurrent_products(m_.layers[l], lanes, holding, split_);
+      step<T, true>({s_, m_.layers[l], lanes, updating, scratch_, split_});
     }
     const i64 top = s_.layers - 1;
     for (i64 i = 0; i < updating; ++i)
@@ -134,6 +136,7 @@ class Segment {
   const Model<T>& m_;
   const Shape& s_;
   const i64 most_;
+  Bf16* split_;
   i64 base_ = 0;
   T *h_, *c_, *activations_, *extra_, *recurrent_, *increment_, *scratch_;
 };
@@ -150,8 +153,8 @@ struct SkippedStep {
 template <class T>
 class Candidates {
  public:
-  Candidates(const Model<T>& model, Arena& arena, const Segment<T>& segment)
-      : m_(model), s_(model.shape), segment_(segment),
+  Candidates(const Model<T>& model, Arena& arena, const Segment<T>& segment, Bf16* split)
+      : m_(model), s_(model.shape), segment_(segment), split_(split),
         most_(model.layers[0].direct || model.call.products ? 48 : kLanes), steps_(most_) {
     h_ = arena.take<T>(s_.layers * most_ * s_.padded);
     c_ = s_.has_c() ? arena.take<T>(s_.layers * most_ * s_.padded) : nullptr;
@@ -225,10 +228,11 @@ class Candidates {
                     activations_ + i * s_.activations(), extra_ + i * s_.padded, const_cast<T*>(h(at, l)),
                     const_cast<T*>(c(at, l))};
       }
-      if (l || !m_.call.products) input_products(s_, m_.layers[l], lanes, filled_);
+      if (l) input_products(s_, m_.layers[l], lanes, filled_, split_);
+      else if (!m_.call.products) lowest_products(m_, lanes, filled_, split_);
       else for (i64 i = 0; i < filled_; ++i)
         m_.load_product(segment_.rows[steps_[i].r].row, steps_[i].time, lanes[i].activations);
-      step<T, false>({s_, m_.layers[l], lanes, filled_, scratch_});
+      step<T, false>({s_, m_.layers[l], lanes, filled_, scratch_, split_});
     }
     const i64 top = s_.layers - 1;
     T increments[kLanes];
@@ -243,6 +247,7 @@ class Candidates {
   const Model<T>& m_;
   const Shape& s_;
   const Segment<T>& segment_;
+  Bf16* split_;
   const i64 most_;
   std::vector<SkippedStep<T>> steps_;
   i64 e_ = 0, r_ = 0, time_ = 0, begin_ = 0, used_ = 0, filled_ = 0;

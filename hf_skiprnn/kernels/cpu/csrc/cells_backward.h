@@ -64,13 +64,15 @@ void gru_after_backward(const Lane<T> lane, T* grad_h, i64 padded) {
   }
 }
 
-// Goes back through the step of n rows. zero: `padded` zeros. scratch: room for n * padded.
+// Goes back through the step of n rows. zero: `padded` zeros. scratch: room for n * padded. split: working memory for AMX.
 template <class T>
 void step_backward(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lanes, i64 n, T* const* grad_h,
-                   T* const* grad_c, const T* zero, T* scratch) {
+                   T* const* grad_c, const T* zero, T* scratch, Bf16* split) {
   Pointers<T> p;
   const i64 padded = s.padded;
-  for (i64 i = 0; i < n; ++i) p.a[i] = lanes[i].activations, p.from[i] = s.has_c() ? zero : grad_h[i];
+  for (i64 i = 0; i < n; ++i) {
+    p.a[i] = lanes[i].activations, p.from[i] = s.has_c() ? zero : grad_h[i], p.out[i] = grad_h[i];
+  }
   if (s.cell == kLstm) {
     for (i64 i = 0; i < n; ++i) lstm_backward(lanes[i], grad_h[i], grad_c[i], padded);
   } else if (s.cell == kGruResetAfter) {
@@ -81,10 +83,10 @@ void step_backward(const Shape& s, const LayerWeights<T>& w, const Lane<T>* lane
       gru_update_backward(lanes[i], grad_h[i], padded);
       q.a[i] = lanes[i].activations + 2 * padded, q.from[i] = zero, q.out[i] = scratch + i * padded;
     }
-    multiply(w.candidate_t, n, q.a, q.from, q.out);
+    multiply_lanes<T>(w.candidate_t, q, n, split);
     for (i64 i = 0; i < n; ++i) gru_reset_backward(lanes[i], q.out[i], grad_h[i], padded);
   }
-  multiply(w.recurrent_t, n, p.a, p.from, grad_h);
+  multiply_lanes<T>(w.recurrent_t, p, n, split);
 }
 
 }  // namespace

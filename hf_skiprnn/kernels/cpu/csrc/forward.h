@@ -19,7 +19,7 @@ class ForwardTeam {
     activations_ = arena.take<T>(slots * s_.activations());
     extra_ = arena.take<T>(slots * s_.padded);
     scratch_ = arena.take<T>(slots * s_.padded);
-    split_ = model.amx ? arena.take<Bf16>(tile_numbers(slots, s_.units, kParts)) : nullptr;
+    split_ = model.amx ? arena.take<Bf16>(tile_numbers<float>(slots, s_.units)) : nullptr;
   }
 
   void run() {
@@ -159,9 +159,11 @@ template <class T>
 class InputTeam {
  public:
   InputTeam(const Model<T>& model, Arena& arena, std::atomic<i64>& next_row)
-      : m_(model), s_(model.shape), next_row_(next_row), activations_(arena.take<T>(kLanes * s_.activations())) {}
+      : m_(model), s_(model.shape), next_row_(next_row), activations_(arena.take<T>(kLanes * s_.activations())),
+        tiles_(model.amx ? arena.take<Bf16>(tile_numbers<Bf16>(kLanes, s_.inputs)) : nullptr) {}
 
   void run() {
+    const AmxSession session(m_.amx);
     for (i64 b; !m_.cancelled() && (b = next_row_.fetch_add(1)) < s_.batch;)
       for (i64 t = 0; t < s_.steps; ++t) {
         const bool update = !m_.call.forced || m_.call.forced[b * s_.steps + t];
@@ -181,7 +183,7 @@ class InputTeam {
       lanes[i].x = m_.x(rows_[i], times_[i]);
       lanes[i].activations = activations_ + i * s_.activations();
     }
-    if (count_) input_products(s_, m_.layers[0], lanes, count_);
+    if (count_) lowest_products(m_, lanes, count_, tiles_);
     for (i64 i = 0; i < count_; ++i)
       for (int g = 0; g < s_.layout.input.count; ++g)
         std::memcpy(m_.product_at(rows_[i], times_[i], g), lanes[i].activations + (s_.layout.input_at + g) * s_.padded,
@@ -193,6 +195,7 @@ class InputTeam {
   const Shape& s_;
   std::atomic<i64>& next_row_;
   T* activations_;
+  Bf16* tiles_;
   i64 count_ = 0, rows_[kLanes], times_[kLanes];
 };
 

@@ -28,6 +28,14 @@ constexpr i64 kMemory = 32;  // guesses after which earlier ones count half
 #define SKIP_RNN_AHEAD_ABOVE (16 << 10)
 #endif
 
+// Writes the lowest layer's input products into the lanes' activations. tiles: working memory for AMX, of bfloat16 numbers.
+template <class T>
+void lowest_products(const Model<T>& m, const Lane<T>* lanes, i64 n, Bf16* tiles) {
+  if (!m.amx) return input_products(m.shape, m.layers[0], lanes, n);
+  const auto run = m.call.is_bf16 ? input_products<T, Bf16> : input_products<T, Rounded>;
+  run(m.shape, m.layers[0], lanes, n, tiles);
+}
+
 // The steps at which one row is expected to update next.
 template <class T>
 class Plan {
@@ -118,7 +126,7 @@ class LowestInputs {
   LowestInputs(const Model<T>& model, Arena& arena, i64 slots)
       : m_(model), s_(model.shape), most_(widens() ? std::max(slots, kAhead) : kMost), plans_(slots) {
     x_ = widens() ? arena.take<T>(most_ * s_.inputs) : nullptr;
-    tiles_ = model.amx ? arena.take<Bf16>(tile_numbers(most_, s_.inputs, 1)) : nullptr;
+    tiles_ = model.amx ? arena.take<Bf16>(tile_numbers<Bf16>(most_, s_.inputs)) : nullptr;
     const auto& w = model.layers[0];
     const bool plans = !w.direct && !model.call.products && s_.steps > 1 &&
                        w.input.elements() * i64(sizeof(T)) >= SKIP_RNN_AHEAD_ABOVE;
@@ -159,7 +167,6 @@ class LowestInputs {
 
  private:
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
-  using Given = std::conditional_t<sizeof(T) == sizeof(float), Bf16, T>;  // AMX multiplies bfloat16 inputs as they are
 
   // Whether bfloat16 inputs are widened before they are multiplied.
   bool widens() const { return m_.call.is_bf16 && (!m_.amx || m_.layers[0].direct); }
@@ -227,10 +234,10 @@ class LowestInputs {
 
   void multiply(const Lane<T>* lanes, i64 n) {
     if (!n) return;
-    if (!products_) return input_products<T, Given>(s_, m_.layers[0], lanes, n, tiles_);
+    if (!products_) return lowest_products(m_, lanes, n, tiles_);
     using Now = std::chrono::steady_clock;
     const auto start = Now::now();
-    input_products<T, Given>(s_, m_.layers[0], lanes, n, tiles_);
+    lowest_products(m_, lanes, n, tiles_);
     const double time = std::chrono::duration<double, std::nano>(Now::now() - start).count();
     time_of(n) = std::min(time_of(n), time / double(n));
     spent_ += std::min(time, 2 * double(n) * time_of(n));  // what is longer was interrupted

@@ -61,9 +61,9 @@ struct Model {
   T* gate_weight = nullptr;  // [padded], or null
   T gate_bias = 0;
   const T* zero = nullptr;   // [padded]
-  bool amx;                  // bfloat16 weights are multiplied with AMX
+  bool amx;                  // weights are multiplied with AMX
   bool alone;                // rows are multiplied one at a time
-  bool pairs;                // weights stay bfloat16
+  bool pairs;                // weights are packed as bfloat16 numbers
 
   // rows: how many a thread computes together.
   Model(const SkipRnnCall& call, Arena& arena, bool backward, i64 rows)
@@ -124,7 +124,9 @@ struct Model {
 
  private:
   // By the shape alone, so that a row's results do not depend on the rows beside it.
-  static bool uses_amx(const SkipRnnCall& call) { return call.amx && call.is_bf16 && call.units >= SKIP_RNN_AMX_UNITS && may_use_amx(); }
+  static bool uses_amx(const SkipRnnCall& call) {
+    return call.amx && (call.is_bf16 || call.rounded) && !call.is_double && call.units >= SKIP_RNN_AMX_UNITS && may_use_amx();
+  }
 
   i64 x_at(i64 b, i64 t) const {
     const i64 at = b * shape.steps + t;
@@ -159,7 +161,7 @@ struct Model {
 
   Packed<T> packed_t(Arena& arena, const T* weight, i64 columns, const ActivationOrder& order) {
     constexpr int W = Simd<T>::W;
-    Packed<T> m{nullptr, (columns + W - 1) / W, order.count * shape.padded};
+    Packed<T> m{nullptr, (columns + W - 1) / W, order.count * shape.padded, 1, shape.padded, amx, amx};
     m.data = arena.take<T>(m.elements());
     pack_transposed(m, weight, shape.units, shape.padded, columns, order);
     return m;

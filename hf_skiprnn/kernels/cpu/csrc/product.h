@@ -397,7 +397,7 @@ void pack(Packed<T>& m, const Source* weight, i64 units, i64 padded, const Activ
         }
       }
       transpose<T>(square);
-      if constexpr (sizeof(Source) < sizeof(T)) {
+      if constexpr (sizeof(T) == sizeof(float)) {
         if (m.pairs) {
           for (i64 i = 0; i < count; i += 2) store(to + (k + i) / 2 * stride, pair_of(square[i], square[i + 1]));
           continue;
@@ -418,13 +418,23 @@ void pack_transposed(Packed<T>& m, const T* weight, i64 units, i64 padded, i64 c
   for (i64 p = 0; p < panels.count; vector += panels[p++]) {
     const i64 n = panels[p] * W, first = vector * W;
     const i64 filled = std::max<i64>(0, std::min(n, columns - first));
-    T* to = m.data + vector * m.depth * W;
+    T *to = m.data + vector * m.rows() * W, second[kVectors * W];
+    T* const end = to + m.rows() * n;
+    const auto copy = [&](int g, i64 u, T* row) {
+      const i64 count = u < units ? filled : 0;
+      if (count) std::memcpy(row, weight + (order.source[g] * units + u) * columns + first, count * sizeof(T));
+      std::fill(row + count, row + n, T(0));
+    };
     for (int g = 0; g < order.count; ++g)
-      for (i64 u = 0; u < padded; ++u, to += n) {
-        const i64 count = u < units ? filled : 0;
-        if (count) std::memcpy(to, weight + (order.source[g] * units + u) * columns + first, count * sizeof(T));
-        std::fill(to + count, to + n, T(0));
+      for (i64 u = 0; u < padded; u += m.pairs ? 2 : 1, to += n) {
+        copy(g, u, to);
+        if constexpr (sizeof(T) == sizeof(float)) {
+          if (!m.pairs) continue;
+          copy(g, u + 1, second);
+          for (i64 i = 0; i < n; i += W) store(to + i, pair_of(load(to + i), load(second + i)));
+        }
       }
+    std::fill(to, end, T(0));
   }
 }
 

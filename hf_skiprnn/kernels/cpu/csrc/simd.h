@@ -122,7 +122,7 @@ SKIP_RNN_INLINE Simd<float>::V load(const Bf16* p) {
 
 // Two vectors of bfloat16 numbers in one: the first has the lower halves of the lanes, the second the upper ones.
 SKIP_RNN_INLINE Simd<float>::V pair_of(Simd<float>::V first, Simd<float>::V second) {
-  return (Simd<float>::V)(((Simd<float>::I)first >> 16 & 0xffff) | (Simd<float>::I)second);
+  return (Simd<float>::V)(((Simd<float>::I)first >> 16 & 0xffff) | ((Simd<float>::I)second & std::int32_t(0xffff0000)));
 }
 enum Part : int { kWhole, kFirst, kSecond };
 template <int P, class V>
