@@ -14,6 +14,7 @@
 
 #define SKIP_RNN_PAIRS_ABOVE 4096  // bytes: some weights stay bfloat16, some are widened
 #define SKIP_RNN_AMX_UNITS 1
+#define SKIP_RNN_OUTER_TILES 24
 // Inputs are multiplied ahead of time always (0), where it pays (1.15) or never (infinity).
 static double ahead_factor = 0;
 #define SKIP_RNN_AHEAD_FACTOR ahead_factor

@@ -30,7 +30,7 @@ def arguments(problem: Problem) -> tuple[object, ...]:
     weights = [problem.inputs.new_empty(0) if part is None else part for w in problem.layers for part in w]
     gate = [part for part in problem.gate or () if isinstance(part, Tensor)]
     options = (problem.mask, problem.forced_gates, problem.case.cell, problem.case.sequence, problem.case.capped)
-    return (problem.inputs, weights, gate, *problem.state, *options, False)
+    return (problem.inputs, weights, gate, *problem.state, *options)
 
 
 @pytest.mark.parametrize("case", [*CASES, Case(inputs=300, hidden=20, shifted=True, steps=140, gate_bias=0.0)], ids=str)
@@ -39,12 +39,12 @@ def test_operators_pass_opcheck(case: Case) -> None:
     problem = make_problem(case)
     training = torch.ops.hf_skiprnn.cpu_training.default
     torch.library.opcheck(training, arguments(problem))
-    x, weights, gate, *rest, _, _ = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, arguments(problem))
+    x, weights, gate, *rest, _ = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, arguments(problem))
     torch.library.opcheck(torch.ops.hf_skiprnn.cpu_inference.default, (x, None, weights, gate, *rest))
-    results = training(x, weights, gate, *rest, case.capped, False)
+    results = training(x, weights, gate, *rest, case.capped)
     state, mask = rest[:4], rest[4]
     grads = [torch.randn_like(part) if part.numel() else None for part in results[:7]]
-    backward = (x, weights, gate, *state, mask, results[3], *results[7:], *grads, case.cell, case.capped, False, True)
+    backward = (x, weights, gate, *state, mask, results[3], *results[7:], *grads, case.cell, case.capped, True)
     torch.library.opcheck(torch.ops.hf_skiprnn.cpu_backward.default, backward)
 
 

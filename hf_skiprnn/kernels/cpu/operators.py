@@ -83,16 +83,15 @@ def cpu_training(
     cell: str,
     sequence: bool,
     capped: int,
-    rounded: bool,
 ) -> Eleven:
     """Run a scan for training: results, then records (update times, counts, checkpoints, input products)."""
-    state, operands = (h, c, increment, steps_since_update), (mask, forced, cell, sequence)
-    results = forward(inputs, None, weights, gate, state, *operands, training=True, zeros=True, rounded=rounded)
+    state = (h, c, increment, steps_since_update)
+    results = forward(inputs, None, weights, gate, state, mask, forced, cell, sequence, training=True, zeros=True)
     return cast(Eleven, tuple(results))
 
 
 @cpu_training.register_fake
-def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, capped, rounded):  # type: ignore[no-untyped-def]  # typed as the operator
+def _(inputs, weights, gate, h, c, increment, steps_since_update, mask, forced, cell, sequence, capped):  # type: ignore[no-untyped-def]  # typed as the operator
     state = (h, c, increment, steps_since_update)
     check(inputs, None, weights, gate, state, mask, forced, cell, training=True)
     return (*empty_results(inputs, None, weights, state, sequence), *empty_records(inputs, weights, state, zeros=True))
@@ -122,7 +121,6 @@ def cpu_backward(
     grad_update_gates: Tensor | None,
     cell: str,
     capped: int,
-    rounded: bool,
     grad_inputs: bool,
 ) -> list[Tensor]:
     """Return gradients in this order: inputs (empty unless asked for), the four parts of the state, gate, weights."""
@@ -136,7 +134,7 @@ def cpu_backward(
         grad_num_updates,
         grad_update_gates,
     )
-    return reverse(inputs, weights, gate, state, mask, records, grads, cell, capped, rounded, grad_inputs)
+    return reverse(inputs, weights, gate, state, mask, records, grads, cell, capped, False, grad_inputs)
 
 
 @cpu_backward.register_fake
@@ -145,9 +143,7 @@ def _(inputs, weights, gate, h, c, increment, steps_since_update, *rest):  # typ
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.capped, ctx.rounded = (
-        inputs
-    )
+    x, weights, gate, h, c, increment, steps_since_update, mask, _, ctx.cell, ctx.sequence, ctx.capped = inputs
     ctx.num_gate, ctx.num_weights = len(gate), len(weights)
     ctx.save_for_backward(x, *weights, *gate, h, c, increment, steps_since_update, mask, output[3], *output[7:])
     ctx.set_materialize_grads(False)
@@ -157,8 +153,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     x, weights, gate, state, mask, records = unpack_saved(ctx)
     of_results, needed = cotangents(grads, state[1] is not None, ctx.sequence), bool(ctx.needs_input_grad[0])
     operator = torch.ops.hf_skiprnn.cpu_backward
-    results = operator(x, weights, gate, *state, mask, *records, *of_results, ctx.cell, ctx.capped, ctx.rounded, needed)
-    return *split_gradients(results, state, len(gate), needed), None, None, None, None, None, None
+    results = operator(x, weights, gate, *state, mask, *records, *of_results, ctx.cell, ctx.capped, needed)
+    return *split_gradients(results, state, len(gate), needed), None, None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:
@@ -172,7 +168,10 @@ for _operator in (cpu_inference, cpu_training):
 
 
 class EagerScan(torch.autograd.Function):
-    """The training operator without PyTorch's dispatcher, which would take longer than a short scan."""
+    """The training operator without PyTorch's dispatcher, which would take longer than a short scan.
+
+    Only here numbers are known to be bfloat16 numbers: a compiler may leave out the rounding in front of an operator.
+    """
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
@@ -181,7 +180,8 @@ class EagerScan(torch.autograd.Function):
         inputs, state = tensors[0], tensors[1:5]
         operands = (mask, forced, cell, sequence)
         results = tuple(forward(inputs, None, weights, gate, state, *operands, training=True, rounded=rounded))
-        _setup(ctx, (inputs, weights, gate, *state, *operands, capped, rounded), results)
+        _setup(ctx, (inputs, weights, gate, *state, *operands, capped), results)
+        ctx.rounded = rounded
         ctx.mark_non_differentiable(*results[7:])
         return results
 
@@ -286,7 +286,7 @@ def _scan(
     if differentiable and is_direct:
         results = EagerScan.apply((len(weights), *options, capped, rounded), inputs, *start, *weights, *gates)
     elif differentiable:
-        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options, capped, rounded)
+        results = torch.ops.hf_skiprnn.cpu_training(inputs, weights, gates, *start, *options, capped)
     elif is_direct:
         results = forward(inputs, ids, weights, gates, start, *options)
     else:

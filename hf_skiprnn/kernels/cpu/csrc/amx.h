@@ -30,16 +30,19 @@ constexpr i64 kPartsOf = std::is_same_v<Number, float> ? 3 : 1;
 
 // Rows of a tile: of bfloat16 numbers, or of numbers of `parts` parts.
 constexpr i64 rows_of_tile(i64 parts) { return kTileRows / parts; }
-// Columns / kTileRows that an outer product transposes at once: up to 512 KB.
+#ifndef SKIP_RNN_OUTER_TILES  // the fuzz driver's
+#define SKIP_RNN_OUTER_TILES 512  // tiles of 1 KB that an outer product transposes at once
+#endif
+// The number of tiles of 16 columns, and how many of these columns' blocks are transposed at once.
 template <class Number>
-constexpr i64 outer_blocks(i64 events, i64 columns) {
-  const i64 fitting = std::max<i64>(2, 512 / (tiles_of(events) * kPartsOf<Number>));
-  return std::min((columns + kTileRows - 1) / kTileRows, fitting);
-}
-// How many bfloat16 numbers the working memory of an outer product has; and of a product.
+constexpr i64 block_tiles(i64 events) { return tiles_of(events) * kPartsOf<Number>; }
+template <class Number>
+constexpr i64 outer_blocks(i64 events) { return std::max<i64>(2, SKIP_RNN_OUTER_TILES / block_tiles<Number>(events)); }
+// How many bfloat16 numbers the working memory of an outer product has, of these events or fewer; and of a product.
 template <class Number>
 constexpr i64 outer_numbers(i64 events, i64 columns) {
-  return tiles_of(events) * (2 * kPartsOf<float> + outer_blocks<Number>(events, columns) * kPartsOf<Number>) * kTileNumbers;
+  const i64 block = block_tiles<Number>(events), all = (columns + kTileRows - 1) / kTileRows * block;
+  return (2 * block_tiles<float>(events) + std::min(all, std::max<i64>(2 * block, SKIP_RNN_OUTER_TILES))) * kTileNumbers;
 }
 template <class Number>
 constexpr i64 tile_numbers(i64 rows, i64 depth) {
@@ -238,8 +241,8 @@ inline void pair_tiles(i64 events, const float* const* rows, i64 first, Bf16* to
   }
 }
 
-// Adds the outer products of Blocks times 16 columns and Vectors times 16 units. What two lower parts multiply to is left out:
-// it is below a float32 number's last bit.
+// Adds the outer products of Blocks times 16 columns and Vectors times 16 units. Products of lower parts are left out: they are
+// at most a few last bits of a float32 number.
 template <class Number, int Blocks, int Vectors>
 SKIP_RNN_AMX_CODE __attribute__((noinline)) void outer_tiles(i64 event_tiles, const Bf16* columns, const Bf16* units, float* out,
                                                               i64 ld) {
@@ -276,7 +279,7 @@ template <class Number>
 void add_outer_amx(i64 events, const float* const* g, i64 vectors, const Number* const* a, i64 columns, float* out,
                    Bf16* scratch) {
   if (!events) return;
-  const i64 tiles = tiles_of(events), ld = vectors * 16, most = outer_blocks<Number>(events, columns);
+  const i64 tiles = tiles_of(events), ld = vectors * 16, most = outer_blocks<Number>(events);
   const i64 block = tiles * kPartsOf<Number> * kTileNumbers, vector = tiles * kPartsOf<float> * kTileNumbers;
   Bf16 *units = scratch, *transposed = scratch + 2 * vector;
   for (i64 start = 0; start < columns; start += most * kTileRows) {

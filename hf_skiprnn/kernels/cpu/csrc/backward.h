@@ -111,12 +111,12 @@ class BackwardTeam {
   T* grad_h(i64 r, i64 l) { return grad_h_ + (r * s_.layers + l) * s_.padded; }
   T* grad_c(i64 r, i64 l) { return grad_c_ + (r * s_.layers + l) * s_.padded; }
   T* grad_top(i64 r) { return grad_c_ ? grad_c(r, s_.layers - 1) : grad_h(r, s_.layers - 1); }
-  static constexpr i64 kSplitRows = 60;  // the most rows of a product with a transposed weight
+  static constexpr i64 kSplitRows = 60;  // rows of a product for the inputs' gradients
   static i64 split_numbers(const Model<T>& m) {
     const Shape& s = m.shape;
     const i64 events = m.call.rows * m.call.every;
     return std::max({tile_numbers<Rounded>(kLanes, s.inputs), tile_numbers<float>(kLanes, s.units),
-                     tile_numbers<float>(kSplitRows, s.activations()), outer_numbers<Rounded>(events, s.inputs),
+                     tile_numbers<float>(std::max(kSplitRows, m.call.rows), s.activations()), outer_numbers<Rounded>(events, s.inputs),
                      outer_numbers<float>(events, s.units)});
   }
   i64 state_at(i64 l, i64 b) const { return (l * s_.batch + b) * s_.units; }
