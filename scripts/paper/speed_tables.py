@@ -22,6 +22,7 @@ SIZES = ("batch", "steps", "inputs", "units", "layers", "sequence")
 OF_THE_README = dict(zip(SIZES, ("256", "784", "1", "110", "1", "False"), strict=True))
 PEERS = {  # name in the CSV files -> column
     "ours": "this package",
+    "ours_bf16": "this package in bfloat16",
     "masked_loop": "loop with masks",
     "masked_loop_compiled": "the loop, compiled",
     "native_packed": "nn.LSTM, nn.GRU on packed sequences",
