@@ -33,17 +33,18 @@ constexpr i64 rows_of_tile(i64 parts) { return kTileRows / parts; }
 #ifndef SKIP_RNN_OUTER_TILES  // the fuzz driver's
 #define SKIP_RNN_OUTER_TILES 512  // tiles of 1 KB that an outer product transposes at once
 #endif
-// The number of tiles of 16 columns, and how many of these columns' blocks are transposed at once.
+// An outer product takes blocks of 16 columns: the tiles of a block, and how many blocks are transposed at once.
 template <class Number>
 constexpr i64 block_tiles(i64 events) { return tiles_of(events) * kPartsOf<Number>; }
 template <class Number>
 constexpr i64 outer_blocks(i64 events) { return std::max<i64>(2, SKIP_RNN_OUTER_TILES / block_tiles<Number>(events)); }
-// How many bfloat16 numbers the working memory of an outer product has, of these events or fewer; and of a product.
+// How many bfloat16 numbers the working memory of an outer product has. It is enough for fewer events, too.
 template <class Number>
 constexpr i64 outer_numbers(i64 events, i64 columns) {
   const i64 block = block_tiles<Number>(events), all = (columns + kTileRows - 1) / kTileRows * block;
   return (2 * block_tiles<float>(events) + std::min(all, std::max<i64>(2 * block, SKIP_RNN_OUTER_TILES))) * kTileNumbers;
 }
+// How many the working memory of a product has.
 template <class Number>
 constexpr i64 tile_numbers(i64 rows, i64 depth) {
   constexpr i64 kRowsOfTile = rows_of_tile(kPartsOf<Number>);
