@@ -133,7 +133,7 @@ def operating_points(
     model: PreTrainedModel, task: Task, splits: Splits, options: Namespace, folder: Path
 ) -> list[dict[str, float]]:
     """Return the metrics at every gate shift and update rate, and draw them; the model stays as it was."""
-    from hf_skiprnn.evaluation.figures import accuracy_against_updates
+    from hf_skiprnn.evaluation.figures import draw_operating_points
 
     points, shifted, rows = [], cast(Any, model), getattr(splits, options.split)
     config = shifted.config
@@ -151,10 +151,7 @@ def operating_points(
         points.append({"gate_shift": shift} | named | evaluate(model, task, rows, options.batch_size, folder))
     config.gate_shift, config.gate_calibration = before
     metric = "accuracy" if "accuracy" in points[0] else "task_loss"
-    if metric == "accuracy":
-        curve = [[(point["updates"], point[metric])] for point in points]
-        figure = accuracy_against_updates({"one checkpoint, shifted gate": curve}, metric, "updates per row")
-        figure.savefig(folder / f"operating-points-{options.split}.png")
+    draw_operating_points(points, folder / f"operating-points-{options.split}.png")
     for point in points:
         read = f"updates {point['updates']:.2f} ({point['update_rate']:.1%})"
         print(f"gate shift {point['gate_shift']:+.3g}: {metric} {point[metric]:.4g}, {read}")

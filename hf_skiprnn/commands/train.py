@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         results["data"] = data_fingerprint(splits.test, "test")
         write_json(folder / RESULTS, results)
-        print(summary(results, guess, folder, picture_of(trainer, settings.task, splits, folder)), flush=True)
+        picture = picture_of(trainer, settings.task, splits, folder, results.get("operating_points", []))
+        print(summary(results, guess, folder, picture), flush=True)
     return results
 
 
@@ -156,12 +157,21 @@ def dial_points(trainer: SkipRNNTrainer, rows: Dataset, dial: list[float]) -> li
     return points
 
 
-def picture_of(trainer: SkipRNNTrainer, task: Task, splits: Splits, folder: Path) -> str:
-    """Draw the steps read in some test rows; return the picture's path, or a hint how to get the picture."""
+def picture_of(
+    trainer: SkipRNNTrainer, task: Task, splits: Splits, folder: Path, points: list[dict[str, float]]
+) -> str:
+    """Draw the steps read in some test rows; return the picture's path, or a hint how to get the picture.
+
+    points: a dial's operating points; their curve is drawn, too.
+    """
     if trainer.args.world_size > 1:  # a forward pass of sharded weights needs every process; only one draws
         return "drawn by the next command"
     if importlib.util.find_spec("matplotlib") is None:
         return 'needs matplotlib: pip install "hf_skiprnn[figures]"'
     path = folder / "steps-read-test.png"
     draw_rows(trainer.accelerator.unwrap_model(trainer.model), task, splits.test, path)
+    if points:
+        from hf_skiprnn.evaluation.figures import draw_operating_points
+
+        draw_operating_points(points, folder / "operating-points-test.png")
     return str(path)

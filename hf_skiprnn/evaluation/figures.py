@@ -7,6 +7,7 @@ draw steps read take `predicted` and `labels`: the names of the predicted and th
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -279,6 +280,17 @@ def accuracy_against_updates(
         axes.spines[side].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2 if len(points) == 4 else 3, fontsize=8, frameon=False)
     return figure
+
+
+def draw_operating_points(points: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw the accuracy of one model against its updates, at several shifts of its gate, to a file.
+
+    Nothing is drawn where the metrics hold no accuracy.
+    """
+    metric = "accuracy"
+    if metric in points[0]:
+        curve = [[(point["updates"], point[metric])] for point in points]
+        accuracy_against_updates({"one checkpoint, shifted gate": curve}, metric, "updates per row").savefig(path)
 
 
 def mean_of(runs: Runs) -> tuple[float, float]:

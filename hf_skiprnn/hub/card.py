@@ -1,9 +1,9 @@
 """Render the model card (README.md) of a checkpoint from the files in its folder; no number is typed by hand.
 
-Sources: results.json (from hf-skiprnn train), config.json, the processor's file, pictures named steps-read-*.png (from
-hf-skiprnn evaluate), the docstring of the task's module, the paper's tables, and, in this repository, speed/*.csv and
-*-pareto/results.json beside the folder. A section whose facts are missing is left out. Everything from the files is
-escaped, because names of classes and options may come from an untrusted source.
+Sources: results.json (from hf-skiprnn train), config.json, the processor's file, pictures named steps-read-*.png and
+operating-points-*.png (from hf-skiprnn train and evaluate), the docstring of the task's module, the paper's tables,
+and, in this repository, speed/*.csv and *-pareto/results.json beside the folder. A section whose facts are missing is
+left out. Everything from the files is escaped, because names of classes and options may come from an untrusted source.
 """
 
 import csv
@@ -106,6 +106,7 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
         "test": test,
         "operations": results["multiply_accumulates"],
         "figures": sorted(path.name for path in folder.glob("steps-read-*.png")),
+        "curves": sorted(path.name for path in folder.glob("operating-points-*.png")),
         "speed": speed_rows(folder.parent / "speed", folder.resolve().name),
         "points": results.get("operating_points", []),
         "start": results.get("start", {}).get("model_name_or_path"),

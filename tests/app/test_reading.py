@@ -25,7 +25,7 @@ import hf_skiprnn_cli
 from hf_skiprnn import SkipRNNConfig
 from hf_skiprnn.hub.upload import publish
 
-FIND_DIGIT, FSDD = str(CARDS / "skip-lstm-find-digit"), str(CARDS / "skip-lstm-fsdd")
+FIND_DIGIT, FSDD = str(CARDS / "skip-lstm-find-digit"), str(CARDS / "skip-lstm-fsdd-dial")
 
 
 @pytest.fixture

@@ -42,9 +42,10 @@ def task_of(folder: Path) -> Task:
     results = results_in(folder)
     options = dict(results["task_options"])
     if "dataset_name" in options:
-        options["dataset_name"] = str(DATA / results["task"])
-        if not (DATA / results["task"]).is_dir():
-            pytest.skip(f"no real data: {DATA / results['task']} is absent")
+        data = DATA / Path(options["dataset_name"]).name
+        if not data.is_dir():
+            pytest.skip(f"no real data: {data} is absent")
+        options["dataset_name"] = str(data)
     task = TASKS[results["task"]](**options)
     task.use_processor(str(folder))
     return task

@@ -35,7 +35,8 @@ SPEED_COLUMNS = "date,device,instruction_set,torch,python,hf_skiprnn,commit,leve
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("cards")
     made = {kind: small_checkpoint(root / kind, kind) for kind in KINDS}
-    (made["image"] / "steps-read-test.png").write_bytes(b"\x89PNG")
+    for picture in ("steps-read-test.png", "operating-points-test.png"):
+        (made["image"] / picture).write_bytes(b"\x89PNG")
     (root / "speed").mkdir()
     row = "2025-02-03,Some CPU (AVX512),avx512,2.13,3.11,0.1.0,abc1234,layer,lstm,inference,64,784,1,{},1,False,1,"
     row += "0.25,constant,ours"
@@ -149,6 +150,7 @@ def test_the_paper_stands_beside_it(folders: dict[str, Path]) -> None:
 def test_pictures_speed_and_data(folders: dict[str, Path]) -> None:
     card = (folders["image"] / "README.md").read_text()
     assert "![which steps it reads](steps-read-test.png)" in card
+    assert " ![accuracy at other shares of the steps](operating-points-test.png)\n\n## Data\n" in card
     assert "Inference on one thread of Some CPU with AVX-512: 3.21 ms for 64 rows, 5.54 times as fast" in card
     assert "Inference on one thread of Some CPU with AVX2: 4.56 ms for 64 rows, 2.89 times as fast" in card
     assert "7.75" not in card  # a layer

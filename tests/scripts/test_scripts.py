@@ -342,7 +342,9 @@ def test_a_dial_is_evaluated_at_several_shares_and_its_card_tells_them(tmp_path)
     assert config.gate_shift == results["steering"]["gate_shift"]  # the operating point is the target's
     assert config.gate_noise[0] < 0 < config.gate_noise[1]
     write_card(tmp_path)
-    assert f"{shares[0]:.1%}".replace("%", " %") in (tmp_path / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"{shares[0]:.1%}".replace("%", " %") in card
+    assert "](operating-points-test.png)" in card
 
 
 def test_mnist_trains_from_a_local_folder(shared_data, tmp_path):
