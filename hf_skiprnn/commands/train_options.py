@@ -33,8 +33,8 @@ folder holds the model, its processor, results.json and a picture of the steps r
 STEERING_STEPS = 25  # largest logging_steps with --steered_update_rate, which changes lambda at every log
 # Settings of a recipe that --target_update_rate and --steered_update_rate replace.
 STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
-# Options that replace a recipe's --target_update_rate; so does a --gate that is not learned.
-OWN_BUDGET = ("budget_weight", "budget_loss", "budget_target", "budget_warmup_steps")
+# Options that replace a recipe's --target_update_rate; so do a --gate that is not learned, and a --dial without it.
+OWN_BUDGET = ("budget_weight", "budget_loss", "budget_target", "budget_warmup_steps", "steered_update_rate")
 # Fields of SkipRNNConfig that decide the shapes of a checkpoint's parameters.
 SHAPE = (
     *("cell_type", "gru_reset", "input_size", "hidden_size", "num_hidden_layers", "vocab_size"),
@@ -147,9 +147,20 @@ def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
     is_learned = ("--gate", "learned") in itertools.pairwise(options) or "--gate=learned" in options
     if any(given(options, name) for name in OWN_BUDGET) or (given(options, "gate") and not is_learned):
         left_out.add("target_update_rate")
+    if given(options, "dial") and not in_dial(recipe.get("target_update_rate"), options):
+        left_out.add("target_update_rate")
     if given(options, "model_name_or_path"):  # the shape is the checkpoint's
         left_out |= set(SHAPE)
     return {name: value for name, value in recipe.items() if name not in left_out}
+
+
+def in_dial(target: float | None, options: list[str]) -> bool:
+    """Return whether a recipe's target lies in the range that --dial gives; True where the range is not two numbers."""
+    try:
+        low, high = map(float, options[options.index("--dial") + 1 :][:2])
+    except ValueError:  # the parser tells it
+        return True
+    return target is not None and low <= target <= high
 
 
 def chosen_of(args: TrainingArguments, options: list[str]) -> dict[str, Any]:

@@ -58,9 +58,10 @@ class RateController(TrainerCallback, ExportableState):
         level += rate * error
         lambda = task loss * (level + error) / (4 target (1 - target))
 
-    where the task loss is the largest value so far of its moving average.
-    `config.gate_gradient` is set to "capped": with "sum", gradients explode through long intervals. After a third step
-    with an element above EXPLODED it is set to "mean", and the training recovers.
+    where the task loss is the largest value so far of its moving average, level stays in [-LIMIT, LIMIT], and rate is
+    the integral gain, COURSE / (number of optimizer steps), in [SLOWEST, FASTEST].
+    `config.gate_gradient`, if it is "sum", is set to "capped": with "sum", gradients explode through long intervals.
+    After a third step with an element above EXPLODED it is set to "mean", and the training recovers.
     A gate that is shut reads one step of a row, and then has next to no gradient. After PATIENCE steps it starts anew
     as a stride, and lambda from 0; the rest of the model stays.
     If `config.gate_noise` is 0 it is set to NOISE, so that the trained gate also works at other shifts. After training,
@@ -141,7 +142,8 @@ class RateController(TrainerCallback, ExportableState):
         self.slope, self.weight_slope = kept.get("slope", 0.0), kept.get("weight_slope", 0.0)
         for name in ("astray", "shut", "restarts", "explosions"):
             setattr(self, name, kept.get(name, 0))
-        config.gate_gradient = "capped" if self.explosions < EXPLOSIONS else "mean"
+        if config.gate_gradient != "mean":
+            config.gate_gradient = "capped" if self.explosions < EXPLOSIONS else "mean"
         self.weight = kept.get("weight", 0.0)
         config.budget_weight, config.budget_slope = self.weight, self.weight_slope
         if self.dial is None:

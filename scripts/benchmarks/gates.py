@@ -3,10 +3,10 @@
     python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # train the missing runs
     python -m scripts.benchmarks.gates --report                                      # print and draw stored results
 
-The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. Tasks
-own_imdb and own_fsdd take data of these tasks as a user's, with the recipe own_data-skip-lstm; for a local copy, train
-them alone with --dataset_name FOLDER. A
-dial is one model that is evaluated at all shares. Each kind of model gets the learning rate, of three around the
+The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. The
+tasks own_imdb and own_fsdd load the data of imdb and fsdd with the recipe own_data-skip-lstm, as a user would. To use a
+local copy of the data, train one such task at a time with --dataset_name FOLDER. A dial is one model for all shares
+(--dial); it is evaluated at each. Each kind of model gets the learning rate, of three around the
 recipe's, that is best on validation data with seed 1.
 A run whose folder under --runs holds a results.json is finished; the same command then trains the other runs. Unknown
 options, such as --max_steps, are passed to scripts/train.py. Results: model_cards/gates/results.json.

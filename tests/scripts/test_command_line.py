@@ -218,7 +218,11 @@ def test_a_steered_lambda_takes_the_place_of_a_recipes_target(option, logs):
         ("--gate=always", None),
         ("--budget_weight 1e-4", None),
         ("--gate learned --budget_loss l2 --budget_target 0.4", None),
+        ("--steered_update_rate 0.3", None),
         ("--target_update_rate 0.3", 0.3),
+        ("--dial 0.1 0.9", 0.5),
+        ("--dial 0.05 0.2", None),  # the target is then the middle of the range
+        ("--dial 0.05 0.2 --target_update_rate 0.1", 0.1),
     ],
 )
 def test_a_budget_or_gate_of_the_command_line_takes_the_place_of_a_recipes_share(options, target):

@@ -207,6 +207,13 @@ def test_a_run_whose_gradients_explode_goes_on_with_their_mean(tmp_path, monkeyp
     assert again.config.gate_gradient == "mean"
 
 
+@pytest.mark.parametrize(("chosen", "used"), [("sum", "capped"), ("capped", "capped"), ("mean", "mean")])
+def test_a_calmer_gate_gradient_that_was_chosen_stays(tmp_path, chosen, used) -> None:
+    model = tiny(gate_gradient=chosen)
+    train(tmp_path, model, rows_of(30, 64), RateController(0.3), 1)
+    assert model.config.gate_gradient == used
+
+
 @pytest.mark.parametrize("dial", [None, (0.1, 0.8)])
 def test_a_resumed_run_ends_as_one_that_was_not_cut(tmp_path, dial) -> None:
     rows, options = rows_of(30, 64), {"save_strategy": "steps", "save_steps": 6}
