@@ -141,12 +141,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def has_weights(folder: str) -> bool:
+    """Return whether a checkpoint folder holds weights; if not, say that it is left out."""
+    found = any(Path(folder).glob("model*.safetensors"))
+    if not found:
+        print(f"{folder} holds no weights: it is not measured.")
+    return found
+
+
 def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str], float]]:
     """Return what to measure, in order: a workload, its peers, and its time in seconds."""
     if options.checkpoints:
         return [
             (of_checkpoint(folder, mode), options.peers or ("native", "ours"), options.seconds or 3.0)
             for folder in options.checkpoints
+            if has_weights(folder)
             for mode in options.modes
         ]
     parts = [Part(options.shapes)] if options.shapes else [PARTS[name] for name in options.parts]

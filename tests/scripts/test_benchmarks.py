@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paths import ROOT, SCRIPTS
+from paths import CARDS, ROOT, SCRIPTS
 
 from hf_skiprnn.kernels.cpu import library
 from scripts import benchmark
@@ -108,6 +108,13 @@ def test_wide_shapes_and_other_software_are_judged(capsys: pytest.CaptureFixture
     assert "lstm inference (8, 250, 4096, 256, 2)    100%:   0.50 (0.75) MISS" in said  # of the peak
     assert "onnxruntime: 0.80 (1) MISS" in said
     assert "1 of 2 measurements of others are slower than ours" in said
+
+
+def test_folders_without_weights_are_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(CARDS / name) for name in ("skip-lstm-imdb", "skip-lstm-digits")]
+    planned = cpu.workloads(cpu.parse(["--checkpoints", *folders, "--modes", "inference"]))
+    assert [workload.spread for workload, _, _ in planned] == ["skip-lstm-digits"]
+    assert capsys.readouterr().out == f"{folders[0]} holds no weights: it is not measured.\n"
 
 
 def test_the_tests_of_equality_exist() -> None:
