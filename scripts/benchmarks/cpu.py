@@ -114,7 +114,7 @@ def show(row: dict[str, object]) -> None:
     shape = f"({row['batch']}, {row['steps']}, {row['inputs']}, {row['units']}) x {row['layers']}"
     share = f"  {row['share_of_peak']:.0%} of peak" if row["share_of_peak"] != "" else ""
     print(
-        f"{row['cell']:5}{row['mode']:10}{shape:26}{row['threads']} thr {row['rate']:4.0%} {row['spread']:10}"
+        f"{row['cell']:5}{row['mode']:10}{shape:26}{row['threads']} thr {row['rate']:4.0%} {row['spread']:26}"
         f"{row['name']:22}{row['p50_ms']:10.3f} ms  {row['native_over_this']:6.2f}x{share}",
         flush=True,
     )
