@@ -34,7 +34,11 @@ TRAIN = ROOT / "scripts" / "train.py"
 SHARES = (0.1, 0.2, 0.35)
 RATES = (1.0, 0.5, 2.0)  # times the recipe's learning rate
 TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd", "own_imdb", "own_fsdd")
-OWN_DATA = {"own_imdb": IMDB.dataset_name, "own_fsdd": FSDD.dataset_name}  # as a user's data, with the recipe for them
+# Options that load a task's data as a user's, with the recipe for them.
+OWN_DATA = {
+    "own_imdb": [f"--dataset_name={IMDB.dataset_name}"],
+    "own_fsdd": [f"--dataset_name={FSDD.dataset_name}", "--input_column=audio"],
+}
 DIAL = (0.05, 0.9)  # lowest and highest share of a dial
 NAMES = {
     "learned": "Skip LSTM",
@@ -69,11 +73,11 @@ class Job(NamedTuple):
             "random": ["--gate=random", f"--skip_probability={1 - self.share:.6f}"],
             "plain": ["--gate=always"],
         }
-        name = f"--dataset_name={OWN_DATA[self.task]}" if self.task in OWN_DATA else None
-        recipe = "own_data-skip-lstm" if name else f"{self.task}-skip-lstm"
+        data = OWN_DATA.get(self.task, [])
+        recipe = "own_data-skip-lstm" if data else f"{self.task}-skip-lstm"
         rate = float(read_recipe(RECIPES / f"{recipe}.yaml")["learning_rate"]) * self.rate
         options = [*gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
-        return ["--config", recipe, *([name] if name else []), *options]
+        return ["--config", recipe, *data, *options]
 
 
 def kinds_of(shares: Sequence[float]) -> list[tuple[str, float]]:

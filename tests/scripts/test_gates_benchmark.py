@@ -75,6 +75,7 @@ def test_every_model_has_the_same_recipe() -> None:
 def test_own_data_take_their_recipe_and_a_data_set() -> None:
     options = gates.Job("own_fsdd", "strided", 0.2, 1, 1.0).options()
     assert options[:2] == ["--config", "own_data-skip-lstm"]
+    assert options[3] == "--input_column=audio"  # the data have a column of speakers, too
     assert options[2] == "--dataset_name=mteb/free-spoken-digit-dataset"
 
 
