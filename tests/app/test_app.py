@@ -46,7 +46,7 @@ def test_a_tab_without_a_checkpoint_says_what_to_run(monkeypatch: pytest.MonkeyP
 
 
 def test_the_slider_follows_the_checkpoint(tmp_path: Path) -> None:
-    calibrated, shifted = (app.slider_for(str(CARDS / f"skip-lstm-{name}")) for name in ("find-digit", "fsdd"))
+    calibrated, shifted = (app.slider_for(str(CARDS / f"skip-lstm-{name}")) for name in ("find-digit", "digits"))
     assert (calibrated.minimum, calibrated.maximum, calibrated.interactive) == (0.4, 68.9, True)
     assert (shifted.minimum, shifted.maximum, shifted.value) == (-3, 3, 0)
     assert not app.slider_for(str(tmp_path)).interactive

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_the_slider_starts_where_the_checkpoint_was_trained_to_read() -> None:
     with torch.no_grad():
         asked, trained = model(pixel_values=pixels, update_rate=at[0]), model(pixel_values=pixels)
     assert asked.num_updates.mean() == pytest.approx(trained.num_updates.mean().item(), rel=0.02)
-    assert dial(load(FSDD).config).argument == "gate_shift"
+    assert dial(load(str(CARDS / "skip-lstm-digits")).config).argument == "gate_shift"
     assert dial(SkipRNNConfig(gate="strided")).label == "No dial: the gate is 'strided', not learned"
 
 
@@ -223,11 +224,16 @@ def test_words_are_marked_and_the_text_cannot_inject_markup(tmp_path: Path) -> N
 
 
 def test_frames_of_a_sound_and_steps_of_a_series_are_shown(sound: str) -> None:
-    for kind, name, raw in (("sound", FSDD, sound), ("series", str(CARDS / "skip-lstm-frequency"), SERIES)):
-        html, other = show([kind], name, 0.0, raw)  # type: ignore[list-item]  # a kind, in a tuple of strings
+    series = str(CARDS / "skip-lstm-frequency")
+    shown: tuple[tuple[Kind, str, Any, str, float, float], ...] = (
+        ("sound", FSDD, sound, "share asked for", 50.0, 5.0),
+        ("series", series, SERIES, "gate shift", 0.0, -3.0),
+    )
+    for kind, name, raw, column, at, lower in shown:
+        html, other = show([kind], name, at, raw)
         assert "data:image/png;base64," in html
-        assert "| gate shift | steps read |" in other
-        assert updates_in(show([kind], name, -3.0, raw)[0]) < updates_in(html)  # type: ignore[list-item]  # as above
+        assert f"| {column} | steps read |" in other
+        assert updates_in(show([kind], name, lower, raw)[0]) < updates_in(html)
 
 
 @pytest.mark.parametrize(
