@@ -47,10 +47,14 @@ def present(cell: Any, name: str) -> Any:
 
 def ids_of(cell: Any, name: str) -> Tensor:
     """Return token ids or a mask [T] as int64."""
-    ids = torch.as_tensor(plain(present(cell, name)))
-    if ids.dim() != 1 or (ids.is_floating_point() and ids.numel()):
+    cell = present(cell, name)
+    try:
+        ids = np.asarray(cell)
+    except ValueError:  # lists of different lengths
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or (ids.dtype.kind not in "biu" and ids.size):
         raise ValueError(f"{name} must hold a list of integers; got {str(cell)[:60]}.")
-    return ids.long()
+    return torch.from_numpy(ids.astype(np.int64))
 
 
 def is_sound(cell: Any) -> bool:

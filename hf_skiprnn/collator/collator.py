@@ -87,7 +87,7 @@ class SkipRNNDataCollator:
         else:
             steps = [x[: self.max_length] for x in self._sequences(name, column, rows)]
             padding = (self._config.pad_token_id or 0) if name == "input_ids" else 0
-            mask = pad_sequence(self._masks(rows, column, steps), batch_first=True)
+            mask = self._mask(rows, column, [len(x) for x in steps])
             batch = {name: pad_sequence(steps, batch_first=True, padding_value=padding), "attention_mask": mask}
         if (label := self._choose_label(rows[0])) is not None:
             batch["labels"] = self._targets.encode(cells_of(rows, label), mask, self.max_length)
@@ -157,7 +157,7 @@ class SkipRNNDataCollator:
         longest = self.max_length or self.processor.model_max_length
         options = {"truncation": True, "max_length": longest} if longest < LARGE_INTEGER else {}
         ids = self.processor([text for text, _ in cells], **options)["input_ids"]
-        return [torch.tensor(row, dtype=torch.long) for row in ids]
+        return [torch.from_numpy(np.array(row, np.int64)) for row in ids]
 
     def _steps(self, cell: Any, name: str, column: str) -> np.ndarray:
         """Return the steps [T, input_size] float32 of a series or sound."""
@@ -179,17 +179,17 @@ class SkipRNNDataCollator:
             raise ValueError(f"{name} is no image for the processor: {error}") from error
         return pixels
 
-    def _masks(self, rows: Sequence[Row], column: str, steps: list[Tensor]) -> list[Tensor]:
-        """Return the mask [T] of each row: its own, where a prepared row has one, or ones."""
+    def _mask(self, rows: Sequence[Row], column: str, lengths: list[int]) -> Tensor:
+        """Return the mask [B, T] int64: of prepared rows their own, padded with 0, or 1 at every step of a row."""
         if column not in PREPARED or "attention_mask" not in rows[0]:
-            return [torch.ones(len(x), dtype=torch.long) for x in steps]
+            return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
         masks = [ids_of(*cell)[: self.max_length] for cell in cells_of(rows, "attention_mask")]
-        for number, (mask, x) in enumerate(zip(masks, steps, strict=True)):
-            if len(mask) != len(x):
+        for number, (mask, length) in enumerate(zip(masks, lengths, strict=True)):
+            if len(mask) != length:
                 raise ValueError(
-                    f"Row {number} of the batch has {len(x)} steps in {column!r}, but {len(mask)} in 'attention_mask'."
+                    f"Row {number} of the batch has {length} steps in {column!r}, but {len(mask)} in 'attention_mask'."
                 )
-        return masks
+        return pad_sequence(masks, batch_first=True)
 
 
 def _check_processor(processor: Any, config: Any) -> None:

@@ -25,15 +25,18 @@ class Targets:
 
     def __init__(self, config: Any, per_step: bool) -> None:
         self.config, self.per_step = config, per_step
+        self._read_config()
 
-    @property
-    def ids(self) -> dict[str, int]:
-        """The classes' numbers by name; {} if the config only has the names that transformers makes up."""
-        names = {str(name): int(i) for i, name in self.config.id2label.items()}
-        return {} if all(map(UNNAMED.fullmatch, names)) else names
+    def _read_config(self) -> None:
+        """Read the kind and the number of labels, and the classes' numbers by name ({}: transformers made names up)."""
+        config = self.config
+        names = {str(name): int(i) for i, name in config.id2label.items()}
+        self.ids = {} if all(map(UNNAMED.fullmatch, names)) else names
+        self.kind, self.count = config.problem_type, config.num_labels
 
     def encode(self, cells: Cells, mask: Tensor, max_length: int | None) -> Tensor:
         """Return labels for a batch with this mask [B, T]; shapes as in SkipRNNDataCollator.__call__."""
+        self._read_config()  # once a batch, because reading a config takes long
         names = [name for _, name in cells]
         values = [present(plain(cell), name) for cell, name in cells]
         if not self.per_step:
@@ -53,8 +56,8 @@ class Targets:
 
     def _label(self, value: Any, name: str) -> Tensor:
         """Return one class, several classes or numbers as a tensor: [] int64, [C] float32, [] or [C] float32."""
-        kind = self.config.problem_type
-        if not self.per_step and (kind == "regression" or self.config.num_labels == 1):
+        kind = self.kind
+        if not self.per_step and (kind == "regression" or self.count == 1):
             return self._numbers(value, name)
         if not isinstance(value, list):
             if kind == "multi_label_classification":
@@ -69,7 +72,7 @@ class Targets:
         return self._several(value, name)
 
     def _numbers(self, value: Any, name: str) -> Tensor:
-        width = self.config.num_labels
+        width = self.count
         shapes = ((), (1,)) if width == 1 else ((width,),)
         try:
             numbers = np.asarray(value, np.float32)
@@ -82,7 +85,7 @@ class Targets:
 
     def _several(self, values: list[Any], name: str) -> Tensor:
         """Return [C] of 0 and 1, from names or numbers of classes, or from floats of 0 and 1."""
-        width = self.config.num_labels
+        width = self.count
         if values and all(isinstance(value, float) for value in values):
             if len(values) != width or not {0.0, 1.0, float(IGNORED)}.issuperset(values):
                 raise ValueError(f"{name} holds floats, which must be {width} of 0 and 1, a class each; got {values}.")
@@ -102,7 +105,7 @@ class Targets:
         Raises:
             ValueError: it is not one of the model's classes.
         """
-        ids, count = self.ids, self.config.num_labels
+        ids, count = self.ids, self.count
         if isinstance(value, str):
             if not ids:
                 raise ValueError(

@@ -8,11 +8,14 @@ nor code in the folder, and `pipeline(task, model=model, ...)` around a model ob
 # The methods of transformers' pipelines have different signatures, and the mixin below must work with all of them.
 # mypy: disable-error-code="assignment, misc, override, safe-super"
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 from transformers import (
     AudioClassificationPipeline,
     AutoModelForSequenceClassification,
@@ -21,10 +24,15 @@ from transformers import (
     Pipeline,
     TextClassificationPipeline,
 )
+from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.base import pad_collate_fn
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils.generic import ModelOutput
 
 from .feature_extraction_skip_rnn import SkipRNNFeatureExtractor, is_one_sequence
+
+BATCH_SIZE = 64  # rows of a list that run together if the user names no batch_size; a row's result is the same
 
 
 class ResultsWithUpdates(Pipeline):
@@ -32,9 +40,13 @@ class ResultsWithUpdates(Pipeline):
 
     With `return_updates=True`, at construction or in a call, every result also holds `updates`, the number of steps
     read, and `steps`, the number of real steps.
+
+    A list or dataset runs in batches of `batch_size` rows. The default is 64, because padding costs nothing. It is 1,
+    as in transformers, for generators, and for images if the processor does not tell their size.
     """
 
     _load_video_processor = False  # None would try to load one from every file of settings
+    _any_rows_fit = True  # whether any rows can be one batch, as sequences can that are padded
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -65,6 +77,43 @@ class ResultsWithUpdates(Pipeline):
             inputs.update({"input_ids": empty, "attention_mask": empty})
         return inputs
 
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+        """Run transformers' pipeline on one input, a list or a dataset."""
+        is_many = isinstance(inputs, (list, torch.utils.data.Dataset)) and isinstance(inputs, Sized)
+        if is_many and self._any_rows_fit and self._batch_size is None:
+            kwargs = {"batch_size": BATCH_SIZE} | kwargs
+        return super().__call__(inputs, **kwargs)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        """Return an iterator over the results, as in transformers, but prepare the rows of a batch together."""
+        if num_workers or batch_size == 1:
+            options = preprocess_params, forward_params, postprocess_params
+            return super().get_iterator(inputs, num_workers, batch_size, *options)
+
+        def batch(rows: list[Any]) -> Any:
+            found = self.preprocess_rows(rows, **preprocess_params)
+            if found is not None:
+                return found
+            collate = pad_collate_fn(self.tokenizer, self.feature_extractor or self.image_processor)
+            return collate([self.preprocess(row, **preprocess_params) for row in rows])
+
+        kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
+        loader = DataLoader(kind(inputs, _unchanged, {}), batch_size, collate_fn=batch)
+        outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+    def preprocess_rows(self, rows: list[Any], **params: Any) -> dict[str, Tensor] | None:
+        """Return the model inputs of a batch of rows; None: prepare each row by itself."""
+        return None
+
     def _forward(self, input_tensors: Any, **params: Any) -> ModelOutput:
         """Return only outputs with one row for each input, because transformers splits every output into rows."""
         out: Any = super()._forward({**input_tensors, **params})
@@ -92,8 +141,24 @@ def real_steps(inputs: dict[str, Any]) -> Tensor:
     return values.new_full((values.shape[0],), values.shape[1]).long()
 
 
+def _unchanged(row: Any) -> Any:
+    return row
+
+
 class SkipRNNTextClassificationPipeline(ResultsWithUpdates, TextClassificationPipeline):
     """transformers' "text-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
+
+    def preprocess_rows(self, rows: list[Any], **params: Any) -> dict[str, Tensor] | None:
+        """Return input_ids and attention_mask [B, T]; pairs of texts are prepared one by one."""
+        if not all(isinstance(row, str) for row in rows):
+            return None
+        tokenizer: Any = self.tokenizer
+        found = {}
+        for name, lists in tokenizer(rows, **params).items():
+            parts = [torch.from_numpy(np.array(part or [0], np.int64)) for part in lists]  # an empty text is masked
+            padding = (tokenizer.pad_token_id or 0) if name == "input_ids" else 0
+            found[name] = pad_sequence(parts, batch_first=True, padding_value=padding)
+        return found
 
 
 class SkipRNNAudioClassificationPipeline(ResultsWithUpdates, AudioClassificationPipeline):
@@ -115,6 +180,16 @@ class SkipRNNAudioClassificationPipeline(ResultsWithUpdates, AudioClassification
 
 class SkipRNNImageClassificationPipeline(ResultsWithUpdates, ImageClassificationPipeline):
     """transformers' "image-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
+
+    @property
+    def _any_rows_fit(self) -> bool:
+        return getattr(self.image_processor, "size", None) is not None  # all images have one size
+
+    def preprocess_rows(self, rows: list[Any], timeout: float | None = None, **params: Any) -> dict[str, Tensor]:
+        """Return pixel_values [B, C, H, W]."""
+        images = [row if isinstance(row, (np.ndarray, Tensor)) else load_image(row, timeout=timeout) for row in rows]
+        processor: Any = self.image_processor
+        return processor(images=images, return_tensors="pt", **params).to(self.dtype)
 
 
 class SequenceClassificationPipeline(Pipeline):
@@ -181,6 +256,11 @@ class SequenceClassificationPipeline(Pipeline):
 
 class SkipRNNSequenceClassificationPipeline(ResultsWithUpdates, SequenceClassificationPipeline):
     """The "sequence-classification" pipeline; see SequenceClassificationPipeline and ResultsWithUpdates."""
+
+    def preprocess_rows(self, rows: list[Any], **params: Any) -> dict[str, Tensor]:
+        """Return input_values [B, T, input_size] and attention_mask [B, T]."""
+        extractor: Any = self.feature_extractor
+        return extractor(rows, return_tensors="pt", **params)
 
 
 class SkipRNNFeaturesPipeline(FeatureExtractionPipeline):

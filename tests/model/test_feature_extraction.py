@@ -29,6 +29,7 @@ def test_joined_steps_are_padded_ones(channels: int) -> None:
     for name, part in padded.items():
         assert joined[name].dtype == part.dtype
         assert torch.equal(joined[name], part)
+        assert torch.equal(extractor(steps, return_tensors="pt")[name], part)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -165,6 +165,55 @@ def test_around_a_model_object(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
+def test_a_list_runs_in_batches_without_being_asked(kind: str) -> None:
+    task, parts, inputs = OBJECTS[kind]
+    model = small_model(kind)
+    pipe = pipeline(task, model=model, device="cpu", return_updates=True, **parts)
+    alone = [pipe(one, top_k=1) for one in inputs]
+    sizes: list[int] = []
+    model.register_forward_hook(lambda model, given, out: sizes.append(len(out.logits)))
+    together = pipe(20 * inputs, top_k=1)
+    assert sizes == ([1] * 100 if kind == "image" else [64, 36])  # images may have several sizes
+    for (row,), (single,) in zip(together, 20 * alone, strict=True):
+        assert (row["label"], row["updates"], row["steps"]) == (single["label"], single["updates"], single["steps"])
+        assert math.isclose(row["score"], single["score"], rel_tol=1e-4)
+    sizes.clear()
+    assert list(pipe((one for one in inputs), top_k=1)) == alone  # a source of rows one by one is not read ahead
+    assert sizes == [1] * 5
+    sizes.clear()
+    pipe(inputs, batch_size=1), pipeline(task, model=model, device="cpu", batch_size=3, **parts)(inputs)
+    assert sizes == [1] * 5 + [3, 2]
+
+
+def test_images_of_one_size_run_in_batches() -> None:
+    task, _, images = OBJECTS["image"]
+    model = small_model("image")
+    processor = SkipRNNImageProcessor(size={"height": 4, "width": 4})
+    pipe = pipeline(task, model=model, device="cpu", image_processor=processor)
+    sizes: list[int] = []
+    model.register_forward_hook(lambda model, given, out: sizes.append(len(out.logits)))
+    pipe([Image.fromarray(pixels) for pixels in images])
+    assert sizes == [5]
+
+
+def test_images_of_several_sizes() -> None:
+    task, parts, _ = OBJECTS["image"]
+    pipe = pipeline(task, model=small_model("image"), device="cpu", return_updates=True, **parts)
+    images = [RNG.integers(0, 256, (4, width), np.uint8) for width in (3, 5)]
+    assert [row[0]["steps"] for row in pipe(images)] == [12, 20]
+
+
+def test_texts_of_several_forms_in_a_batch() -> None:
+    pipe = pipeline("text-classification", model=small_model("text"), tokenizer=small_tokenizer(), device="cpu")
+    texts = ["a good film", {"text": "bad ."}]
+    together, alone = pipe(texts, return_updates=True), [pipe(text, return_updates=True, top_k=1) for text in texts]
+    for row, (single,) in zip(together, alone, strict=True):
+        assert (row["label"], row["updates"], row["steps"]) == (single["label"], single["updates"], single["steps"])
+    cut = pipe(["a good film", "bad"], truncation=True, max_length=2, return_updates=True)
+    assert [row["steps"] for row in cut] == [2, 1]
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
 def test_every_pipeline_takes_an_operating_point(kind: str) -> None:
     task, parts, inputs = OBJECTS[kind]
     model = small_model(kind)
