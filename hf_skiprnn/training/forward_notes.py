@@ -53,8 +53,10 @@ def noted_forwards(model: nn.Module) -> Iterator[ForwardNotes]:
             notes.budget_losses.append(out["budget_loss"])
             notes.updates.append(out["num_updates"])
             notes.noise.append(out.get("gate_noise"))  # remote code of an older checkpoint has none
-            names = inspect.signature(module.forward).parameters  # may be more than the positional arguments
-            notes.lengths.append(real_lengths(dict(zip(names, args, strict=False)) | kwargs))
+            if args:
+                names = inspect.signature(module.forward).parameters  # may be more than the positional arguments
+                kwargs = dict(zip(names, args, strict=False)) | kwargs
+            notes.lengths.append(real_lengths(kwargs))
 
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in skip_rnns(model)]
     try:

@@ -64,6 +64,6 @@ def largest_element(parameters: Iterable[nn.Parameter], device: torch.device) ->
     """
     held = [parameter.grad.detach() for parameter in parameters if parameter.grad is not None]
     shards = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in held]
-    parts = [shard.abs().max().to(device) for shard in shards if shard.numel()]
+    parts = [torch.linalg.vector_norm(shard, float("inf")).to(device) for shard in shards if shard.numel()]
     nothing = torch.zeros((), device=device, dtype=held[0].dtype if held else None)
     return torch.stack([nothing, *parts]).max()

@@ -75,6 +75,8 @@ class SkipRNNTrainer(Trainer):
         # compute_loss is wrapped, not overridden: a subclass that overrides it would replace an override here.
         wrapped = functools.partial(self._with_budget, self.compute_loss)
         self.compute_loss = wrapped  # type: ignore[method-assign]  # Trainer's own calls use it too
+        self._searched: Any = None  # the model in which _skip_rnn was found
+        self._skip_rnn: Any = None
         self._loss_holds_budget: bool | None = None  # found out in the first training batch
         self._is_warned: set[str] = set()
         self._unchecked: list[Tensor] = []  # [loss, NaN labels] of each micro-batch of this optimizer step
@@ -200,8 +202,10 @@ class SkipRNNTrainer(Trainer):
     def _config(self) -> Any:
         """The config of the Skip RNN, which may be a part of the user's model; None without a Skip RNN."""
         model: Any = self.model  # perhaps in a wrapper; accelerate's unwrap_model takes a millisecond
-        found = skip_rnns(model)
-        return found[0].config if found else None
+        if self._searched is not model:
+            found = skip_rnns(model)
+            self._searched, self._skip_rnn = model, found[0] if found else None
+        return None if self._skip_rnn is None else self._skip_rnn.config
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to the training logs."""

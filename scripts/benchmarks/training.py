@@ -4,9 +4,10 @@
     python scripts/benchmark.py training --task fsdd --dataset_name ../shared/data/fsdd
     python scripts/benchmark.py training --dataset_name my_folder --label_column activity --max_steps 500
 
-The options are those of `train.py`, whose code runs here without evaluations and checkpoints, for 200 steps unless
---max_steps is given. The first 20 steps are not counted. To compare two commits, run the command in a checkout of each.
-"model" is the forward and backward pass: the engine and autograd. "rest" is transformers' and our Trainer.
+The options are those of `train.py`, whose code runs here without evaluations and checkpoints, for an epoch and 200 steps
+unless --max_steps is given. The first 5 steps are not counted. The first epoch reads and decodes the rows; later epochs
+find most of them in memory. To compare two commits, run the command in a checkout of each. "model" is the forward and
+backward pass: the engine and autograd. "rest" is transformers' and our Trainer.
 """
 
 import sys
@@ -19,12 +20,13 @@ from typing import Any
 import torch
 from torch.utils.data._utils.fetch import _IterableDatasetFetcher, _MapDatasetFetcher
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import has_length
 
 from hf_skiprnn.commands.summary import LabelWatch
 from hf_skiprnn.commands.train import trainer_of
 from hf_skiprnn.commands.train_options import given, parse
 
-WARM_UP = 20  # steps that are not counted
+WARM_UP, MORE = 5, 200  # steps that are not counted; steps after the first epoch
 QUIET = ("--eval_strategy=no", "--save_strategy=no", "--load_best_model_at_end=false", "--report_to=none")
 
 
@@ -33,7 +35,8 @@ class Parts(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self.measured: dict[str, float] = {}
+        self.measured: list[tuple[int, dict[str, float]]] = []  # steps and seconds of the first and the later epochs
+        self.start = WARM_UP
         self.open = ["rest"]
         self.since = time.process_time()
 
@@ -75,28 +78,39 @@ class Parts(TrainerCallback):
         self.turn()
         if state.global_step == WARM_UP:
             self.seconds.clear()
-        self.measured = dict(self.seconds)  # saving the model and the like come after the last step
+        is_last = state.global_step == state.max_steps  # saving the model and the like come later
+        if is_last or (not self.measured and state.epoch >= 1):
+            self.measured.append((state.global_step - self.start, dict(self.seconds)))
+            self.start = state.global_step
+            self.seconds.clear()
 
 
-def measure(options: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """Train with the options of `train.py`; return the rows per second, and each part's share of the time."""
+def measure(options: Sequence[str]) -> list[tuple[float, dict[str, float]]]:
+    """Train with the options of `train.py`; return rows per second, and each part's share of the time.
+
+    There is one entry for the first epoch and one for the later ones; for an endless data set there is one entry.
+    """
     parts = Parts()
     with tempfile.TemporaryDirectory() as folder:
         settings = parse([*options, f"--output_dir={folder}", *QUIET])
         set_seed(settings.args.seed)
-        trainer = trainer_of(
-            settings, settings.task.load(settings.args.seed), LabelWatch(settings.task.compute_metrics)
-        )
+        splits, batch = settings.task.load(settings.args.seed), settings.args.train_batch_size
+        batch *= settings.args.gradient_accumulation_steps
+        if not given([*options], "max_steps"):
+            settings.args.max_steps = MORE + (len(splits.train) // batch if has_length(splits.train) else 0)
+        trainer = trainer_of(settings, splits, LabelWatch(settings.task.compute_metrics))
         trainer.add_callback(parts)
         trainer.data_collator = parts.timed("collate", trainer.data_collator)
         for owner, name in ((trainer, "compute_loss"), (trainer.accelerator, "backward")):
             setattr(owner, name, parts.timed("model", getattr(owner, name)))
         for fetcher in (_MapDatasetFetcher, _IterableDatasetFetcher):
             setattr(fetcher, "fetch", parts.timed("read rows", fetcher.fetch))  # noqa: B010 - mypy refuses to assign it
-        steps = trainer.train().global_step - WARM_UP
-    total = sum(parts.measured.values())
-    rows = steps * settings.args.train_batch_size * settings.args.gradient_accumulation_steps
-    return rows / total, {name: seconds / total for name, seconds in parts.measured.items()}
+        trainer.train()
+    found = []
+    for steps, seconds in parts.measured:
+        total = sum(seconds.values())
+        found.append((steps * batch / total, {name: part / total for name, part in seconds.items()}))
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -105,9 +119,9 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or "--help" in arguments:
         print(__doc__)
         return
-    rate, shares = measure([*arguments, *([] if given([*arguments], "max_steps") else ["--max_steps=200"])])
-    parts = ", ".join(f"{name} {shares[name]:.1%}" for name in sorted(shares, key=shares.__getitem__, reverse=True))
-    print(f"{rate:.0f} rows/s: {parts}")
+    for name, (rate, shares) in zip(("first epoch", "later"), measure(arguments), strict=False):
+        parts = ", ".join(f"{part} {shares[part]:.1%}" for part in sorted(shares, key=shares.__getitem__, reverse=True))
+        print(f"{name}: {rate:.0f} rows/s: {parts}")
 
 
 if __name__ == "__main__":
