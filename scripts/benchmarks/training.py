@@ -6,8 +6,8 @@
 
 The options are those of `train.py`, whose code runs here without evaluations and checkpoints, for an epoch and 200
 steps unless --max_steps is given. The first 5 steps are not counted. The first epoch reads and decodes the rows; later
-epochs find most of them in memory. To compare two commits, run the command in a checkout of each. "model" is the forward
-and backward pass: the engine and autograd. "rest" is transformers' and our Trainer.
+epochs find most of them in memory. To compare two commits, run the command in a checkout of each. "model" is the
+forward and backward pass: the engine and autograd. "rest" is transformers' and our Trainer.
 """
 
 import sys
