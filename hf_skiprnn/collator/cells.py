@@ -49,8 +49,8 @@ def ids_of(cell: Any, name: str) -> Tensor:
     """Return token ids or a mask [T] as int64."""
     cell = present(cell, name)
     try:
-        ids = np.asarray(cell)
-    except ValueError:  # lists of different lengths
+        ids = np.asarray(cell.cpu() if isinstance(cell, Tensor) else cell)
+    except (ValueError, TypeError):  # lists of different lengths, or of tensors on a device
         ids = np.empty((0, 0))
     if ids.ndim != 1 or (ids.dtype.kind not in "biu" and ids.size):
         raise ValueError(f"{name} must hold a list of integers; got {str(cell)[:60]}.")

@@ -117,9 +117,9 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         """
         self._check_rate(sampling_rate)
         sequences = [self.extract(x, f"sequence {i}") for i, x in enumerate(self._as_list(raw))]
-        options = (padding, max_length, truncation, pad_to_multiple_of, return_attention_mask)
-        is_usual = options == (True, None, False, None, None) and return_tensors == "pt" and len(sequences) > 0
-        if is_usual and self.padding_side == "right" and self.return_attention_mask:
+        is_masked = self.return_attention_mask if return_attention_mask is None else return_attention_mask
+        is_usual = (padding, max_length, truncation, pad_to_multiple_of) == (True, None, False, None)
+        if is_usual and is_masked and sequences and return_tensors == "pt" and self.padding_side == "right":
             return BatchFeature(self.join(sequences))
         batch = self.pad(
             BatchFeature({"input_values": sequences}),

@@ -26,13 +26,12 @@ from transformers import (
 )
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.pipelines.base import pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils.generic import ModelOutput
 
 from .feature_extraction_skip_rnn import SkipRNNFeatureExtractor, is_one_sequence
 
-BATCH_SIZE = 64  # rows of a list that run together if the user names no batch_size; a row's result is the same
+BATCH_SIZE = 64  # rows of a list that run together if the user names no batch_size
 
 
 class ResultsWithUpdates(Pipeline):
@@ -41,12 +40,13 @@ class ResultsWithUpdates(Pipeline):
     With `return_updates=True`, at construction or in a call, every result also holds `updates`, the number of steps
     read, and `steps`, the number of real steps.
 
-    A list or dataset runs in batches of `batch_size` rows. The default is 64, because padding costs nothing. It is 1,
-    as in transformers, for generators, and for images if the processor does not tell their size.
+    A list or dataset runs in batches of `batch_size` rows. The default is 64 for texts, series, and images of one size:
+    padding is masked and takes no time, only memory. Where rows of very different length fill the memory, choose a
+    smaller number. The default is 1, as in transformers, for generators, sounds, and images of any size.
     """
 
     _load_video_processor = False  # None would try to load one from every file of settings
-    _any_rows_fit = True  # whether any rows can be one batch, as sequences can that are padded
+    _runs_in_batches = False  # whether lists run in batches if the user names no batch_size
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,7 +80,8 @@ class ResultsWithUpdates(Pipeline):
     def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
         """Run transformers' pipeline on one input, a list or a dataset."""
         is_many = isinstance(inputs, (list, torch.utils.data.Dataset)) and isinstance(inputs, Sized)
-        if is_many and self._any_rows_fit and self._batch_size is None:
+        workers = kwargs.get("num_workers") or self._num_workers  # transformers then collates, and needs a pad token
+        if is_many and self._runs_in_batches and self._batch_size is None and not workers:
             kwargs = {"batch_size": BATCH_SIZE} | kwargs
         return super().__call__(inputs, **kwargs)
 
@@ -97,18 +98,17 @@ class ResultsWithUpdates(Pipeline):
         if num_workers or batch_size == 1:
             options = preprocess_params, forward_params, postprocess_params
             return super().get_iterator(inputs, num_workers, batch_size, *options)
+        # A subclass that prepares a row in its own way does so in a batch too.
+        is_own = "preprocess" in vars(self) or type(self).preprocess is not ResultsWithUpdates.preprocess
 
         def batch(rows: list[Any]) -> Any:
-            found = self.preprocess_rows(rows, **preprocess_params)
-            if found is not None:
-                return found
-            collate = pad_collate_fn(self.tokenizer, self.feature_extractor or self.image_processor)
-            return collate([self.preprocess(row, **preprocess_params) for row in rows])
+            found = None if is_own else self.preprocess_rows(rows, **preprocess_params)
+            return found or joined([self.preprocess(row, **preprocess_params) for row in rows])
 
         kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
         loader = DataLoader(kind(inputs, _unchanged, {}), batch_size, collate_fn=batch)
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
-        return PipelineIterator(outputs, self.postprocess, postprocess_params)
+        return Results(outputs, self.postprocess, postprocess_params, inputs)
 
     def preprocess_rows(self, rows: list[Any], **params: Any) -> dict[str, Tensor] | None:
         """Return the model inputs of a batch of rows; None: prepare each row by itself."""
@@ -145,20 +145,43 @@ def _unchanged(row: Any) -> Any:
     return row
 
 
+class Results(PipelineIterator):
+    """transformers' iterator over results, with as many as there are inputs; its own length is that of the batches."""
+
+    def __init__(self, outputs: Any, postprocess: Any, params: dict[str, Any], inputs: Any) -> None:
+        super().__init__(outputs, postprocess, params)
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def joined(rows: list[Any]) -> dict[str, Tensor]:
+    """Return a batch of model inputs [1, T, ...], padded on the right and masked; images must have one size."""
+    for row in rows:
+        for name in ("input_ids", "input_values"):
+            if name in row and "attention_mask" not in row:
+                row["attention_mask"] = torch.ones(row[name].shape[:2], dtype=torch.long)
+    return {name: pad_sequence([row[name][0] for row in rows], batch_first=True) for name in rows[0]}
+
+
 class SkipRNNTextClassificationPipeline(ResultsWithUpdates, TextClassificationPipeline):
     """transformers' "text-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
 
+    _runs_in_batches = True
+
     def preprocess_rows(self, rows: list[Any], **params: Any) -> dict[str, Tensor] | None:
         """Return input_ids and attention_mask [B, T]; pairs of texts are prepared one by one."""
-        if not all(isinstance(row, str) for row in rows):
+        if "text_pair" in params or not all(isinstance(row, str) for row in rows):
             return None
         tokenizer: Any = self.tokenizer
-        found = {}
-        for name, lists in tokenizer(rows, **params).items():
-            parts = [torch.from_numpy(np.array(part or [0], np.int64)) for part in lists]  # an empty text is masked
-            padding = (tokenizer.pad_token_id or 0) if name == "input_ids" else 0
-            found[name] = pad_sequence(parts, batch_first=True, padding_value=padding)
-        return found
+        columns = dict(tokenizer(rows, **params))
+        columns.setdefault("attention_mask", [[1] * len(ids) for ids in columns["input_ids"]])
+        # An empty text becomes one masked step.
+        parts = {
+            name: [torch.from_numpy(np.array(x or [0], np.int64)) for x in lists] for name, lists in columns.items()
+        }
+        return {name: pad_sequence(tensors, batch_first=True) for name, tensors in parts.items()}
 
 
 class SkipRNNAudioClassificationPipeline(ResultsWithUpdates, AudioClassificationPipeline):
@@ -182,12 +205,16 @@ class SkipRNNImageClassificationPipeline(ResultsWithUpdates, ImageClassification
     """transformers' "image-classification" pipeline for Skip RNNs; see ResultsWithUpdates."""
 
     @property
-    def _any_rows_fit(self) -> bool:
-        return getattr(self.image_processor, "size", None) is not None  # all images have one size
+    def _runs_in_batches(self) -> bool:
+        processor: Any = self.image_processor
+        size = getattr(processor, "size", None)  # in transformers' processors it need not be every image's size
+        return isinstance(size, dict) and set(size) == {"height", "width"} and not hasattr(processor, "do_resize")
 
-    def preprocess_rows(self, rows: list[Any], timeout: float | None = None, **params: Any) -> dict[str, Tensor]:
-        """Return pixel_values [B, C, H, W]."""
+    def preprocess_rows(self, rows: list[Any], timeout: float | None = None, **params: Any) -> dict[str, Tensor] | None:
+        """Return pixel_values [B, C, H, W]; arrays that are batches of one are prepared one by one."""
         images = [row if isinstance(row, (np.ndarray, Tensor)) else load_image(row, timeout=timeout) for row in rows]
+        if any(getattr(image, "ndim", 0) > 3 for image in images):
+            return None
         processor: Any = self.image_processor
         return processor(images=images, return_tensors="pt", **params).to(self.dtype)
 
@@ -257,10 +284,14 @@ class SequenceClassificationPipeline(Pipeline):
 class SkipRNNSequenceClassificationPipeline(ResultsWithUpdates, SequenceClassificationPipeline):
     """The "sequence-classification" pipeline; see SequenceClassificationPipeline and ResultsWithUpdates."""
 
-    def preprocess_rows(self, rows: list[Any], **params: Any) -> dict[str, Tensor]:
+    _runs_in_batches = True
+
+    def preprocess_rows(self, rows: list[Any], **params: Any) -> dict[str, Tensor] | None:
         """Return input_values [B, T, input_size] and attention_mask [B, T]."""
+        if is_one_sequence(rows, self.model.config.input_size):  # rows of one step
+            return None
         extractor: Any = self.feature_extractor
-        return extractor(rows, return_tensors="pt", **params)
+        return extractor(rows, return_tensors="pt", return_attention_mask=True, **params)
 
 
 class SkipRNNFeaturesPipeline(FeatureExtractionPipeline):

@@ -302,6 +302,7 @@ class SkipRNNTrainer(Trainer):
         """Train; `resume_from_checkpoint` (True: the last complete one in output_dir) must be complete."""
         folder = resumable_checkpoint(str(self.args.output_dir), resume_from_checkpoint)
         self._window, self._unchecked, self._reads, resumed_at = TrainingWindow(), [], [], None
+        self._searched = None  # the user may have changed the model
         if folder is not None:
             if self.is_world_process_zero():
                 self._window.load(folder / WINDOW_FILE)

@@ -79,7 +79,8 @@ class Parts(TrainerCallback):
         if state.global_step == WARM_UP:
             self.seconds.clear()
         is_last = state.global_step == state.max_steps  # saving the model and the like come later
-        if is_last or (not self.measured and state.epoch >= 1):
+        is_first = not self.measured and state.epoch >= 1
+        if state.global_step > self.start and (is_last or is_first):
             self.measured.append((state.global_step - self.start, dict(self.seconds)))
             self.start = state.global_step
             self.seconds.clear()

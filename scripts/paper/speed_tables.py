@@ -124,18 +124,20 @@ def readme_speed(cards: Path) -> str:
     rows = select(measured(cards, "cpu"), level="layer", spread=EVEN, name="ours", threads="1", **OF_THE_README)
     if not rows:
         return "Not measured."
-    parts = []
-    for name, found in by_machine(rows):
-        sets = grouped(widest_first(found), "instruction_set")
-        lines = [
-            [f"Skip {cell.upper()} against {NATIVE[cell]}", mode]
-            + [text for (isa,) in sets for text in by_rate(select(same, instruction_set=isa), faster)]
-            for (cell, mode), same in grouped(found, "cell", "mode").items()
+    machines = list(grouped(widest_first(rows), "instruction_set", "device"))
+    lines = [
+        [f"Skip {cell.upper()} against {NATIVE[cell]}", mode]
+        + [
+            text
+            for isa, device in machines
+            for text in by_rate(select(same, instruction_set=isa, device=device), faster)
         ]
-        columns = [f"{INSTRUCTION_SETS[isa]}, {share}" for (isa,) in sets for share in SHARES]
-        head = ["times faster, at a share of steps read of", "mode", *columns]
-        parts.append(f"{table(head, lines)}\n\n{name}; size: {shape_of(found[0])}. {origin(found)}")
-    return "\n\n".join(parts)
+        for (cell, mode), same in grouped(rows, "cell", "mode").items()
+    ]
+    columns = [f"{INSTRUCTION_SETS[isa]}, {share}" for isa, _ in machines for share in SHARES]
+    head = ["times faster, at a share of steps read of", "mode", *columns]
+    where = "; ".join(f"{INSTRUCTION_SETS[isa]}: {processor(device)}" for isa, device in machines)
+    return f"{table(head, lines)}\n\n{where}; 1 thread; size: {shape_of(rows[0])}. {origin(rows)}"
 
 
 def layer_tables(cards: Path) -> str:

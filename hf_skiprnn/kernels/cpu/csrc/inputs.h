@@ -124,9 +124,10 @@ template <class T>
 class LowestInputs {
  public:
   LowestInputs(const Model<T>& model, Arena& arena, i64 slots)
-      : m_(model), s_(model.shape), most_(widens() ? std::max(slots, kAhead) : kMost), plans_(slots) {
-    x_ = widens() ? arena.take<T>(most_ * s_.inputs) : nullptr;
-    tiles_ = model.amx ? arena.take<Bf16>(tile_numbers<Bf16>(most_, s_.inputs)) : nullptr;
+      : m_(model), s_(model.shape), plans_(slots) {
+    const i64 most = std::max(slots, kMost);
+    x_ = widens() ? arena.take<T>(most * s_.inputs) : nullptr;
+    tiles_ = model.amx ? arena.take<Bf16>(tile_numbers<Bf16>(most, s_.inputs)) : nullptr;
     const auto& w = model.layers[0];
     const bool plans = !w.direct && !model.call.products && s_.steps > 1 &&
                        w.input.elements() * i64(sizeof(T)) >= SKIP_RNN_AHEAD_ABOVE;
@@ -207,7 +208,7 @@ class LowestInputs {
       for (i64 entry = plan.first_unready(); entry < plan.last(); ++entry) {
         lanes[count].x = x(clocks[slots[i]].row, plan.time(entry), count);
         lanes[count++].activations = product(slots[i], entry);
-        if (count == most_) multiply(lanes, std::exchange(count, 0));
+        if (count == kMost) multiply(lanes, std::exchange(count, 0));
       }
       plan.set_ready();
     }
@@ -218,7 +219,7 @@ class LowestInputs {
   // Whether products ahead of time take less time, if the share `right` of them is used. What they have lost so far must be
   // less than the time of one plan of each row.
   bool pays(i64 n, i64 unready, double right) {
-    const double on_demand = time_on_demand(n), ahead = time_ahead(std::min(unready, most_), on_demand);
+    const double on_demand = time_on_demand(n), ahead = time_ahead(std::min(unready, kMost), on_demand);
     return right * on_demand > SKIP_RNN_AHEAD_FACTOR * ahead &&
            -saved_ * SKIP_RNN_AHEAD_FACTOR <= double(n * kAhead) * ahead;
   }
@@ -245,7 +246,6 @@ class LowestInputs {
 
   const Model<T>& m_;
   const Shape& s_;
-  const i64 most_;  // rows of one product
   std::vector<Plan<T>> plans_;
   T *x_, *products_;
   Bf16* tiles_;
