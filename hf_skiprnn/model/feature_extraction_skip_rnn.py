@@ -23,6 +23,10 @@ PCM = {
     np.dtype(np.int32): (0, 2**31),
 }
 MEL_FLOOR = 1e-6  # smallest power of a mel band, so that the logarithm of silence is finite
+CONSTANT = 1e-9  # a channel is constant if its standard deviation is less than this share of its mean
+# `fit` normalises each sequence by itself if the standard deviations of 90 % of them differ by more than this factor.
+# Series of walking and of sitting differ by 30 to 80, and there it is the amplitude that tells one from the other.
+APART = 1000.0
 
 
 class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
@@ -36,6 +40,10 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
             mel bands, in frames of `frame_length` samples every `hop_length` samples. The first frame starts at sample
             0; a sound shorter than a frame is padded with zeros.
         mean, std: [feature_size] each. If set, every step becomes (x - mean) / std. `fit` measures them.
+        normalize_sequences: subtract each sequence's own mean from its channels and divide them by its own standard
+            deviation, as `do_normalize` of transformers' extractors does. The whole sequence must be known, so it is
+            not for streams. None: no, but `fit` sets it if the amplitudes of the sequences are too far apart for one
+            mean and std, and logs a warning that says so.
 
     Raises:
         ValueError: an option is out of its range.
@@ -53,11 +61,12 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         padding_value: float = 0.0,
+        normalize_sequences: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)  # type: ignore[arg-type]  # None is valid
         self.features, self.frame_length, self.hop_length = features, frame_length, hop_length
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.normalize_sequences = mean, std, normalize_sequences
         if features not in FEATURES:
             raise ValueError(f"features must be one of {', '.join(FEATURES)}; got {features!r}.")
         if feature_size < 1 or frame_length < 2 or hop_length < 1:
@@ -149,6 +158,8 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
     def extract(self, raw: Any, name: str = "the sequence") -> np.ndarray:
         """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]. `name`: for errors."""
         steps = self._steps(raw, name)
+        if self.normalize_sequences:
+            steps = (steps - steps.mean(axis=0)) / _deviation(steps)
         if self.mean is not None:
             steps = (steps - np.asarray(self.mean)) / np.asarray(self.std)
         return steps.astype(np.float32)
@@ -156,23 +167,35 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
     def fit(self, sequences: Iterable[Any]) -> Self:
         """Measure `mean` and `std` of each channel over all steps of the training sequences; return self.
 
-        The std of a constant channel is set to 1.
+        The std of a constant channel is set to 1. With `normalize_sequences`, mean and std are None.
 
         Raises:
             ValueError: there is no sequence, or `__call__` would refuse one.
         """
         count, mean, spread = 0, np.zeros(self.feature_size), np.zeros(self.feature_size)
+        deviations = []
         for index, sequence in enumerate(sequences):
             steps = self._steps(sequence, f"sequence {index}")
+            deviations.append(_deviation(steps, constant=np.nan))
             # Merging sums of squared deviations is exact enough; sums of squares would lose digits.
             delta, total = steps.mean(axis=0) - mean, count + len(steps)
             spread += ((steps - steps.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * (count * len(steps) / total)
             mean, count = mean + delta * (len(steps) / total), total
         if not count:
             raise ValueError("fit needs at least one sequence; got none.")
+        if self.normalize_sequences is None:
+            apart = _factor(np.array(deviations))
+            self.normalize_sequences = bool(apart > APART)
+            if self.normalize_sequences:
+                logger.warning(
+                    "The standard deviations of the sequences differ by a factor of %.2g: one scale for all would turn "
+                    "most of them into zeros. So each sequence is normalised by itself. To turn this off, set "
+                    "normalize_sequences to False.",
+                    apart,
+                )
         std = np.sqrt(spread / count)
-        tiny = std <= 1e-9 * np.maximum(np.abs(mean), 1e-30)  # rounding of a constant channel
-        self.mean, self.std = mean.tolist(), np.where(tiny, 1.0, std).tolist()
+        std[_is_constant(std, mean)] = 1.0
+        self.mean, self.std = (None, None) if self.normalize_sequences else (mean.tolist(), std.tolist())
         return self
 
     def _steps(self, raw: Any, name: str) -> np.ndarray:
@@ -241,6 +264,24 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         padded = super()._pad(processed_features, *args, **kwargs)
         padded["input_values"] = padded["input_values"].reshape(-1, self.feature_size)
         return padded
+
+
+def _is_constant(std: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return whether a channel's standard deviation comes from rounding only."""
+    return std <= CONSTANT * np.maximum(np.abs(mean), 1e-30)
+
+
+def _deviation(steps: np.ndarray, constant: float = 1.0) -> np.ndarray:
+    """Return the standard deviation of each channel of a sequence [T, I]; `constant` for a constant channel."""
+    std = steps.std(axis=0)
+    return np.where(_is_constant(std, steps.mean(axis=0)), constant, std)
+
+
+def _factor(deviations: np.ndarray) -> float:
+    """Return the factor between high and low standard deviations [N, I] of a channel, the largest of all channels."""
+    known = [channel[~np.isnan(channel)] for channel in deviations.T]
+    ranges = [np.quantile(channel, (0.05, 0.95)) for channel in known if len(channel)]
+    return max((high / low for low, high in ranges), default=1.0)
 
 
 def is_one_sequence(raw: Any, feature_size: int | None) -> bool:

@@ -80,8 +80,8 @@ class SpokenTask(Task):
     @cached_property
     def _standardised(self) -> SkipRNNFeatureExtractor:
         """The feature extractor that standardises extracted steps and pads them to a batch."""
-        train = self._splits.train
-        return SkipRNNFeatureExtractor(self.extractor.feature_size).fit(row[STEPS] for row in train)
+        unfitted = SkipRNNFeatureExtractor(self.extractor.feature_size, normalize_sequences=False)
+        return unfitted.fit(row[STEPS] for row in self._splits.train)
 
     def processor(self) -> SkipRNNFeatureExtractor:
         """Return the feature extractor that turns sounds into a batch: it extracts, standardises and pads."""

@@ -1,6 +1,7 @@
 """The feature extractor: what it computes, what it stores, and what it says of data that it cannot take."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -109,6 +110,45 @@ def test_length_options():
     out = extractor([[1.0] * 5, [2.0] * 2], max_length=4, truncation=True, padding="max_length", return_tensors="np")
     assert out["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert extractor([[1.0] * 5], pad_to_multiple_of=8, return_tensors="np")["input_values"].shape == (1, 8, 1)
+
+
+def with_amplitudes(*factors):
+    """Sequences of two channels; the second one is constant."""
+    rows = [factor * RNG.normal((5, 0), (1, 0), (20 + i, 2)) for i, factor in enumerate(factors)]
+    return rows * 5
+
+
+def test_sequences_of_amplitudes_far_apart_are_normalised_each_by_itself(tmp_path, caplog):
+    rows = with_amplitudes(1e-3, 1, 50)
+    extractor = SkipRNNFeatureExtractor(feature_size=2).fit(rows)
+    assert re.search(r"differ by a factor of [4-6]\.?[0-9]?e\+04.* normalize_sequences to False", caplog.text)
+    assert (extractor.normalize_sequences, extractor.mean, extractor.std) == (True, None, None)
+    extractor.save_pretrained(tmp_path)
+    for one in (extractor, SkipRNNFeatureExtractor.from_pretrained(tmp_path)):
+        for row in rows[:3]:
+            expected = np.stack([(row[:, 0] - row[:, 0].mean()) / row[:, 0].std(), np.zeros(len(row))], axis=1)
+            assert one.extract(row) == pytest.approx(expected, abs=1e-5)
+        batch = one(rows[:3], return_tensors="np")
+        assert batch["input_values"][0, :20] == pytest.approx(one.extract(rows[0]))
+
+
+@pytest.mark.parametrize(
+    ("factors", "chosen", "expected"),
+    [
+        ((1, 1, 30), None, False),  # walking and sitting: the amplitude tells one from the other
+        ((1, 1, 1), None, False),
+        ((0, 1, 1e-12), None, True),  # a constant sequence has no amplitude
+        ((1e-3, 1, 50), False, False),
+        ((1, 1, 1), True, True),
+    ],
+)
+def test_sequences_of_like_amplitudes_share_a_scale(factors, chosen, expected):
+    rows = with_amplitudes(*factors)
+    extractor = SkipRNNFeatureExtractor(feature_size=2, normalize_sequences=chosen).fit(rows)
+    assert extractor.normalize_sequences is expected
+    assert (extractor.mean is None) is expected
+    assert np.isfinite(extractor.extract(rows[0])).all()
+    assert np.isfinite(extractor.extract(np.ones((1, 2)))).all()  # one step: no deviation
 
 
 def test_standardisation_is_of_the_training_steps_and_is_saved(tmp_path):

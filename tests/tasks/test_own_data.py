@@ -79,6 +79,16 @@ def test_series_of_several_channels_and_lengths(tmp_path):
     assert [defaults["id2label"][i] for i in whole["labels"].tolist()] == names[:]
 
 
+@pytest.mark.parametrize(("chosen", "scaled"), [(None, True), (False, False)])
+def test_rows_of_amplitudes_far_apart_are_seen_alike(tmp_path, chosen, scaled):
+    rows = [{"wave": [10.0 ** (i % 6) * ((i + t) % 4) for t in range(12)], "label": "ab"[i % 2]} for i in range(60)]
+    task = OwnData(dataset_name=write(tmp_path / "d", rows), normalize_sequences=chosen)
+    _, _, batch = fit(task)
+    assert task.processor().normalize_sequences is scaled
+    deviations = batch["input_values"].std(dim=1, correction=0)
+    assert (deviations.min() > 0.99) == scaled
+
+
 def test_one_channel_and_integer_labels(tmp_path):
     rows = [{"x": list(range(1 + i % 4)), "y": 10 * (i % 3)} for i in range(60)]
     _, defaults, batch = fit(OwnData(dataset_name=write(tmp_path / "d", rows)))

@@ -159,14 +159,15 @@ class SeriesInput(Input):
     Args:
         max_length: as in Input.
         channels_first: cells are [channels][T], not [T][channels].
+        normalize: the extractor's normalize_sequences.
     """
 
     name = "series of numbers"
     can_label_steps = True
 
-    def __init__(self, max_length: int | None, channels_first: bool = False) -> None:
+    def __init__(self, max_length: int | None, channels_first: bool = False, normalize: bool | None = None) -> None:
         super().__init__(max_length)
-        self.channels_first = channels_first
+        self.channels_first, self.normalize = channels_first, normalize
 
     def length(self, cell: Any) -> int:
         return len(self._numbers(cell, "a cell"))
@@ -176,7 +177,7 @@ class SeriesInput(Input):
         first = np.asarray(self._numbers(cell, name), dtype=object)
         channels = len(first[0]) if len(first) and isinstance(first[0], (list, tuple, np.ndarray)) else 1
         plain = SkipRNNFeatureExtractor(channels)
-        self.processor = SkipRNNFeatureExtractor(channels).fit(
+        self.processor = SkipRNNFeatureExtractor(channels, normalize_sequences=self.normalize).fit(
             plain.extract(self._numbers(c, n), n)[: self.max_length] for c, n in cells
         )
 
@@ -252,8 +253,10 @@ class SoundInput(SeriesInput):
     name = "sounds"
     can_label_steps = False
 
-    def __init__(self, max_length: int | None, features: str, sampling_rate: int | None) -> None:
-        super().__init__(max_length)
+    def __init__(
+        self, max_length: int | None, features: str, sampling_rate: int | None, normalize: bool | None = None
+    ) -> None:
+        super().__init__(max_length, normalize=normalize)
         self.features, self.sampling_rate = features, sampling_rate
 
     def fit(self, cells: Cells) -> None:
@@ -261,14 +264,18 @@ class SoundInput(SeriesInput):
         rate = self.sampling_rate or read_sound(cell, name)[1]
         channels = MEL_BANDS if self.features == "log_mel" else 1
         frame, hop = round(FRAME * rate), round(HOP * rate)
-        self.processor = SkipRNNFeatureExtractor(channels, rate, self.features, frame_length=frame, hop_length=hop)
+        self.processor = SkipRNNFeatureExtractor(
+            channels, rate, self.features, frame, hop, normalize_sequences=self.normalize
+        )
         self.processor.fit(read_sound(c, n, rate)[0] for c, n in cells)
 
     def steps(self, cell: Any, name: str) -> np.ndarray:
         return self.processor.extract(read_sound(cell, name, self.processor.sampling_rate)[0], name)
 
 
-def input_of(feature: Any, kind: Kind, max_length: int | None, sound_features: str) -> Input | None:
+def input_of(
+    feature: Any, kind: Kind, max_length: int | None, sound_features: str, normalize: bool | None
+) -> Input | None:
     """Return the Input of a column.
 
     Args:
@@ -276,6 +283,7 @@ def input_of(feature: Any, kind: Kind, max_length: int | None, sound_features: s
         kind: the kind that the user chose; "auto": decided by the feature.
         max_length: as in Input.
         sound_features: "log_mel" or "values"; only for sounds.
+        normalize: whether each sequence of numbers or sound is normalised by itself; None: decided by the data.
 
     Returns:
         None if the column cannot be read as a sequence of that kind.
@@ -283,7 +291,7 @@ def input_of(feature: Any, kind: Kind, max_length: int | None, sound_features: s
     if isinstance(feature, Image) and kind == "auto":
         return ImageInput(max_length)
     if isinstance(feature, Audio) and kind == "auto":
-        return SoundInput(max_length, sound_features, feature.sampling_rate)
+        return SoundInput(max_length, sound_features, feature.sampling_rate, normalize)
     if is_text(feature) and kind in ("auto", "words"):
         return TextInput(max_length)
     is_numbers = isinstance(feature, Array2D) or is_series(feature)
@@ -291,7 +299,7 @@ def input_of(feature: Any, kind: Kind, max_length: int | None, sound_features: s
         flat = is_list(feature) and is_number(feature.feature) and feature.feature.dtype.startswith(("int", "uint"))
         return TokenInput(max_length) if flat else None
     if (is_numbers and kind in ("auto", "series", "channels_first")) or (is_text(feature) and kind == "series"):
-        return SeriesInput(max_length, kind == "channels_first")
+        return SeriesInput(max_length, kind == "channels_first", normalize)
     return None
 
 

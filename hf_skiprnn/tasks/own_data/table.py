@@ -127,7 +127,10 @@ class Table:
         return name
 
     def _kind_of(self, feature: Any) -> Input | None:
-        return input_of(feature, self.options.input_kind, self.options.max_length, self.options.sound_features)
+        chosen = self.options
+        return input_of(
+            feature, chosen.input_kind, chosen.max_length, chosen.sound_features, chosen.normalize_sequences
+        )
 
     @cached_property
     def data(self) -> dict[str, Any]:
