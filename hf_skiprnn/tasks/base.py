@@ -1,7 +1,7 @@
 """The interface of a task: it loads rows, makes batches of them, and computes metrics and figures."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -159,7 +159,7 @@ class PreparedRows(TorchDataset[Row]):
 class DecodedImages(TorchDataset[Row]):
     """The rows of a data set of small images, decoded once; a `datasets.Dataset` would decode them in every epoch."""
 
-    def __init__(self, data: Dataset) -> None:
+    def __init__(self, data: Iterable[Row]) -> None:
         self.rows: list[Row] = list(data)
 
     def __len__(self) -> int:
@@ -220,7 +220,7 @@ class ImageTask(Task):
         """Return height and width in pixels."""
         return self.size
 
-    def training_rows(self, data: Dataset) -> DecodedImages | ShiftedImages:
+    def training_rows(self, data: Iterable[Row]) -> DecodedImages | ShiftedImages:
         """Return the training split, decoded; with `shift` above 0, together with the shifted images."""
         decoded = DecodedImages(data)
         return ShiftedImages(decoded, self.shift) if self.shift else decoded

@@ -9,11 +9,11 @@ images.
     {"image": <PIL image 16x16, mode L>, "label": 5}
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset
 from PIL import Image as PILImage
 
 from .base import TEST, TRAIN, VALIDATION, ImageTask, Row, Splits
@@ -45,20 +45,17 @@ class FindDigit(ImageTask):
     def load(self, seed: int) -> Splits:
         """Return the splits; `seed` decides the places of the training images."""
         train, validation, test = Digits().load(0)
-        return Splits(
-            self.training_rows(self._pasted(train, test.features, self.places, [TRAIN, seed])),
-            self._pasted(validation, test.features, EVALUATED_PLACES, [VALIDATION]),
-            self._pasted(test, test.features, EVALUATED_PLACES, [TEST]),
-        )
+        held_out = [
+            Dataset.from_list(list(self._pasted(rows, EVALUATED_PLACES, [split])), features=test.features)
+            for rows, split in ((validation, VALIDATION), (test, TEST))
+        ]
+        return Splits(self.training_rows(self._pasted(train, self.places, [TRAIN, seed])), *held_out)
 
-    def _pasted(self, rows: Iterable[Row], features: Features, places: int, seed: list[int]) -> Dataset:
-        """Return every image at `places` random places."""
+    def _pasted(self, rows: Iterable[Row], places: int, seed: list[int]) -> Iterator[Row]:
+        """Yield every image at `places` random places."""
         rng, free = np.random.default_rng(seed), self.canvas - Digits.size[0] + 1
-        images, labels = [], []
         for row in rows:
             for x, y in rng.integers(free, size=(places, 2)).tolist():
                 canvas = PILImage.new("L", (self.canvas, self.canvas))
                 canvas.paste(row["image"], (x, y))
-                images.append(canvas)
-                labels.append(row["label"])
-        return Dataset.from_dict({"image": images, "label": labels}, features=features)
+                yield row | {"image": canvas}
