@@ -33,7 +33,7 @@ from .train_options import Settings, StartArguments, given, parse
 logger = logging.get_logger(__name__)
 
 DIAL_RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.7, 0.85)  # shares at which a dial is evaluated after training
-LEAST_STEPS, MOST_EPOCHS = 1000, 100  # of a training on own data whose length nobody chose
+LEAST_STEPS, MOST_EPOCHS = 1000, 500  # of a training on own data whose length nobody chose
 
 
 def model_of(start: StartArguments, task: Task, config: SkipRNNConfig) -> PreTrainedModel:

@@ -4,9 +4,10 @@
     python -m scripts.benchmarks.gates --report                                      # print and draw stored results
 
 The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. The
-tasks own_imdb and own_fsdd load the data of imdb and fsdd with the recipe own_data-skip-lstm, as a user would. To use a
-local copy of the data, train one such task at a time with --dataset_name FOLDER. A dial is one model for all shares
-(--dial); it is evaluated at each. Each kind of model gets the learning rate, of three around the
+tasks own_... load data as a user would, with --dataset_name and the defaults for own data: own_imdb and own_fsdd those
+of imdb and fsdd, own_plaid and own_vowels the folders that archive.py writes. To use a local copy of the data of
+imdb or fsdd, train one such task at a time with --dataset_name FOLDER. A dial is one model for all shares (--dial); it
+is evaluated at each. Each kind of model gets the learning rate, of three around the
 recipe's, that is best on validation data with seed 1.
 A run whose folder under --runs holds a results.json is finished; the same command then trains the other runs. Unknown
 options, such as --max_steps, are passed to scripts/train.py. Results: model_cards/gates/results.json.
@@ -33,12 +34,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "scripts" / "train.py"
 SHARES = (0.1, 0.2, 0.35)
 RATES = (1.0, 0.5, 2.0)  # times the recipe's learning rate
-TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd", "own_imdb", "own_fsdd")
-# Options that load a task's data as a user's, with the recipe for them.
+# Options that load a task's data as a user's.
 OWN_DATA = {
     "own_imdb": [f"--dataset_name={IMDB.dataset_name}"],
     "own_fsdd": [f"--dataset_name={FSDD.dataset_name}", "--input_column=audio"],
+    "own_plaid": ["--dataset_name=runs/data/PLAID"],
+    "own_vowels": ["--dataset_name=runs/data/JapaneseVowels"],
 }
+TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd", *OWN_DATA)
 DIAL = (0.05, 0.9)  # lowest and highest share of a dial
 NAMES = {
     "learned": "Skip LSTM",
@@ -73,11 +76,11 @@ class Job(NamedTuple):
             "random": ["--gate=random", f"--skip_probability={1 - self.share:.6f}"],
             "plain": ["--gate=always"],
         }
-        data = OWN_DATA.get(self.task, [])
-        recipe = "own_data-skip-lstm" if data else f"{self.task}-skip-lstm"
+        is_own = self.task in OWN_DATA
+        recipe = "own_data-skip-lstm" if is_own else f"{self.task}-skip-lstm"
         rate = float(read_recipe(RECIPES / f"{recipe}.yaml")["learning_rate"]) * self.rate
-        options = [*gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
-        return ["--config", recipe, *data, *options]
+        data = OWN_DATA[self.task] if is_own else ["--config", recipe]
+        return [*data, *gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
 
 
 def kinds_of(shares: Sequence[float]) -> list[tuple[str, float]]:
