@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from paths import CARDS, ROOT, SCRIPTS
@@ -318,3 +319,21 @@ def test_fine_tuning_does_not_take_over_an_operating_point(tmp_path):
 
 def test_the_tasks_that_are_read_from_source_are_the_tasks():
     assert list(hf_skiprnn_cli.tasks()) == sorted(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "epochs"),
+    [
+        (20, [], 500),  # the most
+        (60, [], 500),  # 2 steps an epoch: 1000 steps
+        (243, [], 125),
+        (40_000, [], 10),  # as the recipe says
+        (60, ["--num_train_epochs", "3"], 10),
+        (60, ["--max_steps=5"], 10),
+        (60, ["--config", "mine.yaml"], 10),
+    ],
+)
+def test_small_data_are_read_until_a_gate_can_have_learned(rows, options, epochs):
+    args = SimpleNamespace(train_batch_size=32, gradient_accumulation_steps=1, world_size=1, num_train_epochs=10)
+    train.train_long_enough(SimpleNamespace(args=args, chosen={}), SimpleNamespace(train=range(rows)), options)
+    assert args.num_train_epochs == epochs
