@@ -2,9 +2,9 @@
 
     python scripts/demo.py
 
-The baselines are a plain LSTM, which reads every pixel, and a strided one, which reads every third pixel. All three have
-48 units and are trained with the recipe find_digit-skip-lstm, at the same time on one thread each. Unknown options are
-passed to train.py:
+The baselines are a plain LSTM, which reads every pixel, and a strided one, which reads every third pixel. All three
+have 48 units and are trained with the recipe find_digit-skip-lstm, at the same time on one thread each. Unknown options
+are passed to train.py:
 
     python scripts/demo.py --seed 1 --output_dir runs/demo-1
 """
