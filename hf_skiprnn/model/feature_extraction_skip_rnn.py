@@ -24,9 +24,10 @@ PCM = {
 }
 MEL_FLOOR = 1e-6  # smallest power of a mel band, so that the logarithm of silence is finite
 CONSTANT = 1e-9  # a channel is constant if its standard deviation is less than this share of its mean
-# `fit` normalises each sequence by itself if the standard deviations of 90 % of them differ by more than this factor.
-# Series of walking and of sitting differ by 30 to 80, and there it is the amplitude that tells one from the other.
-APART = 1000.0
+ROUNDED = 1e-6  # likewise in one sequence, as a share of its largest value: what float32 numbers round is less
+# `fit` normalises each sequence by itself if FADED of the sequences vary less than FADES times as much as all together.
+# Series of walking and of sitting differ by a factor of 30 to 80, and there the amplitude tells one from the other.
+FADES, FADED = 1e-3, 0.25
 
 
 class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
@@ -41,9 +42,9 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
             0; a sound shorter than a frame is padded with zeros.
         mean, std: [feature_size] each. If set, every step becomes (x - mean) / std. `fit` measures them.
         normalize_sequences: subtract each sequence's own mean from its channels and divide them by its own standard
-            deviation, as `do_normalize` of transformers' extractors does. The whole sequence must be known, so it is
-            not for streams. None: no, but `fit` sets it if the amplitudes of the sequences are too far apart for one
-            mean and std, and logs a warning that says so.
+            deviation, before mean and std. The whole sequence must be known, so it is not for streams. None: no, but
+            `fit` sets it to True, with a warning, if one mean and std would turn a quarter of the sequences into zeros;
+            else to False.
 
     Raises:
         ValueError: an option is out of its range.
@@ -159,7 +160,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]. `name`: for errors."""
         steps = self._steps(raw, name)
         if self.normalize_sequences:
-            steps = (steps - steps.mean(axis=0)) / _deviation(steps)
+            steps = (steps - steps.mean(axis=0)) / _deviation(steps, constant=np.inf)
         if self.mean is not None:
             steps = (steps - np.asarray(self.mean)) / np.asarray(self.std)
         return steps.astype(np.float32)
@@ -167,34 +168,36 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
     def fit(self, sequences: Iterable[Any]) -> Self:
         """Measure `mean` and `std` of each channel over all steps of the training sequences; return self.
 
-        The std of a constant channel is set to 1. With `normalize_sequences`, mean and std are None.
+        The std of a constant channel is set to 1. With `normalize_sequences`, mean and std are None. A second `fit`
+        keeps the normalize_sequences of the first.
 
         Raises:
             ValueError: there is no sequence, or `__call__` would refuse one.
         """
         count, mean, spread = 0, np.zeros(self.feature_size), np.zeros(self.feature_size)
-        deviations = []
+        deviations: list[np.ndarray] = []
         for index, sequence in enumerate(sequences):
             steps = self._steps(sequence, f"sequence {index}")
-            deviations.append(_deviation(steps, constant=np.nan))
+            if self.normalize_sequences is None:
+                deviations.append(_deviation(steps, constant=np.inf))
             # Merging sums of squared deviations is exact enough; sums of squares would lose digits.
             delta, total = steps.mean(axis=0) - mean, count + len(steps)
             spread += ((steps - steps.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * (count * len(steps) / total)
             mean, count = mean + delta * (len(steps) / total), total
         if not count:
             raise ValueError("fit needs at least one sequence; got none.")
+        std = np.sqrt(spread / count)
+        std[std <= CONSTANT * np.maximum(np.abs(mean), 1e-30)] = 1.0
         if self.normalize_sequences is None:
-            apart = _factor(np.array(deviations))
-            self.normalize_sequences = bool(apart > APART)
+            faded = float((np.array(deviations) < FADES * std).mean(axis=0).max())
+            self.normalize_sequences = faded >= FADED
             if self.normalize_sequences:
                 logger.warning(
-                    "The standard deviations of the sequences differ by a factor of %.2g: one scale for all would turn "
-                    "most of them into zeros. So each sequence is normalised by itself. To turn this off, set "
-                    "normalize_sequences to False.",
-                    apart,
+                    "%.0f %% of the sequences vary less than a thousandth as much as all sequences together: one scale "
+                    "for all would turn them into zeros. So each sequence is normalised by itself. If it is the "
+                    "amplitude that tells the classes apart, set normalize_sequences to False.",
+                    100 * faded,
                 )
-        std = np.sqrt(spread / count)
-        std[_is_constant(std, mean)] = 1.0
         self.mean, self.std = (None, None) if self.normalize_sequences else (mean.tolist(), std.tolist())
         return self
 
@@ -266,22 +269,10 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return padded
 
 
-def _is_constant(std: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return whether a channel's standard deviation comes from rounding only."""
-    return std <= CONSTANT * np.maximum(np.abs(mean), 1e-30)
-
-
-def _deviation(steps: np.ndarray, constant: float = 1.0) -> np.ndarray:
+def _deviation(steps: np.ndarray, constant: float) -> np.ndarray:
     """Return the standard deviation of each channel of a sequence [T, I]; `constant` for a constant channel."""
     std = steps.std(axis=0)
-    return np.where(_is_constant(std, steps.mean(axis=0)), constant, std)
-
-
-def _factor(deviations: np.ndarray) -> float:
-    """Return the factor between high and low standard deviations [N, I] of a channel, the largest of all channels."""
-    known = [channel[~np.isnan(channel)] for channel in deviations.T]
-    ranges = [np.quantile(channel, (0.05, 0.95)) for channel in known if len(channel)]
-    return max((high / low for low, high in ranges), default=1.0)
+    return np.where(std <= ROUNDED * np.abs(steps).max(axis=0), constant, std)
 
 
 def is_one_sequence(raw: Any, feature_size: int | None) -> bool:

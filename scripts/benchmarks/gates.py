@@ -83,6 +83,12 @@ class Job(NamedTuple):
         return [*data, *gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
 
 
+def missing_data(task: str) -> bool:
+    """Return whether a task needs a folder that archive.py has not written yet."""
+    name = OWN_DATA.get(task, [""])[0].removeprefix("--dataset_name=")
+    return name.startswith("runs/") and not Path(name).is_dir()
+
+
 def kinds_of(shares: Sequence[float]) -> list[tuple[str, float]]:
     """Return the models of a task: (kind, share of the steps read)."""
     budgets = [(kind, share) for share in shares for kind in ("learned", "strided", "random")]
@@ -166,7 +172,8 @@ def report(rows: list[dict[str, Any]], folder: Path | None = None) -> str:
             spread = f" ± {stdev(values):{digits}}" if len(values) > 1 else ""
             read = fmean(row["read"] for row in runs)
             test = f"{metric} {fmean(values):{digits}}{spread}"
-            effort = f"{len(runs)} | {runs[0]['rates_tried']} | {runs[0]['steps']}"
+            steps = ", ".join(map(str, sorted({row["steps"] for row in runs})))
+            effort = f"{len(runs)} | {runs[0]['rates_tried']} | {steps}"
             lines.append(f"| {task} | {NAMES[kind]} | {share:.0%} | {read:.1%} | {test} | {effort} |")
             curves.setdefault(NAMES[kind], []).append([(row["read"], row["value"]) for row in runs])
         if folder is not None:
@@ -213,7 +220,7 @@ def difference(first: list[float] | None, second: list[float] | None, digits: st
 def main(argv: list[str] | None = None) -> int:
     """Train the missing runs, store the results, and report them."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all that have their data")
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the steps to read")
     parser.add_argument("--kinds", nargs="+", choices=NAMES, default=list(NAMES), help="models to train")
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="factors of the learning rate")
@@ -226,6 +233,12 @@ def main(argv: list[str] | None = None) -> int:
         option.startswith(("--gate", "--dial", "--target_update_rate", "--learning_rate", "--seed")) for option in rest
     ):
         parser.error("gates, shares, learning rates and seeds are chosen here; see --shares and --seeds")
+    if (absent := [task for task in chosen.tasks or () if missing_data(task)]) and not chosen.report:
+        parser.error(
+            f"{', '.join(absent)}: first `pip install --no-deps sktime scikit-base` and "
+            "`python -m scripts.benchmarks.archive`, which write the data."
+        )
+    chosen.tasks = chosen.tasks or [task for task in TASKS if not missing_data(task)]
     path = chosen.results / "results.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     if not chosen.report:

@@ -78,6 +78,17 @@ def test_own_data_take_a_data_set_and_the_defaults() -> None:
     assert options[:2] == ["--dataset_name=mteb/free-spoken-digit-dataset", "--input_column=audio"]
 
 
+def test_data_of_the_archive_are_asked_for(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        gates.main(["--tasks", "own_plaid"])
+    assert "own_plaid: first `pip install" in capsys.readouterr().err
+    assert gates.missing_data("own_vowels")
+    Path("runs", "data", "PLAID").mkdir(parents=True)
+    assert not gates.missing_data("own_plaid")
+    assert not gates.missing_data("own_fsdd")
+
+
 def test_without_runs_it_says_so(tmp_path, capsys) -> None:
     assert gates.main(["--report", "--results", str(tmp_path)]) == 1
     assert "holds no runs yet" in capsys.readouterr().err

@@ -87,6 +87,9 @@ def test_rows_of_amplitudes_far_apart_are_seen_alike(tmp_path, chosen, scaled):
     assert task.processor().normalize_sequences is scaled
     deviations = batch["input_values"].std(dim=1, correction=0)
     assert (deviations.min() > 0.99) == scaled
+    task.processor().save_pretrained(tmp_path / "run")
+    with pytest.raises(ValueError, match=f"trained with normalize_sequences={scaled}; got {not scaled}"):
+        OwnData(dataset_name=task.dataset_name, normalize_sequences=not scaled).use_processor(str(tmp_path / "run"))
 
 
 def test_one_channel_and_integer_labels(tmp_path):

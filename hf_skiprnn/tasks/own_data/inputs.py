@@ -154,7 +154,7 @@ class ImageInput(Input):
 
 
 class SeriesInput(Input):
-    """Series of numbers with one or several channels; each channel is standardised over the training rows.
+    """Series of numbers with one or several channels, standardised over the training rows or each normalised by itself.
 
     Args:
         max_length: as in Input.
@@ -183,6 +183,12 @@ class SeriesInput(Input):
 
     def load(self, checkpoint: str) -> None:
         self.processor = SkipRNNFeatureExtractor.from_pretrained(checkpoint)
+        trained = bool(self.processor.normalize_sequences)
+        if self.normalize not in (None, trained):
+            raise ValueError(
+                f"{checkpoint} was trained with normalize_sequences={trained}; got {self.normalize}. Leave the option "
+                "out, or train a new model."
+            )
 
     def prepare(self, cells: Cells) -> list[np.ndarray]:
         return [self.steps(cell, name)[: self.max_length] for cell, name in cells]
@@ -191,7 +197,7 @@ class SeriesInput(Input):
         return self.processor.join(arrays)
 
     def steps(self, cell: Any, name: str) -> np.ndarray:
-        """Return a cell's steps [T, I], standardised."""
+        """Return a cell's steps [T, I], standardised or normalised."""
         return self.processor.extract(self._numbers(cell, name), name)
 
     def _numbers(self, cell: Any, name: str) -> Any:

@@ -4,8 +4,8 @@ Source and licence: those of your data. Options that are not set are inferred fr
 tells what was inferred. If the kind of the input is ambiguous, an error asks for `--input_kind`.
 
 - input: text (words), picture (pixels in row order), audio (log-mel frames, or samples), or lists of numbers ([T] or
-  [T][C], any lengths), standardised per channel over the training rows; or over each row by itself, if their amplitudes
-  differ by a factor above 1000 (`--normalize_sequences`). The processor that does this is saved;
+  [T][C], any lengths), standardised per channel over the training rows; or each row is normalised by itself, if one
+  scale would turn a quarter of them into zeros (`--normalize_sequences`). The processor that does this is saved;
 - several input columns, `--input_column a b c`: if they hold numbers, a row is a sequence and the columns its steps; if
   they hold lists, the columns are channels; with `--sequence_id id`, a row is one step and the columns are channels;
 - label: integers, strings or class labels (one class), lists of them (several classes, or a class at every step),
@@ -85,8 +85,8 @@ class OwnData(Task):
     normalize_sequences: bool | None = field(
         default=None,
         metadata={
-            "help": "Series and sounds: subtract a row's own mean, and divide by its own standard deviation. Default: "
-            "only if the rows' amplitudes differ so much that one scale does not fit all."
+            "help": "Series and sounds, true or false: subtract a row's own mean, and divide by its own standard "
+            "deviation. Default: only if one scale for all rows would turn a quarter of them into zeros."
         },
     )
     balance_classes: bool = field(default=False, metadata={"help": "Let all classes count alike in the loss."})
