@@ -160,7 +160,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         """Return the steps [T', feature_size] float32 of one sequence [T] or [T, feature_size]. `name`: for errors."""
         steps = self._steps(raw, name)
         if self.normalize_sequences:
-            steps = (steps - steps.mean(axis=0)) / _deviation(steps, constant=np.inf)
+            steps = (steps - steps.mean(axis=0)) / _deviation(steps)
         if self.mean is not None:
             steps = (steps - np.asarray(self.mean)) / np.asarray(self.std)
         return steps.astype(np.float32)
@@ -179,7 +179,7 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         for index, sequence in enumerate(sequences):
             steps = self._steps(sequence, f"sequence {index}")
             if self.normalize_sequences is None:
-                deviations.append(_deviation(steps, constant=np.inf))
+                deviations.append(_deviation(steps))
             # Merging sums of squared deviations is exact enough; sums of squares would lose digits.
             delta, total = steps.mean(axis=0) - mean, count + len(steps)
             spread += ((steps - steps.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * (count * len(steps) / total)
@@ -269,10 +269,10 @@ class SkipRNNFeatureExtractor(SequenceFeatureExtractor):
         return padded
 
 
-def _deviation(steps: np.ndarray, constant: float) -> np.ndarray:
-    """Return the standard deviation of each channel of a sequence [T, I]; `constant` for a constant channel."""
+def _deviation(steps: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of each channel of a sequence [T, I]; infinite for a constant channel."""
     std = steps.std(axis=0)
-    return np.where(std <= ROUNDED * np.abs(steps).max(axis=0), constant, std)
+    return np.where(std <= ROUNDED * np.abs(steps).max(axis=0), np.inf, std)
 
 
 def is_one_sequence(raw: Any, feature_size: int | None) -> bool:
