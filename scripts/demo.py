@@ -31,7 +31,7 @@ from hf_skiprnn.evaluation.animation import write_animation
 from hf_skiprnn.tasks import TASKS
 
 TASK, STRIDE = "find_digit", 3
-UNITS = "--hidden_size=48"  # the recipe's 64 take longer, and are right as often
+UNITS = "--hidden_size=48"  # the recipe's 64 take longer
 # Twice the recipe's rate. On validation data it is better than once: for the Skip LSTM and the plain one with 64 units
 # (make gates), for the stride with 48.
 RATE = "--learning_rate=0.01"
