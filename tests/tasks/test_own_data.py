@@ -6,43 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
+from row_files import QUICK, series, write
 from sound_files import as_parquet, tone, wav
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, EvalPrediction
+from transformers import EvalPrediction
 
 from hf_skiprnn.commands import evaluate, train
 from hf_skiprnn.tasks import OwnData
-
-RNG = np.random.default_rng(0)
-QUICK = ["--hidden_size", "8", "--max_steps", "4", "--per_device_train_batch_size", "4", "--use_cpu"]
-QUICK += [
-    "--disable_tqdm",
-    "true",
-    "--eval_strategy",
-    "no",
-    "--save_strategy",
-    "no",
-    "--load_best_model_at_end",
-    "false",
-]
-
-
-def write(folder, rows, split="train"):
-    folder.mkdir(exist_ok=True)
-    (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return str(folder)
-
-
-def series(rows, channels=2, labels=("walk", "run")):
-    """Make rows of different lengths; the second channel has a large mean."""
-    return [
-        {
-            "wave": (RNG.normal(size=(3 + i % 5, channels)) + [0, 50][:channels]).tolist(),
-            "label": labels[i % len(labels)],
-        }
-        for i in range(rows)
-    ]
 
 
 def fit(task):
@@ -474,56 +445,7 @@ def test_options_are_checked(options, message):
         OwnData(**({"dataset_name": "d"} if options else {}), **options)
 
 
-def test_a_run_infers_all_and_the_checkpoint_repeats_the_standardisation(tmp_path):
-    folder, run = write(tmp_path / "d", series(60)), tmp_path / "run"
-    results = train.main(["--dataset_name", folder, "--output_dir", str(run), "--balance_classes", "true", *QUICK])
-    assert results["task"] == "own_data"
-    assert {"accuracy", "balanced_accuracy", "updates"} <= set(results["metrics"]["test"])
-    extractor = AutoFeatureExtractor.from_pretrained(run)
-    assert extractor.mean[1] == pytest.approx(50, abs=0.5)
-    found = evaluate.main([str(run), "--figure_rows", "2"])
-    assert found["metrics"]["accuracy"] == results["metrics"]["test"]["accuracy"]
-    assert (run / "steps-read-test.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("column", "cell", "auto"),
-    [
-        ("words", "a good film", AutoTokenizer),
-        ("image", None, AutoImageProcessor),
-        ("wave", [1.0] * 5, AutoFeatureExtractor),
-    ],
-)
-def test_streams_of_every_kind_train(monkeypatch, tmp_path, column, cell, auto):
-    features = Features(
-        {
-            column: {"words": Value("string"), "image": Image(), "wave": List(Value("float32"))}[column],
-            "label": Value("string"),
-        }
-    )
-    cells = [PILImage.new("L", (3, 2), i) if cell is None else cell for i in range(60)]
-    Dataset.from_dict({column: cells, "label": ["a", "b"] * 30}, features=features).to_parquet(
-        tmp_path / "train.parquet"
-    )
-    run = tmp_path / "run"
-    # Newer versions of datasets wait 5 s if a stream is not read to its end.
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-    options = ["--dataset_name", str(tmp_path), "--streaming", "true", "--input_size", "4"][
-        : 6 if column == "words" else 4
-    ]
-    train.main([*options, "--output_dir", str(run), *QUICK])
-    assert auto.from_pretrained(run) is not None
-    assert json.loads((run / "results.json").read_text())["metrics"]["test"]["updates"] > 0
-
-
-def test_very_long_sequences_train(tmp_path):
-    rows = [{"x": RNG.normal(size=5_000).round(2).tolist(), "label": i % 2} for i in range(8)]
-    folder = tmp_path / "d"
-    for split in ("train", "validation", "test"):
-        write(folder, rows[:4], split)
-    results = train.main(
-        ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "run"), *QUICK, "--max_steps", "1"]
-    )
-    assert results["metrics"]["test"]["updates"] > 100
-    task = OwnData(dataset_name=str(folder), max_length=50)
+def test_rows_are_cut_to_max_length(tmp_path):
+    rows = [{"x": [float(step) for step in range(60)], "label": i % 2} for i in range(40)]
+    task = OwnData(dataset_name=write(tmp_path / "d", rows), max_length=50)
     assert fit(task)[2]["input_values"].shape == (4, 50, 1)
