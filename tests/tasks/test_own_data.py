@@ -6,33 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
-from row_files import QUICK, series, write
+from row_files import QUICK, fit, series, table, write
 from sound_files import as_parquet, tone, wav
 from transformers import EvalPrediction
 
 from hf_skiprnn.commands import evaluate, train
 from hf_skiprnn.tasks import OwnData
-
-
-def fit(task):
-    """Call the methods of a task that the trainer needs before it starts."""
-    splits = task.load(0)
-    rows = list(splits.train.take(4))
-    defaults, batch = task.model_defaults(), task.collate(rows)
-    if not task.streaming:
-        check_prepared(task, splits.train, batch)
-    return splits, defaults, batch
-
-
-def check_prepared(task, rows, batch):
-    """Assert that a trainer's rows give the same batch as the first four rows, from memory too."""
-    prepared = task.prepared(rows)
-    for _ in range(2):
-        again = task.collate(prepared.__getitems__([0, 1, 2, 3]))
-        assert again.keys() == batch.keys()
-        assert all(torch.equal(again[name], batch[name]) and again[name].dtype == batch[name].dtype for name in batch)
 
 
 def test_series_of_several_channels_and_lengths(tmp_path):
@@ -69,12 +50,6 @@ def test_one_channel_and_integer_labels(tmp_path):
     assert defaults["id2label"] == {0: "0", 1: "10", 2: "20"}
     assert defaults["input_size"] == 1
     assert batch["labels"].dtype == torch.int64
-
-
-def table(folder, text, name="train.csv"):
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text)
-    return str(folder)
 
 
 def test_what_columns_were_taken_for_is_said_in_one_line(tmp_path, caplog):
@@ -316,111 +291,6 @@ def test_balanced_loss_is_the_weighted_cross_entropy(tmp_path):
     assert OwnData(dataset_name="d").loss() is None
 
 
-GOOD = [{"x": [[0.5, 1.0]] * 3, "label": "a"}, {"x": [[1.5, 1.0]] * 2, "label": "b"}] * 20
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"x": [[0.5, 1.0], [1.0]], "label": "a"}, r"train row 40, column 'x' must hold numbers"),
-        ({"x": [[0.5, 1.0, 2.0]], "label": "a"}, r"train row 40, column 'x' must be \[T, 2\]; got \(1, 3\)"),
-        ({"x": [], "label": "a"}, r"train row 40, column 'x'.* got \(0,\)"),
-        ({"x": None, "label": "a"}, r"train row 40, column 'x' is empty \(None\)"),
-        ({"x": [[0.5, None]], "label": "a"}, r"train row 40, column 'x' holds nan at step 0, channel 1"),
-        ({"x": [[0.5, 1.0]], "label": None}, r"train row 40, column 'label' has no label"),
-    ],
-)
-def test_bad_rows_are_named(tmp_path, bad, message):
-    folder = tmp_path / "d"
-    write(folder, [*GOOD, bad])
-    write(folder, GOOD, "validation")
-    write(folder, GOOD, "test")
-    with pytest.raises(ValueError, match=message):
-        fit(OwnData(dataset_name=str(folder)))
-
-
-@pytest.mark.parametrize("labels", [("a", "b"), (0, 1), (0.5, 1.5)], ids=["names", "numbers", "values"])
-def test_a_missing_label_is_named_also_where_rows_are_held_out(tmp_path, labels):
-    rows = [{"x": [0.5, 1.0], "label": label} for label in labels] * 20
-    folder = write(tmp_path / "d", [*rows[:7], {"x": [0.5, 1.0], "label": None}, *rows])
-    with pytest.raises(ValueError, match=r"train row 7, column 'label' has no label \(None\)"):
-        fit(OwnData(dataset_name=folder))
-
-
-def test_a_class_that_training_never_saw_is_named(tmp_path):
-    folder = tmp_path / "d"
-    write(folder, GOOD)
-    write(folder, [{"x": [[0.5, 1.0]], "label": "z"}], "test")
-    task = OwnData(dataset_name=str(folder))
-    splits, *_ = fit(task)
-    with pytest.raises(ValueError, match=r"test row 0, column 'label' holds 'z', .* 2 training classes: 'a', 'b'"):
-        task.collate([splits.test[0]])
-
-
-def test_pictures_of_two_sizes_are_named(tmp_path):
-    pictures = [PILImage.new("L", (6, 4))] * 9 + [PILImage.new("L", (5, 4))]
-    data = Dataset.from_dict(
-        {"image": pictures, "label": [0, 1] * 5}, Features({"image": Image(), "label": Value("int64")})
-    )
-    DatasetDict(dict.fromkeys(("train", "validation", "test"), data)).save_to_disk(str(tmp_path))
-    task = OwnData(dataset_name=str(tmp_path))
-    splits, *_ = fit(task)
-    with pytest.raises(
-        ValueError, match=r"validation row 9, column 'image': .* takes images of 4 x 6 pixels; got 4 x 5"
-    ):
-        task.collate([splits.validation[9]])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"label_column": "z"}, "label_column='z': no such column. There are: a, b, kind, value"),
-        ({}, "has columns a, b, kind, value: which one is the label"),
-        ({"label_column": "kind"}, r"2 columns that could be the input \(a, b\).*--input_column"),
-        (
-            {"label_column": "kind", "input_column": "value"},
-            "Column 'value' cannot be the input: .* Fitting columns: a, b",
-        ),
-        ({"label_column": "a", "input_column": "b"}, "Column 'a' holds 30 different values in 30 rows"),
-    ],
-)
-def test_columns_are_asked_for(tmp_path, options, message):
-    rows = [{"a": f"text {i}", "b": [1.0, i], "kind": i % 2, "value": float(i)} for i in range(30)]
-    task = OwnData(dataset_name=write(tmp_path / "d", rows, "train"), held_out_share=0.1, **options)
-    with pytest.raises(ValueError, match=message):
-        fit(task)
-
-
-@pytest.mark.parametrize(
-    ("rows", "split", "message"),
-    [
-        (
-            [{"x": [1.0, 2.0], "label": "a"}] * 30,
-            "train",
-            r"All 30 training labels in column 'label' are 'a': .* one class",
-        ),
-        (
-            [{"x": [1.0, 2.0], "label": None}] * 5,
-            "train",
-            r"train row 0, column 'label' has no label|cannot be the label",
-        ),
-        ([], "test", "(?i)(Split 'test'|A split) of .* has no rows"),
-    ],
-)
-def test_nothing_to_learn_or_to_test(tmp_path, rows, split, message):
-    folder = tmp_path / "d"
-    write(folder, GOOD)
-    if rows:
-        write(folder, rows, split)
-    else:
-        folder = tmp_path / "e"
-        table(folder, "x,label\n" + "good film,a\nbad film,b\n" * 20)
-        table(folder, "x,label\n", "test.csv")
-    for streaming in (False,) if rows else (False, True):
-        with pytest.raises(ValueError, match=message):
-            fit(OwnData(dataset_name=str(folder), streaming=streaming))
-
-
 def test_a_configuration_is_chosen(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name, series(30, labels=(f"{name}-a", f"{name}-b")))
@@ -428,21 +298,6 @@ def test_a_configuration_is_chosen(tmp_path):
     (tmp_path / "README.md").write_text(f"---\n{head}---\n")
     _, defaults, _ = fit(OwnData(dataset_name=str(tmp_path), dataset_config="two"))
     assert set(defaults["label2id"]) == {"two-a", "two-b"}
-
-
-def test_a_dictionary_is_no_label(tmp_path):
-    rows = [{"x": [1.0], "label": {"a": 1}}] * 3
-    with pytest.raises(ValueError, match="Column 'label' cannot be the label"):
-        OwnData(dataset_name=write(tmp_path / "d", rows)).load(0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({}, "Name the data"), ({"held_out_share": 0.5}, "below 0.5; got 0.5"), ({"max_length": 0}, "at least 1; got 0")],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        OwnData(**({"dataset_name": "d"} if options else {}), **options)
 
 
 def test_rows_are_cut_to_max_length(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from test_training import new_trainer
+from small_trainers import new_trainer
 from test_two_processes import FSDP, Notes, gathered
 
 from hf_skiprnn.training.trainer import SkipRNNTrainer

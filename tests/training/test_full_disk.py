@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import assert_same_weights, saving
+from small_trainers import assert_same_weights, saving
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.training.checkpoints import CheckpointError, last_complete_checkpoint

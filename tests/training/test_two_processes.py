@@ -16,7 +16,7 @@ from accelerate.commands import launch as accelerate_launch
 from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from paths import SCRIPTS
-from test_training import new_trainer, rows, summed_cross_entropy
+from small_trainers import new_trainer, rows, summed_cross_entropy
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_training import new_trainer, rows
+from small_trainers import new_trainer, rows
 from test_two_processes import RUNS, SHARDED, Notes
 
 
