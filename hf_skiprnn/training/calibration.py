@@ -13,6 +13,8 @@ from hf_skiprnn.model.operating_point_skip_rnn import shift_of_rate
 WIDEST = 8.0  # shifts from -WIDEST to WIDEST are measured
 COARSE = 17  # number of equally spaced shifts that are measured first
 GAP = 0.05  # if two neighbouring shares differ by more (or by a fifth of the larger), the shift between is measured too
+CLOSE = 0.02  # relative difference to the share wanted below which a shift is good
+NEAR = 21  # number of shifts within the training's noise that are measured if the table's shift is not good
 ROUNDS = 6  # rounds of halving; a limit, because shares jump where the gate goes from every second step to every step
 
 
@@ -69,6 +71,30 @@ def set_update_rate(model: Any, rate: float) -> float:
     reachable = min(max(rate, pairs[0][0]), pairs[-1][0])
     model.set_gate_shift(float(shift_of_rate(pairs, torch.tensor([reachable], dtype=torch.float64))))
     return reachable
+
+
+def settle(model: Any, batches: Iterable[Mapping[str, Any]], rate: float, accelerator: Any = None) -> float:
+    """Set the gate shift at which a calibrated model reads the share `rate`; return the share that is read there.
+
+    The shares of a model that was trained for one share may fall where the shift rises. Between two entries of the
+    table the share can then be far from both. In this case shifts within the noise of training are measured, too.
+
+    Args:
+        model: a Skip RNN in evaluation mode, after `calibrate`.
+        batches: validation rows as model inputs without labels.
+        rate: share of the steps to read.
+        accelerator: with several processes, adds up what they read.
+    """
+    rows = list(batches)
+    set_update_rate(model, rate)
+    shares = {model.config.gate_shift: share_read(model, rows, model.config.gate_shift, accelerator)}
+    if abs(shares[model.config.gate_shift] - rate) > CLOSE * rate:
+        low, high = model.config.noise_range()
+        for shift in (low + (high - low) * i / (NEAR - 1) for i in range(NEAR)):
+            shares[shift] = share_read(model, rows, shift, accelerator)
+    best = min(shares, key=lambda shift: (max(abs(shares[shift] - rate), CLOSE * rate), abs(shift)))
+    model.set_gate_shift(best)
+    return shares[best]
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """RateController keeps the share of steps read at its target during training, on sequences of any length."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.training import RateController, SkipRNNTrainer, calibrate, rate_controller, set_update_rate
-from hf_skiprnn.training.calibration import share_read
+from hf_skiprnn.training.calibration import settle, share_read
 from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
 from hf_skiprnn.training.rate_controller import LIMIT, SMALL
 from hf_skiprnn.training.window import BatchCounts, Held
@@ -69,6 +71,40 @@ def test_a_new_gate_starts_as_a_stride_and_a_trained_one_stays(tmp_path) -> None
         model.skip_rnn.update_gate.bias.fill_(0.3)  # as a trained gate's would be
     train(tmp_path, model, rows_of(40, 32), RateController(0.5), 1, learning_rate=0.0)
     assert model.skip_rnn.update_gate.bias.item() == pytest.approx(0.3)
+
+
+def test_a_long_training_falls_from_a_third_to_its_target(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(rate_controller, "LONG", 40)
+    model, rows, controller = tiny(), rows_of(60), RateController(0.1)
+    trainer = train(tmp_path, model, rows, controller, 40, save_strategy="steps", save_steps=5, logging_steps=1)
+    shares = [log["update_rate"] for log in trainer.state.log_history if "task_loss" in log]
+    assert shares[0] == pytest.approx(1 / 3, rel=0.15)
+    assert shares[-1] < 0.2
+    assert [controller.aim(step) for step in (0, 2, 12, 40)] == pytest.approx([1 / 3, 1 / 3, 0.1, 0.1])
+    odds = math.log(0.5) / 2 + math.log(0.1 / 0.9) / 2  # half-way between the logits
+    assert controller.aim(7) == pytest.approx(1 / (1 + math.exp(-odds)))
+    resumed = RateController(0.1)
+    train(tmp_path, tiny(), rows, resumed, 40, resume=str(tmp_path / "checkpoint-5"))
+    assert (resumed.start, resumed.level) == (controller.start, pytest.approx(controller.level))
+    tuned = RateController(0.05)  # a trained gate does not read more again
+    train(tmp_path, model, rows, tuned, 40, learning_rate=0.0)
+    assert tuned.aim(0) == 0.05
+
+
+@pytest.mark.parametrize(
+    ("target", "dial", "options"),
+    [
+        (0.5, None, {}),
+        (0.1, [0.05, 0.5], {}),
+        (0.1, None, {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"}),
+    ],
+    ids=["target-above-a-third", "dial", "best-model"],
+)
+def test_a_training_that_begins_at_its_target(tmp_path, monkeypatch, target, dial, options) -> None:
+    monkeypatch.setattr(rate_controller, "LONG", 2)
+    controller = RateController(target, dial)
+    train(tmp_path, tiny(), rows_of(60, 64), controller, 2, **options)
+    assert controller.aim(0) == controller.aim(2) == target
 
 
 def held(share: float, task_loss: float) -> Held:
@@ -301,3 +337,30 @@ def test_the_outcome_is_measured_not_looked_up() -> None:
     controller = RateController(0.75)
     controller.judge(read, model.config)
     assert not controller.outcome["reached"]
+
+
+class Uneven(torch.nn.Module):
+    """Reads of 100 steps 20 more in a gap of the shifts, and otherwise the more, the larger the shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SkipRNNConfig(gate_noise=0.25)
+        self.device = torch.device("cpu")
+
+    def set_gate_shift(self, shift: float) -> None:
+        self.config.gate_shift = shift
+
+    def forward(self, input_values: torch.Tensor, gate_shift: float) -> Any:
+        share = 0.1 + 0.1 * gate_shift + (0.2 if -0.1 < gate_shift < 0.06 else 0.0)
+        return SimpleNamespace(num_updates=torch.full((len(input_values),), 100 * share))
+
+
+def test_a_share_that_jumps_between_two_entries_of_the_table_is_looked_for() -> None:
+    model, batches = Uneven(), [{"input_values": torch.zeros(4, 100, 1)}]
+    model.config.gate_calibration = [[0.05, -0.5], [0.15, 0.5]]
+    assert set_update_rate(model, 0.1) == 0.1
+    assert share_read(model, batches, model.config.gate_shift) == pytest.approx(0.3)  # at a shift of 0
+    assert settle(model, batches, 0.1) == pytest.approx(0.1, rel=0.1)
+    assert 0.05 < abs(model.config.gate_shift) < 0.11
+    assert settle(model, batches, 0.14) == pytest.approx(0.14)  # the table is right there
+    assert model.config.gate_shift == pytest.approx(0.4)
