@@ -27,10 +27,6 @@ logger = logging.get_logger(__name__)
 # accuracy of --config mnist-skip-lstm --num_train_epochs 3 --warmup_steps 200 --gate_noise A is 75 and 59 % (seeds 42,
 # 1) with A = 0.25, and 49 % (seed 42) with A = 1.
 NOISE = 0.25
-# A training of at least LONG optimizer steps begins with the share START, if the target is smaller: more steps show
-# sooner what is to be learned. The share falls to the target between these parts of the training. In a shorter training
-# lambda cannot follow.
-START, FALLS_FROM, FALLS_TO, LONG = 1 / 3, 0.05, 0.3, 1000
 SMALL = 0.1  # factor by which W_p is scaled at the start, so that the gate begins as a fixed stride
 PROPORTIONAL = 1.0  # proportional gain, in units of the task loss
 SMOOTHING = 0.05  # weight of a step in the moving average of the task loss
@@ -54,15 +50,13 @@ NARROW = 0.1  # standard deviation of the noise below which rows are too alike t
 class RateController(TrainerCallback, ExportableState):
     """Keep the share of steps that a learned gate reads at `target` during the whole training.
 
-    The gate of a new model starts by reading about every (1 / aim)-th step: W_p is small, and b_p = logit(aim) - log 2,
-    which puts the threshold half-way between two strides. The aim is the target. But if it is below a third, the aim
-    falls from a third to the target within the first 30 % of the training: of a new gate without a dial, in a training
-    of 1000 optimizer steps or more that does not load its best model at the end, which would be an early one that reads
-    too much. Then, at every optimizer step, with the share of steps read in its rows,
+    The gate of a new model starts by reading about every (1 / target)-th step: W_p is small, and
+    b_p = logit(target) - log 2, which puts the threshold half-way between two strides. Then, at every optimizer step,
+    with the share of steps read in its rows,
 
-        error = clamp((share - aim) / (2 aim (1 - aim)), -1, 1)
+        error = clamp((share - target) / (2 target (1 - target)), -1, 1)
         level += rate * error
-        lambda = task loss * (level + error) / (4 aim (1 - aim))
+        lambda = task loss * (level + error) / (4 target (1 - target))
 
     where the task loss is the largest value so far of its moving average, level stays in [-LIMIT, LIMIT], and rate is
     the integral gain, COURSE / (number of optimizer steps), in [SLOWEST, FASTEST].
@@ -102,7 +96,7 @@ class RateController(TrainerCallback, ExportableState):
             )
         if dial is not None and not dial[0] <= target <= dial[1]:
             raise ValueError(f"The target, {target:g}, must lie in the range of the dial, {dial[0]:g} to {dial[1]:g}.")
-        self.target = self.start = target  # start: the share to read in the first step
+        self.target = target
         self.dial = None if dial is None else tuple(dial)
         self.level = 0.0  # the integral of the error, in units of `scale`
         self.slope = 0.0  # the integral of the error's slope over the noise in standard deviations, likewise
@@ -121,7 +115,6 @@ class RateController(TrainerCallback, ExportableState):
         names = (
             "level",
             "slope",
-            "start",
             "smooth",
             "scale",
             "astray",
@@ -145,7 +138,6 @@ class RateController(TrainerCallback, ExportableState):
         self.rate = min(max(COURSE / self.max_steps, SLOWEST), FASTEST)
         kept = saved_attributes(state, self)
         self.level, self.share = kept.get("level", 0.0), None
-        self.start = kept.get("start", self.target)
         self.smooth, self.scale = kept.get("smooth"), kept.get("scale")
         self.slope, self.weight_slope = kept.get("slope", 0.0), kept.get("weight_slope", 0.0)
         for name in ("astray", "shut", "restarts", "explosions"):
@@ -161,9 +153,7 @@ class RateController(TrainerCallback, ExportableState):
         gate = base.update_gate
         is_default = config.update_bias == type(config).update_bias  # else the user has chosen the start
         if not kept and is_default and can_start(gate) and bool((gate.bias == config.update_bias).all()):
-            if self.dial is None and self.max_steps >= LONG and not args.load_best_model_at_end:
-                self.start = max(START, self.target)
-            start_as_stride(gate, self.start, SMALL)  # a new gate
+            start_as_stride(gate, self.target, SMALL)  # a new gate
 
     def observe(self, config: Any, held: Held, step: int, largest: float = 0.0) -> None:
         """Set lambda for the next step, and calm gradients that explode.
@@ -187,25 +177,24 @@ class RateController(TrainerCallback, ExportableState):
         loss = max(abs(held.task_loss), 1e-6)
         self.smooth = loss if self.smooth is None else self.smooth + SMOOTHING * (loss - self.smooth)
         self.scale = self.smooth if self.scale is None else max(self.scale, self.smooth)
-        aim = self.aim(step)
-        unit = self.scale / (4 * aim * (1 - aim))
+        unit = self.scale / (4 * self.target * (1 - self.target))
         if self.dial is None:
-            error = clamp((share - aim) / (2 * aim * (1 - aim)), 1.0)
+            error = clamp((share - self.target) / (2 * self.target * (1 - self.target)), 1.0)
             self.level = clamp(self.level + self.rate * error, LIMIT)
             self.weight = unit * (self.level + PROPORTIONAL * error)
         else:
             self.follow(held, unit, *config.noise_range())
             self.widen(config, step)
         config.budget_weight, config.budget_slope = self.weight, self.weight_slope
-        is_astray = share < CLOSED * aim or (share > OPEN and self.target < 0.8)
+        is_astray = share < CLOSED * self.target or (share > OPEN and self.target < 0.8)
         self.astray = self.astray + 1 if is_astray else 0
-        self.shut = self.shut + 1 if held.updates < SHUT and share < aim / 2 else 0
+        self.shut = self.shut + 1 if held.updates < SHUT and share < self.target / 2 else 0
         if self.astray == PATIENCE:
             logger.warning(
                 "The gate has read %.1f %% of the steps for %d optimizer steps (now at %d); the target is %.1f %%. "
                 "Lambda changes until it reads %s. You need not do anything unless training ends like this.",
                 *(100 * share, PATIENCE, step, 100 * self.target),
-                "less" if share > aim else "more",
+                "less" if share > self.target else "more",
             )
 
     def on_step_end(
@@ -218,7 +207,7 @@ class RateController(TrainerCallback, ExportableState):
         moments = getattr(optimizer, "state", {})
         if not can_start(base.update_gate) or any(part not in moments for part in base.update_gate.parameters()):
             return  # replaced or frozen, or the optimizer holds other copies (DeepSpeed)
-        start_as_stride(base.update_gate, self.aim(state.global_step), 0.0)
+        start_as_stride(base.update_gate, self.target, 0.0)
         for parameter in base.update_gate.parameters():
             del moments[parameter]
         self.shut, self.restarts = 0, self.restarts + 1
@@ -229,13 +218,6 @@ class RateController(TrainerCallback, ExportableState):
             "such starts). If it shuts again, halve the learning rate.",
             *(PATIENCE, state.global_step, self.restarts, RESTARTS),
         )
-
-    def aim(self, step: int) -> float:
-        """Return the share to read at an optimizer step."""
-        if self.start == self.target:
-            return self.target
-        fallen = min(max((step / self.max_steps - FALLS_FROM) / (FALLS_TO - FALLS_FROM), 0.0), 1.0)
-        return sigmoid(logit(self.start) + fallen * (logit(self.target) - logit(self.start)))
 
     def follow(self, held: Held, unit: float, low: float, high: float) -> None:
         """Set lambda as a line over the noise of a row, which was drawn from U(low, high)."""
@@ -320,11 +302,6 @@ def skip_rnn_in(model: Any) -> Any:
 def can_start(gate: Any) -> bool:
     """Return whether a gate is a plain layer that is trained, not frozen or replaced by a tool."""
     return isinstance(gate, torch.nn.Linear) and all(part.requires_grad for part in gate.parameters())
-
-
-def sigmoid(x: float) -> float:
-    """Return the inverse of `logit`."""
-    return 1 / (1 + math.exp(-x))
 
 
 @torch.no_grad()

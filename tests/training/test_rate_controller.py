@@ -73,40 +73,6 @@ def test_a_new_gate_starts_as_a_stride_and_a_trained_one_stays(tmp_path) -> None
     assert model.skip_rnn.update_gate.bias.item() == pytest.approx(0.3)
 
 
-def test_a_long_training_falls_from_a_third_to_its_target(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(rate_controller, "LONG", 40)
-    model, rows, controller = tiny(), rows_of(60), RateController(0.1)
-    trainer = train(tmp_path, model, rows, controller, 40, save_strategy="steps", save_steps=5, logging_steps=1)
-    shares = [log["update_rate"] for log in trainer.state.log_history if "task_loss" in log]
-    assert shares[0] == pytest.approx(1 / 3, rel=0.15)
-    assert shares[-1] < 0.2
-    assert [controller.aim(step) for step in (0, 2, 12, 40)] == pytest.approx([1 / 3, 1 / 3, 0.1, 0.1])
-    odds = math.log(0.5) / 2 + math.log(0.1 / 0.9) / 2  # half-way between the logits
-    assert controller.aim(7) == pytest.approx(1 / (1 + math.exp(-odds)))
-    resumed = RateController(0.1)
-    train(tmp_path, tiny(), rows, resumed, 40, resume=str(tmp_path / "checkpoint-5"))
-    assert (resumed.start, resumed.level) == (controller.start, pytest.approx(controller.level))
-    tuned = RateController(0.05)  # a trained gate does not read more again
-    train(tmp_path, model, rows, tuned, 40, learning_rate=0.0)
-    assert tuned.aim(0) == 0.05
-
-
-@pytest.mark.parametrize(
-    ("target", "dial", "options"),
-    [
-        (0.5, None, {}),
-        (0.1, [0.05, 0.5], {}),
-        (0.1, None, {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"}),
-    ],
-    ids=["target-above-a-third", "dial", "best-model"],
-)
-def test_a_training_that_begins_at_its_target(tmp_path, monkeypatch, target, dial, options) -> None:
-    monkeypatch.setattr(rate_controller, "LONG", 2)
-    controller = RateController(target, dial)
-    train(tmp_path, tiny(), rows_of(60, 64), controller, 2, **options)
-    assert controller.aim(0) == controller.aim(2) == target
-
-
 def held(share: float, task_loss: float) -> Held:
     return Held(share, task_loss, 0.0, 0.0, 60 * share)
 
