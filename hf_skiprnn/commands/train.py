@@ -16,7 +16,7 @@ from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForS
 from hf_skiprnn.evaluation.files import write_json
 from hf_skiprnn.hub.card import data_fingerprint
 from hf_skiprnn.tasks import Splits, Task
-from hf_skiprnn.training.calibration import calibrate, set_update_rate, settle
+from hf_skiprnn.training.calibration import calibrate, set_update_rate, share_read
 from hf_skiprnn.training.callbacks import BudgetController, StopWhenSettled
 from hf_skiprnn.training.checkpoints import last_complete_checkpoint
 from hf_skiprnn.training.provenance import commit
@@ -129,17 +129,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def calibrate_gate(trainer: SkipRNNTrainer, validation: Dataset) -> None:
-    """Shift the gate after training so that the share of steps read in validation rows is exactly the target."""
+    """Shift the gate after training so that the share of steps read in validation rows is the target."""
     controllers = [c for c in trainer.callback_handler.callbacks if isinstance(c, RateController)]
     if not controllers:
         return
     (controller,) = controllers
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     batches = list(trainer.get_eval_dataloader(spread_rows(validation, CALIBRATION_ROWS)))
-    calibrate(model, batches, trainer.accelerator)
+    calibrate(model, batches, trainer.accelerator, controller.target)
+    set_update_rate(model, controller.target)
     inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
     model.eval()
-    controller.judge(settle(model, inputs, controller.target, trainer.accelerator), model.config)
+    controller.judge(share_read(model, inputs, model.config.gate_shift, trainer.accelerator), model.config)
     if text := controller.warning():
         logger.warning(text)
 

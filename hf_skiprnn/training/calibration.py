@@ -1,6 +1,6 @@
 """Calibration: measure which share of the steps a trained model reads at which shift of its gate."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +13,16 @@ from hf_skiprnn.model.operating_point_skip_rnn import shift_of_rate
 WIDEST = 8.0  # shifts from -WIDEST to WIDEST are measured
 COARSE = 17  # number of equally spaced shifts that are measured first
 GAP = 0.05  # if two neighbouring shares differ by more (or by a fifth of the larger), the shift between is measured too
-CLOSE = 0.02  # relative difference to the share wanted below which a shift is good
-NEAR = 21  # number of shifts within the training's noise that are measured if the table's shift is not good
 ROUNDS = 6  # rounds of halving; a limit, because shares jump where the gate goes from every second step to every step
+CLOSE = 0.02  # relative difference to a share below which a shift is right
+BETWEEN = (
+    20  # number of shifts between two entries of the table that are measured if the shift between them is not right
+)
 
 
-def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any = None) -> list[list[float]]:
+def calibrate(
+    model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any = None, rate: float | None = None
+) -> list[list[float]]:
     """Measure the share of steps read at many shifts of the gate, and keep the pairs in `config.gate_calibration`.
 
     `model(..., update_rate=R)` then looks up the shift at which R is read.
@@ -27,6 +31,9 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any
         model: a Skip RNN with a learned gate, with or without a classifier.
         batches: validation rows as model inputs (labels are ignored). The model runs on them at about 30 shifts.
         accelerator: with several processes, adds up what they read.
+        rate: a share that will be asked for. Of a model that was trained for one share, the share read may jump up and
+            down between two shifts of the table, so that the shift between them reads another share. With `rate`, this
+            is measured, and if needed the table gets the shift that reads the nearest share, of 20 that are tried.
 
     Returns:
         Pairs [share of the steps read, shift], both increasing; they are also stored in the model's config.
@@ -51,13 +58,29 @@ def calibrate(model: Any, batches: Iterable[Mapping[str, Any]], accelerator: Any
         known = sorted(shares.items())
         wide = [(a[0] + b[0]) / 2 for a, b in pairwise(known) if b[1] - a[1] > min(GAP, 0.2 * b[1])]
         shares |= {shift: measure(shift) for shift in wide}
-    model.train(was_training)
     pairs: list[list[float]] = []
     for shift, share in sorted(shares.items()):
         if not pairs or share > pairs[-1][0]:
             pairs.append([share, shift])
+    if rate is not None and pairs[0][0] < rate < pairs[-1][0]:
+        add_measured(pairs, rate, measure)
+    model.train(was_training)
     model.config.gate_calibration = pairs
     return pairs
+
+
+def add_measured(pairs: list[list[float]], rate: float, measure: Callable[[float], float]) -> None:
+    """Add an entry for `rate` to the table, unless the shift that is interpolated for it reads this share."""
+    after = next(i for i, pair in enumerate(pairs) if pair[0] >= rate)
+    (below, low), (above, high) = pairs[after - 1], pairs[after]
+    shift = low + (high - low) * (rate - below) / (above - below)
+    if abs(measure(shift) - rate) <= CLOSE * rate:
+        return
+    shares = {
+        shift: measure(shift) for shift in (low + (high - low) * i / (BETWEEN + 1) for i in range(1, BETWEEN + 1))
+    }
+    nearest = min(shares, key=lambda shift: abs(shares[shift] - rate))
+    pairs.insert(after, [rate, nearest])
 
 
 def set_update_rate(model: Any, rate: float) -> float:
@@ -71,30 +94,6 @@ def set_update_rate(model: Any, rate: float) -> float:
     reachable = min(max(rate, pairs[0][0]), pairs[-1][0])
     model.set_gate_shift(float(shift_of_rate(pairs, torch.tensor([reachable], dtype=torch.float64))))
     return reachable
-
-
-def settle(model: Any, batches: Iterable[Mapping[str, Any]], rate: float, accelerator: Any = None) -> float:
-    """Set the gate shift at which a calibrated model reads the share `rate`; return the share that is read there.
-
-    The shares of a model that was trained for one share may fall where the shift rises. Between two entries of the
-    table the share can then be far from both. In this case shifts within the noise of training are measured, too.
-
-    Args:
-        model: a Skip RNN in evaluation mode, after `calibrate`.
-        batches: validation rows as model inputs without labels.
-        rate: share of the steps to read.
-        accelerator: with several processes, adds up what they read.
-    """
-    rows = list(batches)
-    set_update_rate(model, rate)
-    shares = {model.config.gate_shift: share_read(model, rows, model.config.gate_shift, accelerator)}
-    if abs(shares[model.config.gate_shift] - rate) > CLOSE * rate:
-        low, high = model.config.noise_range()
-        for shift in (low + (high - low) * i / (NEAR - 1) for i in range(NEAR)):
-            shares[shift] = share_read(model, rows, shift, accelerator)
-    best = min(shares, key=lambda shift: (max(abs(shares[shift] - rate), CLOSE * rate), abs(shift)))
-    model.set_gate_shift(best)
-    return shares[best]
 
 
 @torch.no_grad()

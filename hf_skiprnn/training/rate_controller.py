@@ -65,7 +65,7 @@ class RateController(TrainerCallback, ExportableState):
     A gate that is shut reads one step of a row, and then has next to no gradient. After PATIENCE steps it starts anew
     as a stride, and lambda from 0; the rest of the model stays.
     If `config.gate_noise` is 0 it is set to NOISE, so that the trained gate also works at other shifts. After training,
-    `hf_skiprnn.training.calibrate` finds the shift at which exactly the target is read. `outcome` holds the target, the
+    `hf_skiprnn.training.calibrate` finds the shift at which the target is read. `outcome` holds the target, the
     share in the last evaluation, lambda, and whether that share is within 10 % of the target.
 
     With `dial=(low, high)` every row has its own target in training. Its logit is drawn uniformly between those of low

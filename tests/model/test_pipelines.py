@@ -1,4 +1,4 @@
-"""The four pipelines around model objects and local folders; test_remote_code.py has them without the package."""
+"""What the four pipelines take and return; test_remote_code.py has them where the package is not installed."""
 
 import json
 import math

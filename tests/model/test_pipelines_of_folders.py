@@ -1,4 +1,4 @@
-"""Pipelines of a checkpoint folder, with and without its own code, and of the Hub."""
+"""Whose code a pipeline runs: of checkpoint folders with and without code, of somebody else, of the Hub."""
 
 import builtins
 import json

@@ -1,4 +1,4 @@
-"""The task own_data: inference of columns, held-out rows, standardisation, and errors that name column and row."""
+"""The task own_data: which columns are taken for what, held-out rows, standardisation."""
 
 import json
 import re

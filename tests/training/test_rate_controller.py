@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.training import RateController, SkipRNNTrainer, calibrate, rate_controller, set_update_rate
-from hf_skiprnn.training.calibration import settle, share_read
+from hf_skiprnn.training.calibration import share_read
 from hf_skiprnn.training.callbacks import BudgetArguments, BudgetController
 from hf_skiprnn.training.rate_controller import LIMIT, SMALL
 from hf_skiprnn.training.window import BatchCounts, Held
@@ -306,27 +306,41 @@ def test_the_outcome_is_measured_not_looked_up() -> None:
 
 
 class Uneven(torch.nn.Module):
-    """Reads of 100 steps 20 more in a gap of the shifts, and otherwise the more, the larger the shift."""
+    """Reads the more, the larger the shift, but a fifth of the steps more where the shift is between 0.2 and 0.3."""
 
-    def __init__(self) -> None:
+    def __init__(self, middle: float = 0.0) -> None:
         super().__init__()
-        self.config = SkipRNNConfig(gate_noise=0.25)
-        self.device = torch.device("cpu")
+        self.config, self.device = SkipRNNConfig(), torch.device("cpu")
+        self.middle, self.calls = middle, 0
 
     def set_gate_shift(self, shift: float) -> None:
         self.config.gate_shift = shift
 
     def forward(self, input_values: torch.Tensor, gate_shift: float) -> Any:
-        share = 0.1 + 0.1 * gate_shift + (0.2 if -0.1 < gate_shift < 0.06 else 0.0)
+        assert not self.training
+        self.calls += 1
+        shift = gate_shift - self.middle
+        share = min(max(0.3 + 0.1 * shift, 0.0), 1.0) + (0.2 if 0.2 < shift < 0.3 else 0.0)
         return SimpleNamespace(num_updates=torch.full((len(input_values),), 100 * share))
 
 
-def test_a_share_that_jumps_between_two_entries_of_the_table_is_looked_for() -> None:
-    model, batches = Uneven(), [{"input_values": torch.zeros(4, 100, 1)}]
-    model.config.gate_calibration = [[0.05, -0.5], [0.15, 0.5]]
-    assert set_update_rate(model, 0.1) == 0.1
-    assert share_read(model, batches, model.config.gate_shift) == pytest.approx(0.3)  # at a shift of 0
-    assert settle(model, batches, 0.1) == pytest.approx(0.1, rel=0.1)
-    assert 0.05 < abs(model.config.gate_shift) < 0.11
-    assert settle(model, batches, 0.14) == pytest.approx(0.14)  # the table is right there
-    assert model.config.gate_shift == pytest.approx(0.4)
+@pytest.mark.parametrize("middle", [0.0, -1.0, 2.0])
+def test_a_share_that_jumps_between_two_entries_of_the_table_is_looked_for(middle: float) -> None:
+    model, batches = Uneven(middle), [{"input_values": torch.zeros(4, 100, 1), "labels": torch.zeros(4)}]
+    rows = [{"input_values": batches[0]["input_values"]}]
+    table = calibrate(model, batches)
+    calls = model.calls
+    set_update_rate(model, 0.325)
+    assert share_read(model.eval(), rows, model.config.gate_shift) == pytest.approx(0.525)
+    assert calibrate(model.train(), batches, rate=0.36) == table  # the table is right there: one more call
+    assert model.training
+    assert model.calls == 2 * calls + 2
+    longer = calibrate(model, batches, rate=0.325)
+    ((rate, shift),) = [pair for pair in longer if pair not in table]
+    assert (rate, shift) == (0.325, pytest.approx(middle + 0.25, abs=0.1))
+    assert longer == sorted(longer)
+    assert set_update_rate(model, 0.325) == 0.325
+    assert model.config.gate_shift == pytest.approx(shift)
+    assert share_read(model.eval(), rows, model.config.gate_shift) == pytest.approx(0.325, rel=0.02)
+    for rate in (0.0, 1.5):  # out of reach
+        assert calibrate(model, batches, rate=rate) == table
