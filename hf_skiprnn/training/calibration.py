@@ -74,13 +74,13 @@ def add_measured(pairs: list[list[float]], rate: float, measure: Callable[[float
     after = next(i for i, pair in enumerate(pairs) if pair[0] >= rate)
     (below, low), (above, high) = pairs[after - 1], pairs[after]
     shift = low + (high - low) * (rate - below) / (above - below)
-    if abs(measure(shift) - rate) <= CLOSE * rate:
-        return
-    shares = {
-        shift: measure(shift) for shift in (low + (high - low) * i / (BETWEEN + 1) for i in range(1, BETWEEN + 1))
-    }
-    nearest = min(shares, key=lambda shift: abs(shares[shift] - rate))
-    pairs.insert(after, [rate, nearest])
+    shares = {shift: measure(shift)}
+    if abs(shares[shift] - rate) > CLOSE * rate:
+        between = (low + (high - low) * i / (BETWEEN + 1) for i in range(1, BETWEEN + 1))
+        shares |= {other: measure(other) for other in between}
+    nearest = min(shares, key=lambda other: (abs(shares[other] - rate), abs(other - shift)))
+    if nearest != shift:
+        pairs.insert(after, [rate, nearest])
 
 
 def set_update_rate(model: Any, rate: float) -> float:
