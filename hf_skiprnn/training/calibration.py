@@ -15,9 +15,7 @@ COARSE = 17  # number of equally spaced shifts that are measured first
 GAP = 0.05  # if two neighbouring shares differ by more (or by a fifth of the larger), the shift between is measured too
 ROUNDS = 6  # rounds of halving; a limit, because shares jump where the gate goes from every second step to every step
 CLOSE = 0.02  # relative difference to a share below which a shift is right
-BETWEEN = (
-    20  # number of shifts between two entries of the table that are measured if the shift between them is not right
-)
+BETWEEN = 20  # number of shifts between two entries of the table that are measured if the interpolated one is not right
 
 
 def calibrate(
@@ -31,9 +29,9 @@ def calibrate(
         model: a Skip RNN with a learned gate, with or without a classifier.
         batches: validation rows as model inputs (labels are ignored). The model runs on them at about 30 shifts.
         accelerator: with several processes, adds up what they read.
-        rate: a share that will be asked for. Of a model that was trained for one share, the share read may jump up and
-            down between two shifts of the table, so that the shift between them reads another share. With `rate`, this
-            is measured, and if needed the table gets the shift that reads the nearest share, of 20 that are tried.
+        rate: a share that will be asked for. Between two entries of the table the share may jump up and down, mostly in
+            models trained for one share. So the shift that is interpolated for `rate` is measured. If it reads another
+            share, 20 shifts between the two entries are measured, and the best one becomes the entry of `rate`.
 
     Returns:
         Pairs [share of the steps read, shift], both increasing; they are also stored in the model's config.
