@@ -41,6 +41,7 @@ RENDERERS: dict[str, Callable[[Path], str]] = {
     "memory": speed_tables.memory_tables,
     "streaming": speed_tables.streaming_tables,
     "gates": rival_tables.gates_report,
+    "gates-summary": rival_tables.gates_summary,
     "gate-differences": rival_tables.gate_differences,
     "find-digit": partial(rival_tables.checkpoint_table, folder="skip-lstm-find-digit"),
     "mnist-rivals": partial(rival_tables.pareto_table, folder="mnist-pareto"),

@@ -6,6 +6,7 @@ The runs were stored by `python -m scripts.paper.pareto` and `python -m scripts.
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hf_skiprnn.hub.card import RESULTS, number, percent
@@ -41,6 +42,21 @@ def gate_differences(cards: Path) -> str:
     rows = gate_runs(cards)
     compared = {row["task"] for row in rows if row["kind"] == "strided"}
     return "\n".join(gates.verdicts([row for row in rows if row["task"] in compared]))
+
+
+def gates_summary(cards: Path, share: float = 0.2) -> str:
+    """Render mean test accuracies: a line for learned gates, strides and every step, a column for each task."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in gate_runs(cards):
+        if row["metric"] == "accuracy" and (row["kind"] == "plain" or row["share"] == share):
+            values.setdefault((row["task"], row["kind"]), []).append(row["value"])
+    tasks = dict.fromkeys(task for task, kind in values if kind == "strided")
+    names = {"learned": "Skip LSTM", "strided": f"LSTM, every {round(1 / share)}th step", "plain": "LSTM, every step"}
+
+    def cells(kind: str) -> list[str]:
+        return [f"{fmean(found):.1%}" if (found := values.get((task, kind))) else "-" for task in tasks]
+
+    return table(["test accuracy", *tasks], [[name, *cells(kind)] for kind, name in names.items()])
 
 
 def gate_runs(cards: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.benchmarks import gates
+from scripts.paper.rival_tables import gates_summary
 
 
 def results(validation: float, test: float, share: float) -> dict:
@@ -92,3 +93,29 @@ def test_data_of_the_archive_are_asked_for(tmp_path, monkeypatch, capsys) -> Non
 def test_without_runs_it_says_so(tmp_path, capsys) -> None:
     assert gates.main(["--report", "--results", str(tmp_path)]) == 1
     assert "holds no runs yet" in capsys.readouterr().err
+
+
+def test_the_summary_has_the_mean_over_seeds_at_one_share(tmp_path) -> None:
+    values = [
+        ("learned", 0.2, 0.9),
+        ("learned", 0.2, 0.8),
+        ("learned", 0.35, 0.99),  # another share
+        ("strided", 0.2, 0.7),
+        ("plain", 1.0, 0.6),
+        ("random", 0.2, 0.1),  # not a line of the table
+    ]
+    rows = [
+        {"task": "fsdd", "metric": "accuracy", "kind": kind, "share": share, "value": value}
+        for kind, share, value in values
+    ]
+    rows += [row | {"task": "imdb"} for row in rows if row["kind"] != "plain"]
+    rows += [row | {"task": "adding", "metric": "mse"} for row in rows]
+    (tmp_path / "gates").mkdir()
+    (tmp_path / "gates" / "results.json").write_text(json.dumps(rows))
+    assert gates_summary(tmp_path).splitlines() == [
+        "| test accuracy | fsdd | imdb |",
+        "| --- | --- | --- |",
+        "| Skip LSTM | 85.0% | 85.0% |",
+        "| LSTM, every 5th step | 70.0% | 70.0% |",
+        "| LSTM, every step | 60.0% | - |",
+    ]
