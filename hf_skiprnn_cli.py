@@ -34,7 +34,8 @@ EXTRAS = {  # command -> {module that it imports: extra of this package that ins
 TRAIN_CLASSES = ("SkipRNNConfig", "StartArguments", "BudgetArguments", "StoppingArguments", "TrainingArguments")
 DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
 USAGE = "usage: hf-skiprnn COMMAND ...\n\n{commands}\n\n`hf-skiprnn COMMAND --help` tells more."
-TRAIN_PAGE = """usage: hf-skiprnn train (--task TASK | --config RECIPE | --dataset_name DATA) [options]
+TRAIN_PAGE = """usage: hf-skiprnn train (--task TASK | --config RECIPE) [options]
+       hf-skiprnn train --dataset_name DATA [options]                   your own data
 
 Train a model that decides which steps to read.
 
@@ -47,8 +48,9 @@ recipes: {recipes}
          Those named -paper have the paper's settings. `hf-skiprnn recipes NAME` prints one.
 
 often used: --output_dir, --seed, --max_steps, --learning_rate, --hidden_size, --cell_type,
-            --target_update_rate 0.3 (share of the steps to read), --model_name_or_path (fine-tune)
-every option: hf-skiprnn train --task TASK --help"""
+            --target_update_rate 0.3 (share of the steps to read), --dial 0.05 0.9 (one model for all shares),
+            --model_name_or_path (fine-tune)
+every option: hf-skiprnn train --task TASK --help (own data: --task own_data --help)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,7 +118,10 @@ def check_start(options: list[str]) -> None:
     """Refuse a task or recipe that does not exist."""
     task, config, data = (value_of(options, name) for name in ("task", "config", "dataset_name"))
     if (task and config) or not (task or config or data):
-        refuse(f"give either --task ({', '.join(tasks())}) or --config RECIPE (`hf-skiprnn recipes` lists them).")
+        refuse(
+            f"give either --task ({', '.join(tasks())}) or --config RECIPE (`hf-skiprnn recipes` lists them); "
+            "for your own data, --dataset_name DATA."
+        )
     if task and task not in tasks():
         hint = f" That is a recipe: --config {task}." if task in recipes() else did_you_mean(task, tasks())
         refuse(f"there is no task {task!r}.{hint} Tasks: {', '.join(tasks())}.")

@@ -28,7 +28,7 @@ from .runs import RESULTS, RUN_FILE, run_of
 DESCRIPTION = """Evaluate a checkpoint: metrics, updates, operation counts, and a picture of which steps it reads.
 
     hf-skiprnn evaluate runs/digits-skip-lstm
-    hf-skiprnn evaluate CHECKPOINT --task mnist --dataset_name ../shared/data/mnist --split validation
+    hf-skiprnn evaluate CHECKPOINT --task mnist --dataset_name HUB_ID_OR_FOLDER --split validation
 
 The task and its options come from run.json, which training wrote into the checkpoint's folder (for checkpoint-N, into
 the folder above it), or from the results.json of a published folder. Options on the command line override them.

@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+from transformers.utils import logging
 
 from hf_skiprnn import __version__
 from hf_skiprnn.evaluation.metrics import operation_counts
+from hf_skiprnn.hub.card import HUB_ID
 from hf_skiprnn.tasks import TASKS
 from hf_skiprnn.training.provenance import cpu_name
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 from .option_parser import model_arguments
 from .train_options import Settings
+
+logger = logging.get_logger(__name__)
 
 RUN_FILE = "run.json"  # in output_dir; a run can only be resumed with the same settings
 RESULTS = "results.json"
@@ -123,10 +127,19 @@ def run_of(checkpoint: str | None) -> tuple[str | None, dict[str, Any]]:
     if not isinstance(task, str) or task not in TASKS:
         return None, {}
     options = task_options(task, run.get("task_options"), path)
-    # Published results keep only the last part of a local folder's path; there is no such folder here.
-    if path.name == RESULTS and "/" not in str(options.get("dataset_name", "/")):
+    if path.name == RESULTS and (data := options.get("dataset_name")) and is_elsewhere(data):
         options.pop("dataset_name")
+        what = "%s names the data %s, which are not here: give --dataset_name, or the default of task %s is used."
+        logger.warning(what, path, data, task)
     return task, options
+
+
+def is_elsewhere(data: str) -> bool:
+    """Return whether results name a data folder of another machine: it is not here, and no id of the Hub.
+
+    Published results keep only the last part of an absolute path.
+    """
+    return "/" not in data or (not re.fullmatch(HUB_ID, data) and not Path(data).exists())
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -130,7 +130,10 @@ def recipe_of(first: ArgumentParser, argv: list[str]) -> tuple[Path, list[str]]:
     if named == Namespace(task=None, config=None) and given(rest, "dataset_name"):
         named.task = "own_data"
     if (named.task is None) == (named.config is None):
-        first.error(f"give either --task ({', '.join(sorted(TASKS))}) or --config RECIPE")
+        first.error(
+            f"give either --task ({', '.join(sorted(TASKS))}) or --config RECIPE; "
+            "for your own data, --dataset_name DATA"
+        )
     return named.config or RECIPES / f"{named.task}-skip-lstm.yaml", rest
 
 

@@ -87,6 +87,7 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
     test, task = results["metrics"]["test"], results["task"]
     metric = next((name for name in MAIN_METRICS if name in test), None)
     about, page = task_page(task)
+    lines = snippet(config, processor, location, task, code_travels)
     return {
         "metadata": Markup(metadata(folder.resolve().name, config, processor, results, license_id, code_travels)),
         "name": folder.resolve().name,
@@ -94,7 +95,8 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
         "config": config,
         "code_travels": code_travels,
         "has_weights": has_weights,
-        "snippet": Markup(snippet(config, processor, location, task, code_travels)),
+        "snippet": Markup(lines),
+        "extra": Markup("train,audio" if "soundfile" in lines else "train"),
         "about": Markup(about),
         "page": Markup(page),
         "classes": class_names(config.get("id2label")),
@@ -110,7 +112,8 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
         "speed": speed_rows(folder.parent / "speed", folder.resolve().name),
         "points": results.get("operating_points", []),
         "start": results.get("start", {}).get("model_name_or_path"),
-        "command": Markup(" ".join(results["command"].split())),  # stands in a code block, where nothing is markup
+        "commit": results.get("commit") if re.fullmatch(r"[0-9a-f]{7,40}", str(results.get("commit"))) else None,
+        "command": Markup(shown_command(results)),  # stands in a code block, where nothing is markup
         "license": license_id,
         "number": number,
         "percent": percent,
@@ -123,6 +126,14 @@ def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the task's options to show: those that are set and are not folders of this machine."""
     local = not re.fullmatch(HUB_ID, str(options.get("dataset_name")))
     return {n: value for n, value in options.items() if value is not None and not (local and n == "dataset_name")}
+
+
+def shown_command(results: dict[str, Any]) -> str:
+    """Return the training's command on one line, without a data folder of this machine if the task has a default."""
+    command, data = " ".join(results["command"].split()), str(results["task_options"].get("dataset_name"))
+    if re.fullmatch(HUB_ID, data) or not getattr(TASKS[results["task"]], "dataset_name", None):
+        return command
+    return re.sub(rf" --dataset_name[= ]['\"]?{re.escape(data)}['\"]?(?= |$)", "", command)
 
 
 def task_page(task: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Measure how many rows per second `train.py` trains on, and where the time of a training step goes.
 
     python scripts/benchmark.py training --task digits
-    python scripts/benchmark.py training --task fsdd --dataset_name ../shared/data/fsdd
+    python scripts/benchmark.py training --task fsdd --dataset_name FOLDER
     python scripts/benchmark.py training --dataset_name my_folder --label_column activity --max_steps 500
 
 The options are those of `train.py`, whose code runs here without evaluations and checkpoints, for an epoch and 200

@@ -1,6 +1,6 @@
 """Pack MNIST into one file of under 20 MB, for machines without `datasets`.
 
-    python -m scripts.gpu.mnist_npz ../shared/data/mnist mnist.npz      # or a Hub id: ylecun/mnist
+    python -m scripts.gpu.mnist_npz ylecun/mnist mnist.npz      # or a folder in the same layout
 
 Arrays: train_images [60000, 784] uint8 and train_labels [60000]; test_images and test_labels likewise, 10000 of them.
 """

@@ -1,7 +1,7 @@
 """Teach a trained torch.nn.LSTM to skip: convert it, fine-tune it with a budget, and compare before and after.
 
-    python -m scripts.paper.learn_to_skip --dataset_name ../shared/data/imdb
-    python -m scripts.paper.learn_to_skip --dataset_name ../shared/data/imdb --weights my_lstm.pt
+    python -m scripts.paper.learn_to_skip --dataset_name stanfordnlp/imdb    # or a folder in the same layout
+    python -m scripts.paper.learn_to_skip --dataset_name stanfordnlp/imdb --weights my_lstm.pt
 
 The task is IMDB. --weights is a state dict with embedding.weight, lstm.* (one nn.LSTM, batch_first) and classifier.*,
 for the task's vocabulary; without it such a model is first trained in plain PyTorch. The converted model reads every

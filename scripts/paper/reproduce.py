@@ -2,7 +2,7 @@
 
     python -m scripts.paper.reproduce --table 1                      # every row of Table 1 once, with our settings
     python -m scripts.paper.reproduce --table 4 --rows skip-lstm-1e-4 skip-gru-1e-4 --seeds 4
-    python -m scripts.paper.reproduce --table 2 --settings paper --dataset_name ../shared/data/mnist
+    python -m scripts.paper.reproduce --table 2 --settings paper --dataset_name ylecun/mnist
     python -m scripts.paper.reproduce --table 2 --rows skip-lstm-1e-4 --add runs/mnist-1  # trained elsewhere
     python -m scripts.paper.reproduce --report  # renders tables, cards, README and docs; trains nothing
 

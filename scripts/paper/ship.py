@@ -1,7 +1,7 @@
 """Copy a finished run into this repository as a checkpoint folder that anyone can load and evaluate from a clone.
 
     python -m scripts.paper.ship runs/adding model_cards/skip-lstm-adding
-    python -m scripts.paper.ship runs/mnist model_cards/skip-lstm-mnist --dataset_name ../shared/data/mnist
+    python -m scripts.paper.ship runs/mnist model_cards/skip-lstm-mnist --dataset_name ylecun/mnist
     python -m scripts.paper.ship runs/imdb model_cards/skip-lstm-imdb --without_weights    # for large weights
 
 It evaluates the run's checkpoint again on the test split, and exits if the numbers differ from its results.json. It

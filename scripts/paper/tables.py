@@ -176,7 +176,11 @@ def render_table(results: dict[str, Any]) -> str:
         title = ", ".join(f"{name} = {number(value)}" for name, value in options.items())
         parts.append((f"## {title}\n\n" if title else "") + "\n".join(table_lines(groups)) + "\n")
         parts.append(f"![ours beside the paper's]({picture_name(options)})\n")
-    parts.append("## How each number was made\n\n" + "\n".join(provenance_lines(results["runs"])) + "\n")
+    parts.append(
+        "## How each number was made\n\nA command belongs to its commit. To train a row today: "
+        f"`python -m scripts.paper.reproduce --table {table} --rows ROW`.\n"
+    )
+    parts.append("\n".join(provenance_lines(results["runs"])) + "\n")
     return "\n".join(parts)
 
 

@@ -171,6 +171,24 @@ def test_a_checkpoints_files_are_data_and_set_only_the_tasks_own_fields(tmp_path
         assert "Traceback" not in refusal(capsys, evaluate.main, str(tmp_path))
 
 
+def test_a_data_folder_of_another_machine_is_not_looked_for(tmp_path, caplog):
+    for data, kept in (
+        ("../gone/data/mnist", False),
+        ("data/of/mine", False),
+        ("mnist", False),
+        ("you/digits", True),
+        (str(tmp_path), True),
+    ):
+        (tmp_path / "results.json").write_text(json.dumps({"task": "mnist", "task_options": {"dataset_name": data}}))
+        assert run_of(str(tmp_path)) == ("mnist", {"dataset_name": data} if kept else {})
+        assert (f"names the data {data}, which are not here: give --dataset_name" in caplog.text) is not kept
+        caplog.clear()
+        assert evaluate.parse([str(tmp_path)])[1].dataset_name == (data if kept else "ylecun/mnist")
+        assert evaluate.parse([str(tmp_path), "--dataset_name", "my/own"])[1].dataset_name == "my/own"
+    (tmp_path / "run.json").write_text(json.dumps({"task": "mnist", "task_options": {"dataset_name": "../gone/mnist"}}))
+    assert run_of(str(tmp_path)) == ("mnist", {"dataset_name": "../gone/mnist"})  # this machine's own run: data moved
+
+
 def test_a_file_beside_the_checkpoint_counts_for_the_trainers_own_folders_only(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"task": "adding", "task_options": {"length": 20}}))
     assert run_of(str(tmp_path / "checkpoint-20")) == ("adding", {"length": 20})
