@@ -44,12 +44,12 @@ class GateWeights(NamedTuple):
 
     weight: Tensor  # [1, H]
     bias: Tensor  # [1]
-    shift: Tensor | None = None  # [B], a number for each row that is added to the bias
+    shift: Tensor | None = None  # [B], a number for each row that is added to the bias; or [], one for all rows
     capped: int = 0  # GATE_GRADIENTS[config.gate_gradient]; see `gate_slope`
 
     def of_rows(self, rows: Tensor) -> "GateWeights":
         """Return the gate of some rows of the batch ([N], integer)."""
-        return self if self.shift is None else self._replace(shift=self.shift[rows])
+        return self if self.shift is None or not self.shift.dim() else self._replace(shift=self.shift[rows])
 
 
 class Step(NamedTuple):

@@ -64,6 +64,15 @@ def fixed_shifts(model: Any, batch: int, gate_shift: Shift | None, update_rate: 
     return row_shifts(model.config, batch, like, gate_shift, update_rate, training=False)[0]
 
 
+def stream_shift(model: Any, batch: int, gate_shift: Shift | None, update_rate: Shift | None) -> Tensor | None:
+    """Return `fixed_shifts`, but one number [] where one was given: it also holds for rows that join later."""
+    given = update_rate if gate_shift is None else gate_shift
+    if given is None or torch.as_tensor(given).dim():
+        return fixed_shifts(model, batch, gate_shift, update_rate)
+    shift = fixed_shifts(model, 1, gate_shift, update_rate)
+    return None if shift is None else shift[0]
+
+
 def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:
     """Return [B] numbers from one number, or from one for each row; they must be finite."""
     rows = torch.as_tensor(value, dtype=like.dtype, device=like.device)

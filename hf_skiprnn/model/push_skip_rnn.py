@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .cells_skip_rnn import NEVER
 from .changed_modules_skip_rnn import storage_gap
-from .operating_point_skip_rnn import Shift, fixed_shifts
+from .operating_point_skip_rnn import Shift, fixed_shifts, stream_shift
 from .outputs_skip_rnn import SkipRNNState
 from .reader_skip_rnn import Reader, as_count, as_tensor
 from .saved_stream_skip_rnn import pack, unpack
@@ -46,7 +46,8 @@ def stream(
         state: SkipRNNState to continue from, of one row or of batch_size rows; default: the initial state.
         generator: draws the gates of gate="random".
         check_inputs: refuse a read step that is not finite. Otherwise a NaN causes an update and shows in the logits.
-        gate_shift: number or [batch_size] numbers, as in the model's forward: each row's operating point.
+        gate_shift: number or [batch_size] numbers, as in the model's forward: each row's operating point. One number
+            also holds for rows that join later.
         update_rate: likewise.
 
     Raises:
@@ -55,7 +56,7 @@ def stream(
     rows = 1 if batch_size is None else as_count(batch_size, "batch_size")
     if rows < 0:
         raise ValueError(f"batch_size must not be negative; got {batch_size}.")
-    reader = Reader(model, generator, check_inputs, fixed_shifts(model, rows, gate_shift, update_rate))
+    reader = Reader(model, generator, check_inputs, stream_shift(model, rows, gate_shift, update_rate))
     if batch_size is None:
         return Stream(reader, state)
     return StreamBatch(reader, reader.start(state, rows))
@@ -253,13 +254,28 @@ class StreamBatch(_Copies):
             raise ValueError(f"Row {row}: {must_read(steps, int(waits[row]), int(self._step[row]))}")
         self._step += steps
 
-    def join(self, rows: int = 1, state: SkipRNNState | None = None) -> range:
+    def join(
+        self,
+        rows: int = 1,
+        state: SkipRNNState | None = None,
+        *,
+        gate_shift: Shift | None = None,
+        update_rate: Shift | None = None,
+    ) -> range:
         """Add `rows` new sequences, from `state` or the initial one; return their row numbers.
 
+        `gate_shift` or `update_rate`, a number or [rows] numbers, is their operating point. The default is that of the
+        other streams, if these have one in common.
+
         Raises:
-            ValueError: the state has another shape or is damaged.
+            ValueError: the state has another shape or is damaged; or each of the other streams was given a shift of its
+                own, and the new ones were given none.
         """
-        first, new = len(self), StreamBatch(self._reader, self._reader.start(state, as_count(rows, "rows")))
+        first, count = len(self), as_count(rows, "rows")
+        shift = self._shift_with(count, fixed_shifts(self._reader.model, count, gate_shift, update_rate))
+        new = StreamBatch(self._reader, self._reader.start(state, count))
+        if shift is not self._reader.shift:
+            self._reader = self._reader.shifted(shift)
         for name in ("_step", "_updated", "_next"):
             setattr(self, name, torch.cat((getattr(self, name), getattr(new, name))))
         old, started = self._state, new._state
@@ -269,7 +285,19 @@ class StreamBatch(_Copies):
             torch.cat((old.increment, started.increment)),
             torch.cat((old.steps_since_update, started.steps_since_update)),
         )
-        return range(first, first + rows)
+        return range(first, first + count)
+
+    def _shift_with(self, rows: int, new: Tensor | None) -> Tensor | None:
+        """Return the shifts of all streams after `rows` more have joined. `new`: [rows], or None: none was given."""
+        old, config = self._reader.shift, self._reader.base.config
+        if new is None:
+            if old is not None and old.dim() and rows:
+                raise ValueError(
+                    "Each stream has a gate shift of its own: give gate_shift= or update_rate= for the rows that join."
+                )
+            return old
+        old = new.new_tensor(config.gate_shift) if old is None else old
+        return torch.cat((old if old.dim() else old.expand(len(self)), new))
 
     def leave(self, rows: Sequence[int]) -> None:
         """Remove the sequences in `rows`; those after them move up. Read their logits or state before.
@@ -283,6 +311,9 @@ class StreamBatch(_Copies):
         stay = torch.tensor([row for row in range(len(self)) if row not in gone], dtype=torch.long)
         self._step, self._updated, self._next = self._step[stay], self._updated[stay], self._next[stay]
         self._state = self._state.reorder(stay.to(self._reader.device))
+        shift = self._reader.shift
+        if gone and shift is not None and shift.dim():
+            self._reader = self._reader.shifted(shift[stay.to(shift.device)])
 
     @property
     def step(self) -> Tensor:
@@ -306,16 +337,27 @@ class StreamBatch(_Copies):
         return self._state.map(Tensor.clone)._replace(steps_since_update=steps_since_update)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all streams as tensors that safetensors can save. The generator of a random gate is not included."""
+        """Return all streams as tensors that safetensors can save.
+
+        The generator of a random gate is not included, nor are shifts of the gate: make the new streams with the same.
+        """
         return pack(self.state, self._step.clone(), self.steps_to_skip)
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Continue exactly where streams of the same model were saved. The number of streams becomes the saved one.
 
         Raises:
-            ValueError: names, shapes or values cannot be from such streams. These streams are not changed.
+            ValueError: names, shapes or values cannot be from such streams, or each of these streams was given a shift
+                of its own, and there are not as many saved ones. These streams are not changed.
         """
-        self._restore(*unpack(saved, self._reader))
+        state, step, waits = unpack(saved, self._reader)
+        shift = self._reader.shift
+        if shift is not None and shift.dim() and len(shift) != len(step):
+            raise ValueError(
+                f"There are {len(step)} saved streams, but gate shifts of {len(shift)}. Make the streams with a shift for "
+                "each saved one, or one number for all."
+            )
+        self._restore(state, step, waits)
 
 
 def next_reads(steps: Tensor, waits: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Reader:
     def __init__(
         self, model: Any, generator: torch.Generator | None, check_inputs: bool, shift: Tensor | None = None
     ) -> None:
-        """`shift`: [B], each row's gate shift; None: `config.gate_shift` for all rows."""
+        """`shift`: [B], each row's gate shift, or [], that of all rows; None: `config.gate_shift` for all rows."""
         self.model, self.base = model, model.base_model
         self.head = None if self.base is model else model.classifier
         self.generator, self.check_inputs = generator, check_inputs
@@ -38,6 +38,10 @@ class Reader:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle only the model: copies of the detached weights would not share the model's memory."""
         return Reader, (self.model, self.generator, self.check_inputs, self.shift)
+
+    def shifted(self, shift: Tensor | None) -> "Reader":
+        """Return a reader of the same model with other shifts of the gate."""
+        return Reader(self.model, self.generator, self.check_inputs, shift)
 
     def start(self, state: SkipRNNState | None, batch: int) -> SkipRNNState:
         """Return a copy of `state`, or the initial state of `batch` rows, without its graph.

@@ -166,6 +166,58 @@ def test_streams_join_and_leave() -> None:
         streams.leave([1])
 
 
+@pytest.mark.parametrize("asked", ["gate_shift", "update_rate"])
+def test_streams_keep_their_operating_points_when_others_join_and_leave(asked: str) -> None:
+    model = build()
+    model.config.gate_calibration = [[0.05, -4.0], [0.9, 4.0]]
+    x, points = draw(model, 5, STEPS), [0.1, 0.3, 0.5, 0.7, 0.85]
+    want = forward(model, x, **{asked: points})
+    streams = model.stream(3, **{asked: points[:3]})
+    seen: list[list[bool]] = [[] for _ in points]
+    who = [0, 1, 2]
+    for now in range(STEPS + 9):
+        if now == 4:
+            with pytest.raises(ValueError, match="Each stream has a gate shift of its own: give gate_shift="):
+                streams.join()
+            streams.join(1, **{asked: points[3]})
+        if now == 9:
+            streams.join(1, **{asked: [points[4]]})
+        who += [3] * (now == 4) + [4] * (now == 9)
+        places = [place for place, row in enumerate(who) if len(seen[row]) == STEPS or (row == 1 and now == 6)]
+        for place in places:
+            if len(seen[who[place]]) == STEPS:
+                torch.testing.assert_close(streams.logits[place], want.logits[who[place]], rtol=1e-5, atol=1e-6)
+        streams.leave(places)
+        who = [row for place, row in enumerate(who) if place not in places]
+        read = streams.push(torch.stack([x[row, len(seen[row])] for row in who])) if who else []
+        for row, flag in zip(who, read, strict=True):
+            seen[row].append(bool(flag))
+    gates = want.update_gates.bool().tolist()
+    assert seen == [gates[row][: len(seen[row])] for row in range(5)]
+    assert [len(steps) for steps in seen] == [STEPS, 6, STEPS, STEPS, STEPS]
+
+
+def test_one_shift_also_holds_for_streams_that_join_or_are_loaded() -> None:
+    model = build()
+    x = draw(model, 3, STEPS)
+    want = forward(model, x, gate_shift=-0.7).update_gates.bool()
+    assert not torch.equal(want, forward(model, x).update_gates.bool())
+    for streams in (model.stream(2, gate_shift=-0.7), model.stream(0, gate_shift=-0.7)):
+        streams.join(3 - len(streams))
+        saved = streams.state_dict()
+        assert torch.equal(torch.stack([streams.push(x[:, t]) for t in range(STEPS)], 1), want)
+        one = model.stream(1, gate_shift=-0.7)
+        one.load_state_dict(saved)
+        assert torch.equal(torch.stack([one.push(x[:, t]) for t in range(STEPS)], 1), want)
+    two = model.stream(2, gate_shift=[0.0, -0.7])
+    with pytest.raises(ValueError, match="There are 3 saved streams, but gate shifts of 2"):
+        two.load_state_dict(saved)
+    plain = model.stream(1)  # the model's own shift; the one that joins has another
+    plain.join(2, gate_shift=-0.7)
+    gates = torch.stack([plain.push(x[:, t]) for t in range(STEPS)], 1)
+    assert torch.equal(gates, torch.cat((forward(model, x[:1]).update_gates.bool(), want[1:])))
+
+
 def test_many_streams_skip_and_sleep_together() -> None:
     streams = build(gate="strided", stride=3).stream(batch_size=2)
     x = torch.ones(2, 2)
