@@ -212,6 +212,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         kind: Any = AutoModelForTokenClassification if task.per_frame else AutoModelForSequenceClassification
         model = kind.from_pretrained(options.checkpoint, trust_remote_code=options.trust_remote_code)
+        if (options.gate_shifts or options.update_rates) and model.config.gate != "learned":
+            raise ValueError(
+                f"--gate_shifts and --update_rates move a learned gate; {options.checkpoint} has "
+                f"gate={model.config.gate!r}."
+            )
         if options.pull:
             return pull(model, task, folder)
         task.use_processor(options.checkpoint)

@@ -38,7 +38,10 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--one_update", action="store_true", help="the graph of one update, for streaming runtimes")
     parser.add_argument("--int8", action="store_true", help="int8 weights; the gate stays in float32")
     parser.add_argument(
-        "--gate_shift", type=float, default=0.0, help="added to the gate's bias: below 0, fewer updates"
+        "--gate_shift",
+        type=float,
+        default=None,
+        help="shift of the gate's bias instead of the checkpoint's own; below 0, fewer updates",
     )
     parser.add_argument(
         "--gate_shift_input",
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     options = parse(sys.argv[1:] if argv is None else argv)
     with wrong_input_exits():
         model = load(options.checkpoint, options.trust_remote_code)
-    if options.gate_shift:
+    if options.gate_shift is not None:
         model.set_gate_shift(options.gate_shift)
     graph = (OneUpdate if options.one_update else UpdateLoop)(model, options.gate_shift_input)
     options.output.parent.mkdir(parents=True, exist_ok=True)

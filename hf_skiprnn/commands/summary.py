@@ -69,9 +69,12 @@ def reading_line(test: dict[str, float]) -> str:
 
 
 def gate_lines(results: dict[str, Any]) -> list[str]:
-    """Return a warning and a remedy if a learned gate has closed or reads nearly every step."""
+    """Return a warning and a remedy if a learned gate has closed or reads nearly every step.
+
+    If a share was asked for, RateController says whether it was reached.
+    """
     test = results["metrics"]["test"]
-    if results["model"]["gate"] != "learned":
+    if results["model"]["gate"] != "learned" or results.get("steering"):
         return []
     line = ""
     if test["updates"] < CLOSED:

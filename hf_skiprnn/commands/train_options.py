@@ -44,7 +44,7 @@ SHAPE = (
 
 OPERATING_POINT = (
     *("gate_shift", "gate_noise", "gate_calibration", "gate_gradient"),
-    *("budget_loss", "budget_target", "budget_slope"),
+    *("budget_loss", "budget_weight", "budget_target", "budget_slope"),
 )
 
 
@@ -109,6 +109,9 @@ def parse(argv: list[str]) -> Settings:
         near = did_you_mean(unknown[0].partition("=")[0].lstrip("-"), names)
         parser.error(f"unknown: {' '.join(unknown)}.{near} --task {task_class.name} --help lists every option")
     if any(value is not None for value in (budget.target_update_rate, budget.dial, budget.steered_update_rate)):
+        if budget.steered_update_rate is None and (own := [name for name in OWN_BUDGET if given(rest, name)]):
+            name = "dial" if budget.dial else "target_update_rate"
+            parser.error(f"--{own[0]} and --{name} both set the budget: give one of them.")
         prepare_steering(args, at_logs=budget.steered_update_rate is not None)
     fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     return Settings(start, task, config_of(start, task, fields), args, chosen_of(args, options), budget, stopping)

@@ -181,13 +181,25 @@ class SkipRNNConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Return a config from the fields of a file. Fields that other tools and users added are kept.
 
-        (The constructor refuses them: there, an unknown name is a spelling mistake.)
+        (The constructor refuses them: there, an unknown name is a spelling mistake.) Arguments override fields, and are
+        checked with them. With a gate that is not learned, the file's operating point is left out; with another
+        `budget_loss`, its weight, slope and target of the budget, which had other units.
 
         Raises:
             ValueError: a field has a name of the class, such as "to_dict", which it would replace.
             StrictDataclassError: as the constructor.
         """
-        return super().from_dict(config_dict | {FROM_FILE: True}, **kwargs)
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        names = {field.name for field in fields(cls)} - inherited
+        own = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        useless: set[str] = set()
+        if own.get("gate", "learned") != "learned":
+            useless |= {"gate_shift", "gate_noise", "gate_calibration"}
+        before = config_dict.get("budget_loss", cls.budget_loss)
+        if own.get("budget_loss", before) != before:
+            useless |= {"budget_weight", "budget_slope", "budget_target"}
+        kept = {name: value for name, value in config_dict.items() if name not in useless}
+        return super().from_dict(kept | own | {FROM_FILE: True}, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:

@@ -127,10 +127,6 @@ class SkipRNNLayer(nn.Module):
         values = (getattr(self, name) for name in LayerParameters._fields)
         return tuple(None if value is None else value.clone() for value in values)
 
-    def weights(self, dtype: torch.dtype | None = None) -> LayerWeights:
-        """Return the weights of a layer that no tool has changed; of others see `SkipStack.current_layers`."""
-        return layer_weights(self, dtype)
-
 
 def layer_weights(layer: SkipRNNLayer | LayerParameters, dtype: torch.dtype | None = None) -> LayerWeights:
     """Return a layer's weights for a scan, cast to `dtype` if it is given (autocast)."""

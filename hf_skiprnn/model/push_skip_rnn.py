@@ -354,8 +354,8 @@ class StreamBatch(_Copies):
         shift = self._reader.shift
         if shift is not None and shift.dim() and len(shift) != len(step):
             raise ValueError(
-                f"There are {len(step)} saved streams, but gate shifts of {len(shift)}. Make the streams with a shift for "
-                "each saved one, or one number for all."
+                f"There are {len(step)} saved streams, but gate shifts of {len(shift)}. Make the streams with a shift "
+                "for each saved one, or one number for all."
             )
         self._restore(state, step, waits)
 

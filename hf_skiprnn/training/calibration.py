@@ -87,8 +87,13 @@ def set_update_rate(model: Any, rate: float) -> float:
     A rate outside the measured shares is replaced by the nearest one. Between two measured shares the shift is
     interpolated, so the share that is read may differ; `share_read` measures it. Unlike the argument `update_rate=` of
     a call, the shift is saved with the checkpoint, in `config.gate_shift`.
+
+    Raises:
+        ValueError: the model is not calibrated.
     """
     pairs = model.config.gate_calibration
+    if not pairs:
+        raise ValueError("set_update_rate needs a calibrated model: call calibrate(model, batches) on validation rows.")
     reachable = min(max(rate, pairs[0][0]), pairs[-1][0])
     model.set_gate_shift(float(shift_of_rate(pairs, torch.tensor([reachable], dtype=torch.float64))))
     return reachable

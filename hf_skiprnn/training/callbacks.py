@@ -69,13 +69,14 @@ class BudgetArguments:
         from .rate_controller import RateController  # it imports from this file
 
         if self.dial is not None and self.target_update_rate is None:
-            self.target_update_rate = math.sqrt(abs(math.prod(self.dial)))  # RateController refuses a negative one
+            self.target_update_rate = math.sqrt(abs(math.prod(self.dial)))  # RateController refuses a wrong dial
         makers: dict[str, Callable[[Any], TrainerCallback]] = {
             "budget_warmup_steps": BudgetWarmup,
             "target_update_rate": lambda target: RateController(target, self.dial),
             "steered_update_rate": BudgetController,
         }
-        asked = {name: value for name in makers if (value := getattr(self, name)) not in (None, 0.0)}
+        given = {name: value for name in makers if (value := getattr(self, name)) is not None}
+        asked = {name: value for name, value in given.items() if value or name != "budget_warmup_steps"}  # 0: none
         if len(asked) > 1:
             raise ValueError(f"{' and '.join(asked)} all set lambda: use only one of them.")
         return [makers[name](value) for name, value in asked.items()]

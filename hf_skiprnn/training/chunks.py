@@ -9,6 +9,7 @@
 
 The state holds the increment and the steps since the last update, so gates, updates and outputs are exactly those of
 the whole sequence. `detach` stops gradients at the start of a chunk, so memory is needed for one chunk only.
+With `gate_noise` each call would draw new shifts: draw them once, and pass them to every chunk as `gate_shift=`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ def chunks(batch: Mapping[str, Tensor], steps: int) -> Iterator[dict[str, Tensor
 
     Pad sequences of different length on the left, so that every row ends in the last chunk. With budget_loss="cost" the
     budgets of the chunks add up to that of the whole sequence; with "l1" and "l2" the target applies to each chunk.
+    With "rate", which a target share of steps sets, multiply the budget of each chunk by its share of the steps.
 
     Args:
         batch: input_values [B, T, I] or input_ids [B, T]; attention_mask and forced_gates [B, T]; labels. Labels of

@@ -64,9 +64,9 @@ class RateController(TrainerCallback, ExportableState):
     After a third step with an element above EXPLODED it is set to "mean", and the training recovers.
     A gate that is shut reads one step of a row, and then has next to no gradient. After PATIENCE steps it starts anew
     as a stride, and lambda from 0; the rest of the model stays.
-    If `config.gate_noise` is 0 it is set to NOISE, so that the trained gate also works at other shifts. After training,
-    `hf_skiprnn.training.calibrate` finds the shift at which the target is read. `outcome` holds the target, the
-    share in the last evaluation, lambda, and whether that share is within 10 % of the target.
+    If `config.gate_noise` is 0 or a dial's range, it is set to NOISE, so that the trained gate also works at other
+    shifts. After training, `hf_skiprnn.training.calibrate` finds the shift at which the target is read. `outcome` holds
+    the target, the share in the last evaluation, lambda, and whether that share is within 10 % of the target.
 
     With `dial=(low, high)` every row has its own target in training. Its logit is drawn uniformly between those of low
     and high; the gate's shift is the difference to the target's logit. Lambda is then a line over the shift, with two
@@ -133,6 +133,11 @@ class RateController(TrainerCallback, ExportableState):
         config = base.config
         if config.gate != "learned":
             raise ValueError(f"A target update rate needs gate='learned'; got gate={config.gate!r}.")
+        if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss", "eval_loss"):
+            logger.warning(
+                "load_best_model_at_end compares eval_loss, which contains lambda, and lambda changes in training. Set "
+                'metric_for_best_model to "task_loss" or to a metric of yours.'
+            )
         config.budget_loss, config.budget_target = "rate", self.target
         self.max_steps = max(state.max_steps, 1)
         self.rate = min(max(COURSE / self.max_steps, SLOWEST), FASTEST)
@@ -147,7 +152,8 @@ class RateController(TrainerCallback, ExportableState):
         self.weight = kept.get("weight", 0.0)
         config.budget_weight, config.budget_slope = self.weight, self.weight_slope
         if self.dial is None:
-            config.gate_noise = config.gate_noise or NOISE
+            low, high = config.noise_range()
+            config.gate_noise = high if high and low == -high else NOISE  # a dial's range would move the share
         else:
             self.widen(config, state.global_step)
         gate = base.update_gate
@@ -250,6 +256,9 @@ class RateController(TrainerCallback, ExportableState):
         """
         if self.scale is None and state.global_step:
             raise RuntimeError("RateController needs SkipRNNTrainer, which passes it the share of every step.")
+        if args.load_best_model_at_end and (best := state.best_global_step):  # its weights are loaded now
+            logs = [log for log in state.log_history if log["step"] == best and "eval_update_rate" in log]
+            self.share = logs[-1]["eval_update_rate"] if logs else self.share
         self.judge(self.share, skip_rnn_in(model).config)
 
     def judge(self, share: float | None, config: Any) -> None:

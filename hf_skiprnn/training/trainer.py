@@ -104,18 +104,29 @@ class SkipRNNTrainer(Trainer):
 
         Nothing here waits for the device.
         """
+        again = None if model.training or self._loss_holds_budget is not None else dict(inputs)
         with noted_forwards(model) as notes:
             loss, out = compute_loss(model, inputs, True, num_items_in_batch)
+        if again is not None and notes.updates and not is_own_loss(loss, out):
+            self._find_budget(compute_loss, model, again, num_items_in_batch)
         if notes.updates:
             loss = self._add_budget(loss, out, notes, model.training, num_items_in_batch)
         else:
             self._warn_once("budget", f"No SkipRNNModel ran in {type(model).__name__}: no budget, no updates to log.")
         return (loss, out) if return_outputs else loss
 
+    def _find_budget(self, compute_loss: Callable[..., Any], model: Any, inputs: dict[str, Any], items: Any) -> None:
+        """Find out whether the loss holds the budget, from an evaluation batch before any training batch."""
+        bare = self.accelerator.unwrap_model(model)  # DDP would wait for a backward pass
+        with torch.enable_grad(), noted_forwards(bare) as notes:
+            loss = compute_loss(bare, inputs, True, items)[0]
+        if notes.budget_losses:
+            self._loss_holds_budget = depends_on(loss, notes.budget_losses[0])
+
     def _add_budget(self, loss: Tensor, out: Any, notes: ForwardNotes, training: bool, items: Any) -> Tensor:
         """Return the loss including the budget loss; store both, the updates and the lengths for the logs."""
         own = out if isinstance(out, Mapping) and "task_loss" in out else {}  # the output of our classifiers
-        is_own = bool(own) and loss is own.get("loss")
+        is_own = is_own_loss(loss, out)
         if training and self._loss_holds_budget is None:
             found = depends_on(loss, notes.budget_losses[0])
             self._loss_holds_budget = is_own or (own.get("loss") is not None if found is None else found)
@@ -275,6 +286,21 @@ class SkipRNNTrainer(Trainer):
         last: Any = self._evaluated.last
         return last
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return Trainer's loader, and always of the rows that are asked for.
+
+        With persistent workers, Trainer keeps the loader of `eval_dataset` and returns it for other data sets too.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        kept = self.__dict__.pop("_eval_dataloaders", None)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.__dict__.pop("_eval_dataloaders", None)
+            if kept is not None:
+                self._eval_dataloaders = kept
+
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -303,6 +329,7 @@ class SkipRNNTrainer(Trainer):
         folder = resumable_checkpoint(str(self.args.output_dir), resume_from_checkpoint)
         self._window, self._unchecked, self._reads, resumed_at = TrainingWindow(), [], [], None
         self._searched = None  # the user may have changed the model
+        self._forget_calibration()
         if folder is not None:
             if self.is_world_process_zero():
                 self._window.load(folder / WINDOW_FILE)
@@ -312,6 +339,17 @@ class SkipRNNTrainer(Trainer):
             self._load_rng_state(str(folder))  # Trainer does it at the first step; evaluations may use random numbers
         self._raise_failed_pushes()
         return outcome
+
+    def _forget_calibration(self) -> None:
+        """Remove the calibration of a Skip RNN that will change: its table would not hold any more."""
+        for found in skip_rnns(self.model) if self.model is not None else ():  # model_init makes it later
+            if found.config.gate_calibration and any(part.requires_grad for part in found.parameters()):
+                found.config.gate_calibration = None
+                self._warn_once(
+                    "calibration",
+                    "The model's calibration is removed, because training changes which shares it reads. For "
+                    "update_rate=, call hf_skiprnn.training.calibrate after training.",
+                )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
@@ -389,6 +427,11 @@ class SkipRNNTrainer(Trainer):
             location = self.hub_model_id or path.parent.resolve().name
             text = training_card(location, fields, own, self.state, license or license_of(path), language)
             write_whole(path, text)
+
+
+def is_own_loss(loss: Tensor, out: Any) -> bool:
+    """Return whether a loss is the one that our classifiers compute."""
+    return isinstance(out, Mapping) and "task_loss" in out and loss is out.get("loss")
 
 
 def default_objective(metrics: dict[str, float]) -> float:

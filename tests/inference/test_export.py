@@ -12,6 +12,7 @@ import pytest
 import torch
 from skipping_models import build, draw
 from sklearn.datasets import load_digits
+from transformers import AutoModelForSequenceClassification
 
 from hf_skiprnn import SkipRNNForFrameClassification
 from hf_skiprnn.inference.export import OneUpdate, UpdateLoop, compare, quantize, save_onnx, session
@@ -237,6 +238,20 @@ def test_the_script_writes_and_checks(tmp_path: Path, script) -> None:
     paths = [str(tmp_path / "checkpoint"), str(tmp_path / "model.onnx")]
     real = script.main([*paths, "--inputs", str(tmp_path / "rows.npy"), "--gate_shift", "-1.5"])
     assert (real["rows"], real["rows_with_other_gates"]) == (5, 0)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint")
+    model.set_gate_shift(-1.5)
+    model.save_pretrained(tmp_path / "shifted")
+    feed = {"input_values": np.load(tmp_path / "rows.npy"), "attention_mask": np.ones((5, 33), np.int64)}
+    updates = []
+    for checkpoint, options in (
+        ("checkpoint", ["--gate_shift", "-1.5"]),
+        ("shifted", []),
+        ("shifted", ["--gate_shift", "0"]),
+    ):
+        script.main([str(tmp_path / checkpoint), paths[1], *options])
+        updates.append(session(paths[1]).run(["num_updates"], feed)[0].tolist())
+    assert updates[0] == updates[1]  # the default is the checkpoint's own shift
+    assert sum(updates[2]) > sum(updates[1])
     script.main([*paths, "--one_update", "--int8", "--gate_shift_input"])
     assert any(node.op_type == "MatMulInteger" for node in onnx.load(paths[1]).graph.node)
     names = ["input_values", "fresh", "h", "c", "gate_shift"]

@@ -45,6 +45,34 @@ def test_configuration_takes_ints_for_floats_and_survives_json(tmp_path: Path) -
     assert SkipRNNConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
+def test_arguments_override_a_files_fields_and_are_checked_with_them(tmp_path: Path) -> None:
+    dial = SkipRNNConfig(
+        budget_loss="rate", budget_weight=-0.5, budget_target=0.2, budget_slope=0.1, gate_shift=0.3, gate_noise=[-1, 2]
+    )
+    dial.gate_calibration = [[0.1, -1.0], [0.9, 1.0]]
+    dial.save_pretrained(tmp_path)
+    load = SkipRNNConfig.from_pretrained
+    plain = load(tmp_path, gate="always")
+    assert (plain.gate_shift, plain.gate_noise, plain.gate_calibration) == (0.0, 0.0, None)
+    cost = load(tmp_path, budget_loss="cost")
+    assert (cost.budget_weight, cost.budget_slope, cost.budget_target) == (1e-4, 0.0, None)
+    assert (cost.gate_shift, cost.gate_calibration) == (0.3, dial.gate_calibration)
+    assert load(tmp_path, budget_loss="l2", budget_target=0.4, budget_weight=2.0).budget_weight == 2.0
+    assert load(tmp_path, budget_loss="rate").budget_weight == -0.5
+    for changes, message in (
+        ({"budget_loss": "l2"}, "needs budget_target"),
+        ({"gate": "strided", "gate_shift": 1.0}, "need gate='learned'"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1"),
+    ):
+        with pytest.raises(StrictDataclassError, match=message):
+            load(tmp_path, **changes)
+    for config in (plain, cost):
+        config.save_pretrained(tmp_path / "again")
+        assert load(tmp_path / "again").to_dict() == config.to_dict()
+    config, rest = load(tmp_path, hidden_size=7, other=1, return_unused_kwargs=True)
+    assert (config.hidden_size, rest) == (7, {"other": 1})
+
+
 def test_names_with_their_numbers_are_enough():
     names = {"bad": 0, "good": 1, "so-so": 2}
     config = SkipRNNConfig(label2id=names)

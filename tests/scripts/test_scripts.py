@@ -113,6 +113,7 @@ def test_a_gate_that_learnt_nothing_is_said_to(gate, updates, rate, message):
     lines = gate_lines(results)
     assert bool(lines) == bool(message)
     assert not message or re.match(message, lines[0])
+    assert gate_lines(results | {"steering": {"reached": True}}) == []  # the share was asked for
 
 
 def test_the_pipeline_takes_the_run(digits_run):
@@ -169,6 +170,39 @@ def test_a_checkpoints_files_are_data_and_set_only_the_tasks_own_fields(tmp_path
     for content in ("[]", "{", '{"task": ["adding"]}'):
         (tmp_path / name).write_text(content)
         assert "Traceback" not in refusal(capsys, evaluate.main, str(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["--gate_shifts", "--update_rates"])
+def test_only_a_learned_gate_is_evaluated_at_other_shares(tmp_path, capsys, option):
+    config = SkipRNNConfig(hidden_size=4, gate="strided", **TASKS["frequency"]().model_defaults())
+    SkipRNNForSequenceClassification(config).save_pretrained(tmp_path)
+    said = refusal(capsys, evaluate.main, str(tmp_path), "--task", "frequency", "--eval_rows", "8", option, "0.5")
+    assert "move a learned gate" in said
+    assert "has gate='strided'" in said
+
+
+def test_the_budget_of_a_checkpoint_is_not_that_of_its_fine_tuning(tmp_path):
+    """Its lambda has the unit of its own budget; a controller's may even be below 0."""
+    held = {"budget_loss": "rate", "budget_weight": -0.9, "budget_target": 0.2, "gate_noise": 0.25}
+    SkipRNNForSequenceClassification(
+        SkipRNNConfig(hidden_size=4, **TASKS["frequency"]().model_defaults(), **held)
+    ).save_pretrained(tmp_path)
+    start = ["--task", "frequency", "--use_cpu", "--model_name_or_path", str(tmp_path)]
+    for options, loss, target in (
+        (["--budget_loss", "l2", "--budget_target", "0.4"], "l2", 0.4),
+        (["--budget_loss", "cost"], "cost", None),
+        (["--budget_warmup_steps", "10"], "cost", None),
+        (["--steered_update_rate", "0.3"], "cost", None),
+    ):
+        config = train.parse([*start, *options]).config
+        assert (config.budget_loss, config.budget_target, config.budget_weight) == (loss, target, 1e-4)
+
+
+def test_two_ways_to_set_the_budget_are_refused(capsys):
+    for own in (["--budget_weight", "1e-3"], ["--budget_loss", "l2"], ["--budget_target", "0.4"]):
+        for share in (["--target_update_rate", "0.3"], ["--dial", "0.1", "0.5"]):
+            said = refusal(capsys, train.parse, "--task", "frequency", "--use_cpu", *own, *share)
+            assert f"{own[0]} and {share[0]} both set the budget" in said
 
 
 def test_a_data_folder_of_another_machine_is_not_looked_for(tmp_path, caplog):

@@ -255,6 +255,18 @@ def test_given_splits_are_used_and_hidden_labels_are_not(tmp_path):
     assert set(splits.test["split_name"]) == {"train"}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_minus_1_is_a_class_if_training_rows_have_it(tmp_path, streaming):
+    """As in data of the UCR archive. A test split may be sorted by class."""
+    folder = tmp_path / "d"
+    rows = [{"x": [0.0, i], "label": 2 * (i % 2) - 1} for i in range(50)]
+    write(folder, rows)
+    write(folder, [{**rows[0], "label": label} for label in (-1, 1) for _ in range(150)], "test")
+    splits, *_ = fit(OwnData(dataset_name=str(folder), streaming=streaming, eval_rows=400))
+    assert len(splits.test) == 300
+    assert set(splits.test["split_name"]) == {"test"}
+
+
 def test_a_class_of_one_row_does_not_stop_the_run(tmp_path):
     rows = [*series(30), {"wave": [[0.0, 0.0]], "label": "once"}]
     splits, defaults, _ = fit(OwnData(dataset_name=write(tmp_path / "d", rows)))

@@ -53,6 +53,13 @@ def test_gates_know_no_seam(kind: type, steps: int, cell_type: str) -> None:
             torch.testing.assert_close(mine, theirs)
 
 
+def test_budgets_on_the_share_add_up_by_the_share_of_the_steps() -> None:
+    model = build(KINDS[0], budget_loss="rate", budget_target=0.3, budget_weight=0.7)
+    batch = a_batch(KINDS[0]) | {"attention_mask": torch.ones(4, STEPS)}
+    parts = [out.budget_loss * out.update_gates.shape[1] / STEPS for out in run(model, batch, 5)]
+    torch.testing.assert_close(sum(parts), model(**batch).budget_loss)
+
+
 def test_without_truncation_gradients_are_those_of_the_whole() -> None:
     model, batch = build(KINDS[0]), a_batch(KINDS[0])
     model(**batch).loss.backward()

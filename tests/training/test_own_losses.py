@@ -111,6 +111,10 @@ def test_any_loss_of_ones_own_holds_the_budget_once(tmp_path, kind, options):
     trained = options.pop("model", new_model)()
     arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "remove_unused_columns": False}
     trainer = new_trainer(tmp_path, trained, options, kind, **arguments)
+    if options.get("compute_loss_func") is not summed_with_budget:
+        untrained, metrics = new_model()(**collate(rows(11, seed=1))), trainer.evaluate()
+        assert metrics["eval_task_loss"] == pytest.approx(untrained.task_loss.item(), rel=1e-6)
+        assert metrics["eval_loss"] == pytest.approx(untrained.loss.item(), rel=1e-6)
     trainer.train()
     model = new_model()
     steps = by_hand(batches_of(4), model)

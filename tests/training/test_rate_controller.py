@@ -248,6 +248,56 @@ def test_what_cannot_work_is_said(tmp_path) -> None:
     assert "5.0%, was not reached: the share is 20.0%" in controller.warning()
 
 
+@pytest.mark.parametrize(("noise", "used"), [(0.0, 0.25), ([-2.0, 3.0], 0.25), ([-0.5, 0.5], 0.5), (0.7, 0.7)])
+def test_a_calibrated_dial_is_trained_anew(tmp_path, caplog, noise, used) -> None:
+    model, rows = tiny(gate_noise=noise, gate_calibration=[[0.1, -1.0], [0.9, 1.0]]), rows_of(30, 64)
+    train(tmp_path, model, rows, RateController(0.3), 4)
+    assert model.config.gate_noise == used  # the range of a dial would move the share
+    assert model.config.gate_calibration is None  # it was that of other weights
+    assert caplog.text.count("calibration is removed") == 1
+    with pytest.raises(ValueError, match="needs a calibrated model"):
+        model(rows[0]["input_values"][None], update_rate=0.3)
+    with pytest.raises(ValueError, match="set_update_rate needs a calibrated model"):
+        set_update_rate(model, 0.3)
+
+
+def test_a_frozen_skip_rnn_keeps_its_calibration(tmp_path) -> None:
+    model = tiny(gate_calibration=[[0.1, -1.0], [0.9, 1.0]])
+    model.skip_rnn.requires_grad_(False)
+    args = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no")
+    SkipRNNTrainer(model, args, train_dataset=rows_of(10, 16)).train()
+    assert model.config.gate_calibration == [[0.1, -1.0], [0.9, 1.0]]
+
+
+@pytest.mark.parametrize("metric", [None, "task_loss"])
+def test_the_outcome_is_that_of_the_best_checkpoint_which_is_loaded(tmp_path, caplog, metric) -> None:
+    best = {"load_best_model_at_end": True, "metric_for_best_model": metric, "save_strategy": "steps"}
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "learning_rate": 0.3}
+    model, rows, controller = tiny(), rows_of(20, 64), RateController(0.3)
+    trainer = train(tmp_path, model, rows, controller, 8, **best, **every)
+    assert ("compares eval_loss, which contains lambda" in caplog.text) is (metric is None)
+    read = trainer.evaluate()["eval_update_rate"]
+    assert controller.outcome["update_rate"] == pytest.approx(read)
+    if metric == "task_loss":
+        shares = [log["eval_update_rate"] for log in trainer.state.log_history if "eval_update_rate" in log]
+        assert trainer.state.best_global_step < 8  # else this says nothing
+        assert shares[3] != pytest.approx(read, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_update_rate": 0.0}, "target must be a share of the steps, above 0 and below 1; got 0"),
+        ({"dial": [0.0, 0.9]}, r"dial must be two shares of the steps.* got \[0.0, 0.9\]"),
+        ({"steered_update_rate": 0.0}, "above 0"),
+    ],
+)
+def test_a_share_of_0_is_refused_not_ignored(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        BudgetArguments(**options).callbacks()
+    assert BudgetArguments(budget_warmup_steps=0.0).callbacks() == []
+
+
 def test_options_make_the_callbacks() -> None:
     (rate,) = BudgetArguments(target_update_rate=0.4).callbacks()
     (dial,) = BudgetArguments(dial=[0.1, 0.9]).callbacks()

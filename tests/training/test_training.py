@@ -255,3 +255,13 @@ def test_the_trainers_card_is_rewritten_with_the_numbers_of_this_training(tmp_pa
     card.write_text("mine")
     trainer.create_model_card()
     assert card.read_text() == "mine"
+
+
+def test_evaluation_is_of_the_rows_that_are_asked_for_with_persistent_workers_too(tmp_path):
+    """Trainer keeps the loader of the validation rows under one name for all data sets."""
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = new_trainer(tmp_path, **workers)
+    first = [trainer.evaluate(), trainer.evaluate(rows(7, seed=5)), trainer.evaluate()]
+    alone = new_trainer(tmp_path).evaluate(rows(7, seed=5))
+    assert first[1]["eval_task_loss"] == alone["eval_task_loss"]
+    assert first[0]["eval_task_loss"] == first[2]["eval_task_loss"] != alone["eval_task_loss"]

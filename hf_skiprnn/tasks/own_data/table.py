@@ -234,9 +234,20 @@ class Table:
         return Splits(train, found["validation"], found["test"])
 
     def _is_labelled(self, data: Any) -> bool:
-        """Whether one of the first rows has a label: neither None nor -1."""
-        labels = [row[self.label_column] for row in islice(data.select_columns(self.label_column), PEEK)]
-        return any(label is not None and label != -1 for label in labels)
+        """Whether a row (of a stream: one of the first) has a label: neither None nor a -1 that hides the class."""
+        column = data.select_columns(self.label_column)
+        rows = islice(column, PEEK) if self.options.streaming else column
+        hidden = (None,) if self._has_class_minus_1 else (None, -1)
+        return any(row[self.label_column] not in hidden for row in rows)
+
+    @cached_property
+    def _has_class_minus_1(self) -> bool:
+        """Whether -1 is a class of the training rows (of a stream: of the first ones), as in the UCR archive."""
+        if isinstance(self.columns.get(self.label_column), ClassLabel):
+            return False
+        column = self.data["train"].select_columns(self.label_column)
+        rows = islice(column, PEEK) if self.options.streaming else column
+        return any(row[self.label_column] == -1 for row in rows)
 
     def _hold_out(self, data: Any, seed: int) -> tuple[Any, Dataset]:
         """Return (rows that stay, rows that are held out)."""
