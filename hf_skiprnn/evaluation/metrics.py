@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 GATES_PER_CELL = {"lstm": 4, "gru": 3}
 PERCENTILES = (20, 50, 80)
@@ -91,28 +89,6 @@ def _columns(name: str, predictions: ArrayLike, targets: ArrayLike) -> tuple[np.
     if predictions.size != targets.size or predictions.shape[:1] != targets.shape[:1]:
         raise ValueError(f"{name} needs one prediction per target; got {predictions.shape} and {targets.shape}.")
     return targets.reshape(len(targets), -1), predictions.reshape(len(targets), -1)
-
-
-def real_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Count the real steps of each row of a batch of model inputs.
-
-    Without `attention_mask` every step is real: T steps in `input_values` [B, T, I], `inputs_embeds` [B, T, I] or
-    `input_ids` [B, T], and H * W in `pixel_values` [B, C, H, W].
-
-    Returns:
-        [B] integer, on the device of the inputs.
-
-    Raises:
-        ValueError: the batch has none of these inputs.
-    """
-    mask = inputs.get("attention_mask")
-    if mask is not None:
-        return (mask != 0).sum(dim=1)
-    for name in ("input_values", "inputs_embeds", "input_ids", "pixel_values"):
-        if (value := inputs.get(name)) is not None:
-            steps = value.shape[2] * value.shape[3] if name == "pixel_values" else value.shape[1]
-            return torch.full((value.shape[0],), steps, dtype=torch.long, device=value.device)
-    raise ValueError(f"A batch needs input_values, input_ids or pixel_values; got {sorted(inputs)}.")
 
 
 def update_statistics(updates: ArrayLike, lengths: ArrayLike) -> dict[str, float]:

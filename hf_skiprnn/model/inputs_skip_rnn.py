@@ -5,6 +5,7 @@ torch.compile and torch.func they are left out.
 """
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -180,3 +181,25 @@ def check_state(stack: "SkipStack", state: SkipRNNState, batch: int) -> SkipRNNS
         raise ValueError(f"state must have shapes {wanted}; got {got}. Pass the state that this model returned.")
     dtype = state_dtype(stack.current_weight())
     return state.map(lambda part: part.to(dtype))
+
+
+def real_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Count the real steps of each row of a batch of model inputs.
+
+    Without `attention_mask` every step is real: T steps in `input_values` [B, T, I], `inputs_embeds` [B, T, I] or
+    `input_ids` [B, T], and H * W in `pixel_values` [B, C, H, W].
+
+    Returns:
+        [B] integer, on the device of the inputs.
+
+    Raises:
+        ValueError: the batch has none of these inputs.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        return (mask != 0).sum(dim=1)
+    for name in ("input_values", "inputs_embeds", "input_ids", "pixel_values"):
+        if (value := inputs.get(name)) is not None:
+            steps = value.shape[2] * value.shape[3] if name == "pixel_values" else value.shape[1]
+            return torch.full((value.shape[0],), steps, dtype=torch.long, device=value.device)
+    raise ValueError(f"A batch needs input_values, input_ids or pixel_values; got {sorted(inputs)}.")

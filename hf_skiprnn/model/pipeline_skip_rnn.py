@@ -30,6 +30,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils.generic import ModelOutput
 
 from .feature_extraction_skip_rnn import SkipRNNFeatureExtractor, is_one_sequence
+from .inputs_skip_rnn import real_lengths
 
 BATCH_SIZE = 64  # rows of a list that run together if the user names no batch_size
 
@@ -117,7 +118,7 @@ class ResultsWithUpdates(Pipeline):
     def _forward(self, input_tensors: Any, **params: Any) -> ModelOutput:
         """Return only outputs with one row for each input, because transformers splits every output into rows."""
         out: Any = super()._forward({**input_tensors, **params})
-        return ModelOutput(logits=out.logits, num_updates=out.num_updates, num_steps=real_steps(input_tensors))
+        return ModelOutput(logits=out.logits, num_updates=out.num_updates, num_steps=real_lengths(input_tensors))
 
     def postprocess(self, model_outputs: ModelOutput, return_updates: bool = False, **params: Any) -> Any:
         """Return transformers' result; with return_updates, add `updates` and `steps`."""
@@ -127,18 +128,6 @@ class ResultsWithUpdates(Pipeline):
             for result in [results] if isinstance(results, dict) else results:
                 result.update(used)
         return results
-
-
-def real_steps(inputs: dict[str, Any]) -> Tensor:
-    """Return the number of real steps of each row of a batch of model inputs, [B] integer."""
-    mask = inputs.get("attention_mask")
-    if mask is not None:
-        return (mask != 0).sum(dim=1)
-    pixels = inputs.get("pixel_values")
-    if pixels is not None:
-        return pixels.new_full((pixels.shape[0],), pixels.shape[2] * pixels.shape[3]).long()
-    values = inputs["input_values"] if "input_values" in inputs else inputs["input_ids"]
-    return values.new_full((values.shape[0],), values.shape[1]).long()
 
 
 def _unchanged(row: Any) -> Any:

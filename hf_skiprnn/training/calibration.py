@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_skiprnn.evaluation.metrics import real_lengths
+from hf_skiprnn.model.inputs_skip_rnn import real_lengths
 from hf_skiprnn.model.operating_point_skip_rnn import shift_of_rate
 
 WIDEST = 8.0  # shifts from -WIDEST to WIDEST are measured

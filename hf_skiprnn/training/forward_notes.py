@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_skiprnn.evaluation.metrics import real_lengths
+from hf_skiprnn.model.inputs_skip_rnn import real_lengths
 
 
 class ForwardNotes(NamedTuple):

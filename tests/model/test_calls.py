@@ -11,6 +11,7 @@ from small_models import BACKENDS, VARIANTS, classifier
 from transformers import pipeline
 
 from hf_skiprnn import SkipRNNForFrameClassification, SkipRNNForSequenceClassification, SkipRNNModel
+from hf_skiprnn.model.inputs_skip_rnn import real_lengths
 
 X = torch.linspace(-2, 2, 2 * 20 * 2).reshape(2, 20, 2).sin()
 IDS = torch.arange(24).reshape(2, 12) % 7
@@ -135,3 +136,15 @@ def test_resizing_embeddings_that_a_model_lacks() -> None:
     for model in (classifier(), classifier().base_model):
         with pytest.raises(ValueError, match="no token embeddings to resize"):
             model.resize_token_embeddings(9)
+
+
+def test_real_lengths():
+    values = torch.zeros(2, 5, 3)
+    assert real_lengths({"input_values": values}).tolist() == [5, 5]
+    assert real_lengths({"input_ids": torch.zeros(2, 7, dtype=torch.long)}).tolist() == [7, 7]
+    assert real_lengths({"pixel_values": torch.zeros(2, 1, 4, 6)}).tolist() == [24, 24]
+    mask = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0]])
+    assert real_lengths({"input_values": values, "attention_mask": mask}).tolist() == [3, 0]
+    assert real_lengths({"inputs_embeds": values}).tolist() == [5, 5]
+    with pytest.raises(ValueError, match=r"needs input_values, .* got \['labels'\]"):
+        real_lengths({"labels": torch.zeros(2)})

@@ -17,7 +17,7 @@ from hf_skiprnn import (
     SkipRNNFeatureExtractor,
     SkipRNNImageProcessor,
 )
-from hf_skiprnn.model.pipeline_skip_rnn import SkipRNNTextClassificationPipeline, real_steps
+from hf_skiprnn.model.pipeline_skip_rnn import SkipRNNTextClassificationPipeline
 
 RNG = np.random.default_rng(2)
 TRUSTED: dict[str, Any] = {"trust_remote_code": True, "device": "cpu"}
@@ -328,10 +328,3 @@ def test_saved_pipelines_keep_everything(tmp_path: Path) -> None:
     again = pipeline("image-classification", model=str(tmp_path / "again"), **TRUSTED)
     picture = RNG.integers(0, 256, (28, 28), np.uint8)
     assert again(picture) == pipe(picture)
-
-
-def test_real_steps_of_every_input() -> None:
-    assert real_steps({"input_ids": torch.ones(2, 7, dtype=torch.long)}).tolist() == [7, 7]
-    assert real_steps({"pixel_values": torch.ones(2, 1, 3, 4)}).tolist() == [12, 12]
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert real_steps({"input_values": torch.ones(2, 3, 1), "attention_mask": mask}).tolist() == [2, 1]

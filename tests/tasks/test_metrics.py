@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from hf_skiprnn.evaluation.figures import COLOURS, accuracy_against_updates, kind_of, pareto_front
 from hf_skiprnn.evaluation.files import write_whole
@@ -16,7 +15,6 @@ from hf_skiprnn.evaluation.metrics import (
     micro_f1,
     multiply_accumulates,
     operation_counts,
-    real_lengths,
     update_statistics,
 )
 
@@ -108,15 +106,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_text(encoding="utf-8") == "λ"
 
 
-def test_real_lengths():
-    values = torch.zeros(2, 5, 3)
-    assert real_lengths({"input_values": values}).tolist() == [5, 5]
-    assert real_lengths({"input_ids": torch.zeros(2, 7, dtype=torch.long)}).tolist() == [7, 7]
-    assert real_lengths({"pixel_values": torch.zeros(2, 1, 4, 6)}).tolist() == [24, 24]
-    mask = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0]])
-    assert real_lengths({"input_values": values, "attention_mask": mask}).tolist() == [3, 0]
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -124,7 +113,6 @@ def test_real_lengths():
         (lambda: mean_squared_error(np.zeros(3), np.zeros(2)), r"one prediction per target; got \(3,\) and \(2,\)"),
         (lambda: update_statistics(np.zeros(3), np.zeros(2)), r"got \(3,\), \(2,\)"),
         (lambda: update_statistics([], []), r"got \(0,\), \(0,\)"),
-        (lambda: real_lengths({"labels": torch.zeros(2)}), r"needs input_values, .* got \['labels'\]"),
     ],
 )
 def test_errors_say_what_came(call, message):
