@@ -100,6 +100,7 @@ class _SkipRecurrent(SkipStack):
         """
         if isinstance(input, PackedSequence):
             padded, lengths = pad_packed_sequence(input, batch_first=True)
+            self._check(padded, "a PackedSequence of rows [T, I]")
             mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
             out, sequence, last = self._run(padded, hx, mask.to(padded.device))
             output: Any = _pack_like(input, sequence, lengths)
@@ -114,9 +115,8 @@ class _SkipRecurrent(SkipStack):
             updates = (out.num_updates, out.update_gates)
         return (output, last, updates) if return_updates else (output, last)
 
-    def _as_batch(self, inputs: Tensor) -> Tensor:
-        """Return the input as [B, T, I]."""
-        shape = "[T, I], [B, T, I]" if self.batch_first else "[T, I], [T, B, I]"
+    def _check(self, inputs: Tensor, shape: str) -> None:
+        """Raise ValueError if inputs have another number of axes, width or type than the layer takes."""
         if inputs.dim() not in (2, 3) or inputs.shape[-1] != self.input_size:
             raise ValueError(
                 f"input must be {shape} with I = {self.input_size}; got {tuple(inputs.shape)}. "
@@ -124,6 +124,10 @@ class _SkipRecurrent(SkipStack):
             )
         if not inputs.is_floating_point():
             raise ValueError(f"input must be floating point; got {inputs.dtype}. Convert it with .float().")
+
+    def _as_batch(self, inputs: Tensor) -> Tensor:
+        """Return the input as [B, T, I]."""
+        self._check(inputs, "[T, I], [B, T, I]" if self.batch_first else "[T, I], [T, B, I]")
         batched = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs if self.batch_first else inputs.transpose(0, 1)
         if batched.shape[1] == 0:
             raise ValueError(f"input must have at least one step; got {tuple(inputs.shape)}.")

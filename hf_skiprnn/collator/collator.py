@@ -83,6 +83,11 @@ class SkipRNNDataCollator:
         if name == "pixel_values":
             cells = cells_of(rows, column)
             pixels = same_shape([self._image(*cell, column) for cell in cells], [name for _, name in cells])
+            if self.max_length is not None and self.max_length < pixels[0, 0].numel():
+                raise ValueError(
+                    f"max_length={self.max_length} would cut images of {pixels[0, 0].numel()} pixels, which are read "
+                    "whole. Make them smaller, or leave max_length out."
+                )
             batch, mask = {name: pixels}, torch.ones(len(rows), pixels[0, 0].numel(), dtype=torch.long)
         else:
             steps = [x[: self.max_length] for x in self._sequences(name, column, rows)]
@@ -181,7 +186,7 @@ class SkipRNNDataCollator:
 
     def _mask(self, rows: Sequence[Row], column: str, lengths: list[int]) -> Tensor:
         """Return the mask [B, T] int64: of prepared rows their own, padded with 0, or 1 at every step of a row."""
-        if column not in PREPARED or "attention_mask" not in rows[0]:
+        if column not in PREPARED or not any("attention_mask" in row for row in rows):
             return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
         masks = [ids_of(*cell)[: self.max_length] for cell in cells_of(rows, "attention_mask")]
         for number, (mask, length) in enumerate(zip(masks, lengths, strict=True)):

@@ -41,10 +41,13 @@ def describe(settings: Settings) -> dict[str, Any]:
     """Return the settings that define a run: the content of run.json."""
     training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
     fields = [field.name for field in dataclasses.fields(model_arguments())]
+    options = dataclasses.asdict(settings.task)
+    if (data := options.get("dataset_name")) and Path(data).exists():
+        options["dataset_name"] = str(Path(data).resolve())  # "data/mine" would look like an id of the Hub
     return {
         "task": settings.task.name,
         "start": dataclasses.asdict(settings.start),
-        "task_options": dataclasses.asdict(settings.task),
+        "task_options": options,
         "model": {name: getattr(settings.config, name) for name in fields},
         "training": {name: getattr(settings.args, name) for name in training},
         "budget": dataclasses.asdict(settings.budget),

@@ -133,7 +133,7 @@ def shown_command(results: dict[str, Any]) -> str:
     command, data = " ".join(results["command"].split()), str(results["task_options"].get("dataset_name"))
     if re.fullmatch(HUB_ID, data) or not getattr(TASKS[results["task"]], "dataset_name", None):
         return command
-    return re.sub(rf" --dataset_name[= ]['\"]?{re.escape(data)}['\"]?(?= |$)", "", command)
+    return re.sub(r""" --dataset_name[= ]('[^']*'|"[^"]*"|\S+)""", "", command)
 
 
 def task_page(task: str) -> tuple[str, str]:

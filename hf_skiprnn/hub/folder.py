@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from .card_checks import card_problems
 from .private import LONGEST_KEY, keys_in, public
@@ -158,11 +159,16 @@ def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
     for name in weights:
         try:
             with safe_open(folder / name, "pt") as file:
-                broken = [key for key in file.keys() if not file.get_tensor(key).isfinite().all()]  # noqa: SIM118 - no dict
+                broken = [key for key in file.keys() if not is_finite(file.get_tensor(key))]  # noqa: SIM118 - no dict
         except (SafetensorError, OSError) as error:
             yield f"{name} cannot be read ({error}): it is truncated. Save the checkpoint again."
             continue
         yield from (f"{name}: {key} holds NaN or infinite numbers." for key in broken)
+
+
+def is_finite(part: Tensor) -> bool:
+    """Return whether all numbers are finite; torch cannot tell it of a float8 tensor."""
+    return bool((part.float() if part.is_floating_point() and part.itemsize == 1 else part).isfinite().all())
 
 
 def _content_problems(contents: dict[str, bytes], names: set[str]) -> Iterator[str]:
@@ -180,6 +186,11 @@ def _json_problems(name: str, content: bytes, names: set[str]) -> Iterator[str]:
     except ValueError as error:
         yield f"{name} is not valid JSON: {error}."
         return
+    if name == "results.json" and public(held) != held:
+        yield f"{name} names folders or users of a machine: stage() or `hf-skiprnn publish` leaves them out."
+    shards = held.get("weight_map") if isinstance(held, dict) and name.endswith(".safetensors.index.json") else None
+    if isinstance(shards, dict):
+        yield from (f"{name} names {part}, which is not in the folder." for part in sorted({*shards.values()} - names))
     for kind, reference in code_references(held):
         if "--" in reference:
             yield f"{name}: {kind} names code in another repository ({reference}). Save the checkpoint again."

@@ -84,6 +84,11 @@ class ArrowSource:
     """
 
     def __init__(self, column: "pa.ChunkedArray | pa.Array", is_text: bool = False) -> None:
+        import pyarrow as pa
+
+        if isinstance(column.type, pa.BaseExtensionType):  # Array2D of datasets
+            chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+            column = pa.chunked_array([chunk.storage for chunk in chunks], column.type.storage_type)
         self.column, self.is_text = column, is_text
 
     @property
@@ -199,6 +204,8 @@ class _Video:
         packets = [packet for packet in self.container.demux(self.stream) if packet.size]
         keys = [packet.is_keyframe for packet in packets]
         times = [packet.pts for packet in packets if packet.pts is not None]
+        # Where to seek for a frame: the time of decoding, by which some formats (AVI) are indexed.
+        self.seeks = {p.pts: p.pts if p.dts is None else p.dts for p in packets if p.pts is not None}
         # The decoder returns frames in order of their times. If they have no times, the file is decoded from its start.
         self.can_jump = len(set(times)) == len(packets)
         self.order = sorted(times) if self.can_jump else list(range(len(packets)))
@@ -211,7 +218,7 @@ class _Video:
 
     def _jump(self, index: int) -> None:
         """Continue decoding at the key frame `index`, or at the start."""
-        self.container.seek(self.order[index] if index else 0, stream=self.stream, backward=True)
+        self.container.seek(self.seeks[self.order[index]] if index else 0, stream=self.stream, backward=True)
         self.frames = self.container.decode(self.stream)
         self.at = index  # the next frame
         self.landing = self.order[index] if index else -math.inf  # time of the frame at `index`

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hf_skiprnn.model.pull_skip_rnn import EndOfSequence
+
 from .sources import VideoSource
 
 Encode = Callable[[list[np.ndarray]], Any]  # n frames uint8 [height, width, 3] -> [n, input_size]
@@ -69,17 +71,25 @@ def _classify_batch(model: Any, videos: VideoSource, labels: Sequence[int], enco
     videos.close()
     wanted = torch.tensor(labels)
     found, found_everything = (int((out.logits.argmax(1).cpu() == wanted).sum()) for out in (pulled, whole))
-    other = int((pulled.update_gates != whole.update_gates).any(1).sum())
+    steps = whole.update_gates.shape[1]  # fewer than those of `pulled` if the longest file is damaged
+    other = int((pulled.update_gates[:, :steps] != whole.update_gates).any(1).sum())
     frames, times = sum(lengths), (between - start, end - between)
     return Saving(len(labels), frames, encoded, decoded, *times, found, found_everything, other)
 
 
 def _classify_everything(model: Any, videos: VideoSource, lengths: list[int], encode: Encode) -> Any:
-    """Return the model's output for the features of all frames, as a padded batch."""
+    """Return the model's output for the features of all frames, as a padded batch.
+
+    A file can hold fewer frames than packets: then its length in `lengths` is corrected.
+    """
     rows = []
-    for row, length in enumerate(lengths):
-        starts = range(0, length, FRAMES_AT_ONCE)
-        pieces = [videos([(row, t) for t in range(s, min(s + FRAMES_AT_ONCE, length))]) for s in starts]
+    for row in range(len(lengths)):
+        pieces: list[Any] = []
+        while (start := len(pieces) * FRAMES_AT_ONCE) < lengths[row]:
+            try:
+                pieces.append(videos([(row, t) for t in range(start, min(start + FRAMES_AT_ONCE, lengths[row]))]))
+            except EndOfSequence as end:  # read the last piece again, as far as there are frames
+                lengths[row] = end.lengths[row]
         rows.append(torch.cat([torch.as_tensor(encode(piece)) for piece in pieces]))
     x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     mask = torch.arange(x.shape[1], device=x.device) < torch.tensor(lengths, device=x.device).unsqueeze(1)

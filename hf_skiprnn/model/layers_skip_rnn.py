@@ -176,7 +176,8 @@ class SkipStack(nn.Module):
         D = sigmoid(W_p s + b_p + shift), so that one trained model serves several budgets. Limits: the first real step
         is always read. The share of steps read changes in jumps, since intervals are whole numbers of steps, and hardly
         changes where D is close to 0 or 1. The model was trained at shift 0 and loses accuracy away from it: on MNIST
-        one point at -0.1 and ten at +-0.25, on IMDB two points at -0.5. The shift is not saved with the model.
+        one point at -0.1 and ten at +-0.25, on IMDB two points at -0.5. SkipRNNModel keeps the
+        shift in its config, so it is saved; the state dict of a SkipLSTM or SkipGRU does not hold it.
 
         Raises:
             ValueError: the gate is not learned, or the shift is not a finite number.

@@ -52,6 +52,11 @@ class ResultsWithUpdates(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: Any = self.model.config
+        if getattr(self.model, "per_frame", False):
+            raise ValueError(
+                f"A pipeline gives one answer for a sequence; {type(self.model).__name__} has one for each step. Call "
+                "the model itself: model(...).logits [B, T, num_labels]."
+            )
         for entry in (getattr(config, "custom_pipelines", None) or {}).values():
             # pipeline() replaced the class names in the config by classes, which cannot be saved as JSON.
             entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]

@@ -116,7 +116,7 @@ class Charades(Task):
                 "actions": Array2D((None, CLASSES), "int8"),
             }
         )
-        facts = {"videos": videos, "frames": [len(list((root / video.name).glob("*.txt"))) for video in videos]}
+        facts = {"videos": videos, "root": str(root.resolve()), "files": [files_in(root / v.name) for v in videos]}
         return cached_rows(f"{self.name}-{which}", videos, row, features, facts, self.cache_folder).with_format("numpy")
 
     def collate(self, rows: list[Row]) -> Batch:
@@ -195,6 +195,12 @@ def read_annotations(path: Path) -> list[Video]:
                 actions.append((int(found[1]), float(found[2]), float(found[3])))
             videos.append(Video(row["id"], tuple(actions)))
     return videos
+
+
+def files_in(folder: Path) -> list[tuple[str, int, int]]:
+    """Return the name, size in bytes and time of change of each file of features in a folder."""
+    files = sorted((path.name, path.stat()) for path in folder.glob("*.txt"))
+    return [(name, found.st_size, found.st_mtime_ns) for name, found in files]
 
 
 def read_features(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainerState
 
 from hf_skiprnn.evaluation.snippets import HUB_TAGS, class_names, input_kind, snippet
@@ -22,9 +22,10 @@ def may_write(path: Path) -> bool:
 
 def license_of(path: Path) -> str | None:
     """Return the licence in the metadata of a card; None if there is no card or no licence."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = re.match(r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", text, re.DOTALL | re.MULTILINE)
-    return found[1] if found else None
+    if not path.is_file():
+        return None
+    named: Any = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
+    return str(named[0] if isinstance(named, list) and named else named) if named else None
 
 
 def training_card(

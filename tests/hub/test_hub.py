@@ -99,7 +99,10 @@ def test_files_of_others_stay_unless_told(hub: HubClient, checkpoint: Path, repo
     assert holds_exactly(hub, repo_id, checkpoint)
 
 
-def test_the_script(hub: HubClient, checkpoint: Path, repo_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script(hub: HubClient, tmp_path: Path, repo_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = small_checkpoint(tmp_path / "skip-lstm", staged=False)
+    with pytest.raises(ValueError, match="names folders or users of a machine"):
+        publish(checkpoint, repo_id)
     before = len(hub.requests())
     assert publish_script.main([str(checkpoint), repo_id, "--dry-run"]) == 0
     assert len(hub.requests()) == before

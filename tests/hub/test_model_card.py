@@ -26,6 +26,7 @@ from hf_skiprnn.evaluation.snippets import EXAMPLES
 from hf_skiprnn.hub.card import INSTRUCTION_SETS, data_fingerprint, number, percent, render_card, task_page, write_card
 from hf_skiprnn.hub.card_checks import card_problems
 from hf_skiprnn.hub.private import public
+from hf_skiprnn.training.card import license_of
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w])")
 SPEED_COLUMNS = "date,device,instruction_set,torch,python,hf_skiprnn,commit,level,cell,mode,batch,steps,inputs,units,"
@@ -34,7 +35,7 @@ SPEED_COLUMNS = "date,device,instruction_set,torch,python,hf_skiprnn,commit,leve
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("cards")
-    made = {kind: small_checkpoint(root / kind, kind) for kind in KINDS}
+    made = {kind: small_checkpoint(root / kind, kind, staged=False) for kind in KINDS}
     for picture in ("steps-read-test.png", "operating-points-test.png"):
         (made["image"] / picture).write_bytes(b"\x89PNG")
     (root / "speed").mkdir()
@@ -237,6 +238,16 @@ def test_rivals_of_this_repository_stand_beside_it(folders: dict[str, Path], tmp
     assert card.count("(measured here)") == 1
     assert "| LSTM, one step in 7 (measured here) | 0.8181 | 112 | 14.3 % |" in card
     assert untraced(folder, card) == set()
+
+
+@pytest.mark.parametrize("line", ["license: mit", "license: 'mit'", "license: mit # mine", "license: [mit]"])
+def test_the_licence_of_a_card_is_read_as_yaml(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "README.md"
+    assert license_of(path) is None
+    path.write_text(f"---\nlibrary_name: x\n{line}\n---\n# A model\nlicense: other\n")
+    assert license_of(path) == "mit"
+    path.write_text("# A model\nlicense: mit\n")
+    assert license_of(path) is None
 
 
 def test_a_licence_is_what_somebody_chose(folders: dict[str, Path], tmp_path: Path) -> None:

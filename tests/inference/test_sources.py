@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Array2D, Dataset, Features
 from skipping_models import build
 from torch import nn
 
@@ -111,14 +111,25 @@ def test_rows_of_datasets(tmp_path: Path, model, rows: list[np.ndarray]) -> None
         DatasetSource(dataset, "audio")
 
 
-def write_video(path: Path, frames: int, codec: str, **options: str) -> Path:
-    """Write a video of a moving gradient with a key frame every 12 frames."""
+def test_matrices_of_a_dataset_are_rows_of_steps(rows: list[np.ndarray]) -> None:
+    """As the tasks of this package store features: Array2D."""
+    features = Features({"steps": Array2D((None, 2), "float32")})
+    source = DatasetSource(Dataset.from_dict({"steps": [row.tolist() for row in rows]}, features=features), "steps")
+    assert source.lengths == LENGTHS
+    for row, step in ((0, 0), (2, 3), (1, LENGTHS[1] - 1)):
+        assert np.allclose(source([(row, step)]), rows[row][step])
+
+
+def write_video(path: Path, frames: int, codec: str, cuts: tuple[int, ...] = (), **options: str) -> Path:
+    """Write a video of a moving gradient with a key frame every 12 frames, and near each cut."""
     av = pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 12
         for index in range(frames):
             picture = np.add.outer(np.arange(48), np.arange(64))[..., None] + np.array([3, 5, 7]) * index
+            noise = np.random.default_rng(sum(cut <= index for cut in cuts)).integers(0, 200, (48, 64, 3))
+            picture = picture + noise if cuts else picture
             frame = av.VideoFrame.from_ndarray((picture % 256).astype(np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -145,6 +156,19 @@ def test_frames_are_those_of_a_full_decoding(tmp_path: Path, name: str, codec: s
         for (_, index), frame in zip(wanted, source(wanted), strict=True):
             assert np.array_equal(frame, frames[index]), index
     source.close()
+
+
+@pytest.mark.parametrize("name", ["a.avi", "b.mp4", "c.mkv"])
+def test_every_frame_near_cuts_is_found_after_a_jump(tmp_path: Path, name: str) -> None:
+    """A key frame soon after another one: AVI files are indexed by the order of decoding, not of showing."""
+    path = write_video(tmp_path / name, 60, "mpeg4", (20, 22, 40, 42), bf="2")
+    frames = every_frame(path)
+    for index in range(60):
+        source = VideoSource([path])
+        source([(0, 0)])
+        (frame,) = source([(0, index)])
+        assert np.array_equal(frame, frames[index]), index
+        source.close()
 
 
 def test_frames_that_nobody_needs_are_not_decoded(tmp_path: Path) -> None:

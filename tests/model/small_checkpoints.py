@@ -18,6 +18,7 @@ from hf_skiprnn import (
     SkipRNNPreTrainedModel,
 )
 from hf_skiprnn.hub.card import write_card
+from hf_skiprnn.hub.private import public
 from hf_skiprnn.tasks import TASKS
 
 WORDS = ("[PAD]", "[UNK]", "a", "good", "bad", "film", ".")
@@ -57,12 +58,13 @@ def save_processor(kind: str, folder: Path) -> None:
         SkipRNNFeatureExtractor(sampling_rate=8000, mean=[0.5], std=[2.0]).save_pretrained(folder)
 
 
-def small_checkpoint(folder: Path, kind: str = "image", seed: int = 0, **fields: Any) -> Path:
-    """A folder that is ready for the Hub."""
+def small_checkpoint(folder: Path, kind: str = "image", seed: int = 0, staged: bool = True, **fields: Any) -> Path:
+    """A folder that is ready for the Hub; with staged=False, its results name a user's folders, as after training."""
     model = small_model(kind, seed, **fields)
     model.save_pretrained(folder)
     save_processor(kind, folder)
-    (folder / "results.json").write_text(json.dumps(results_of(kind, model.config)))
+    results = results_of(kind, model.config)
+    (folder / "results.json").write_text(json.dumps(public(results) if staged else results))
     write_card(folder, license_id="apache-2.0")
     return folder
 

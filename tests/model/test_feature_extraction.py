@@ -231,6 +231,7 @@ def test_another_sampling_rate_is_refused():
         ({}, [np.ones(3), np.ones(0)], "sequence 1 is empty"),
         ({}, np.array([0.0, np.nan, 1.0]), "sequence 0 holds nan at step 1, channel 0"),
         ({"feature_size": 2}, [[[1.0, 2.0], [3.0, np.inf]]], "sequence 0 holds inf at step 1, channel 1"),
+        ({}, np.array([0.0, -1e39]), r"sequence 0 holds -1e\+39 at step 1, channel 0: no finite float32"),
         ({"feature_size": 2}, [[[1.0, 2.0], [3.0]]], "sequence 0 must hold numbers, as many at every step"),
         ({}, [["a", "b"]], "sequence 0 must hold numbers"),
         (

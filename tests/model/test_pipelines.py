@@ -328,3 +328,11 @@ def test_saved_pipelines_keep_everything(tmp_path: Path) -> None:
     again = pipeline("image-classification", model=str(tmp_path / "again"), **TRUSTED)
     picture = RNG.integers(0, 256, (28, 28), np.uint8)
     assert again(picture) == pipe(picture)
+
+
+@pytest.mark.parametrize("task", ["sequence-classification", "text-classification"])
+def test_a_model_with_an_answer_for_each_step_has_no_pipeline(task: str) -> None:
+    model = small_model("frames", vocab_size=7, pad_token_id=0) if task[0] == "t" else small_model("frames")
+    parts = {"tokenizer": small_tokenizer()} if task[0] == "t" else {}
+    with pytest.raises(ValueError, match=r"SkipRNNForFrameClassification has one for each step\. Call"):
+        pipeline(task, model=model, **parts)

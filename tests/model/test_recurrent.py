@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from hf_skiprnn import SkipGRU, SkipLSTM
 
@@ -195,6 +195,10 @@ def test_wrong_inputs() -> None:
         layer(torch.randn(5, 2, 4))
     with pytest.raises(ValueError, match=r"floating point; got torch.int64"):
         layer(torch.ones(5, 2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"floating point; got torch.int64"):  # nn.LSTM refuses it too
+        layer(pack_sequence([torch.ones(5, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long)]))
+    with pytest.raises(ValueError, match=r"a PackedSequence of rows \[T, I\] with I = 3; got \(1, 5, 4\)"):
+        layer(pack_sequence([torch.randn(5, 4)]))
     with pytest.raises(ValueError, match="at least one step"):
         layer(torch.randn(0, 2, 3))
     with pytest.raises(ValueError, match=r"h_0 must be \[num_layers, B, H\] = \(1, 2, 7\); got \(1, 3, 7\)"):

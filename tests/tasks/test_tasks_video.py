@@ -238,6 +238,20 @@ def test_annotations_and_features_are_read(charades, tmp_path):
     assert active.sum() == 4
 
 
+def test_features_of_another_folder_are_not_those_of_the_cache(charades, tmp_path):
+    """Folders of two kinds of features (of pictures, of flow) have the same names and numbers of files."""
+    other = tmp_path / "flow"
+    shutil.copytree(charades / "Charades_v1_features_rgb", other)
+    for path in other.rglob("*.txt"):
+        path.write_text("2.000000 " * 5 + "2.000000\n")
+    options = {"dataset_name": str(charades), "feature_size": 6, "cache_folder": str(tmp_path / "cache")}
+    assert Charades(**options).load(0).test[0]["steps"].max() != 2
+    assert (Charades(**options, feature_folder=str(other)).load(0).test[0]["steps"] == 2).all()
+    for path in other.rglob("*.txt"):  # of the same size
+        path.write_text("3.000000 " * 5 + "3.000000\n")
+    assert (Charades(**options, feature_folder=str(other)).load(0).test[0]["steps"] == 3).all()
+
+
 def test_average_precision_by_hand():
     """One class, scores 0.9 (yes), 0.8 (no), 0.7 (yes), 0.1 (no): precision 1 at the first yes, 2/3 at the second."""
     scores = np.array([0.9, 0.8, 0.7, 0.1]).reshape(1, 4, 1)

@@ -81,6 +81,10 @@ def test_what_map_stored_is_only_padded():
         stored = data.map(lambda part, padding=padding: dict(extractor(part["wave"], padding=padding)), batched=True)
         batch, expected = collate([stored[i] for i in range(6)]), collate([data[i] for i in range(6)])
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    some = [{"input_values": [[1.0, 1.0]], "attention_mask": [1]}, {"input_values": [[1.0, 1.0]]}]
+    for rows in (some, some[::-1]):  # not only the first row decides
+        with pytest.raises(ValueError, match="of the batch has no column 'attention_mask'"):
+            collate(rows)
     with pytest.raises(ValueError, match="Row 1 of the batch has 2 steps in 'input_values', but 1 in 'attention_mask'"):
         collate([{"input_values": [[1.0, 1.0]] * 2, "attention_mask": [1] * n} for n in (2, 1)])
 
@@ -118,6 +122,8 @@ def test_images(stored):
     batch = SkipRNNDataCollator(model(), processor)(rows)
     assert batch["pixel_values"].shape == (2, 1, 2, 3)
     assert batch["pixel_values"].flatten(1).mean(dim=1).tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match="max_length=5 would cut images of 6 pixels"):
+        SkipRNNDataCollator(model(), processor, max_length=5)(rows)
     rows[1] = {"image": Image.new("L", (3, 3)), "pixel_values": [[[0.0] * 3] * 3], "label": 1}
     with pytest.raises(ValueError, match=r"Row 1 of the batch, .* gives \(1, 3, 3\) .* the first one \(1, 2, 3\)"):
         SkipRNNDataCollator(model(), processor, "pixel_values" if stored else "image")(rows)
