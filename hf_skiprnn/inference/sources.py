@@ -194,6 +194,7 @@ class _Video:
     def __init__(self, path: str | Path) -> None:
         import av
 
+        self.path = path
         try:
             self.container = av.open(str(path))
         except (OSError, av.FFmpegError) as error:
@@ -224,9 +225,23 @@ class _Video:
         self.landing = self.order[index] if index else -math.inf  # time of the frame at `index`
 
     def frame(self, index: int) -> npt.NDArray[np.uint8] | None:
-        """Return frame `index` as uint8 [height, width, 3]; None after the end."""
+        """Return frame `index` as uint8 [height, width, 3]; None after the end.
+
+        Raises:
+            ValueError: the file is damaged there.
+        """
+        import av
+
         if self._last is not None and self._last[0] == index:
             return self._last[1]
+        try:
+            return self._decode(index)
+        except av.FFmpegError as error:
+            raise ValueError(
+                f"{self.path} could not be decoded after frame {self.at}: {error}. Repair the file, or leave it out."
+            ) from error
+
+    def _decode(self, index: int) -> npt.NDArray[np.uint8] | None:
         key = max((key for key in self.keys if key <= index), default=0)
         if key > self.at or index < self.at:
             self._jump(key)

@@ -192,6 +192,20 @@ def test_steps_may_be_further_apart_than_frames(tmp_path: Path) -> None:
         source.close()
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    source = VideoSource([write_video(tmp_path / "a.avi", 60, "mpeg4")])
+    import av
+
+    def damaged() -> Iterator[None]:
+        raise av.InvalidDataError(1, "Invalid data found when processing input")
+        yield
+
+    source._file(0).frames = damaged()
+    with pytest.raises(ValueError, match=r"a\.avi could not be decoded after frame 0: .*Repair the file"):
+        source([(0, 0)])
+    source.close()
+
+
 def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="needs the video extra: pip install 'hf_skiprnn[video]'")
     (tmp_path / "x.avi").write_bytes(b"not a video")
