@@ -13,8 +13,10 @@ from skipping_models import build
 from torch import nn
 
 from hf_skiprnn import SkipRNNForSequenceClassification
+from hf_skiprnn.inference import videos as videos_module
 from hf_skiprnn.inference.sources import ArraySource, ArrowSource, DatasetSource, IteratorSource, VideoSource
 from hf_skiprnn.inference.videos import classify_pulled
+from hf_skiprnn.model.pull_skip_rnn import EndOfSequence
 
 LENGTHS = [30, 1, 17]
 
@@ -190,6 +192,23 @@ def test_steps_may_be_further_apart_than_frames(tmp_path: Path) -> None:
         for step in (0, 3, count - 1):
             assert np.array_equal(source([(0, step)])[0], frames[int(step * shown)])
         source.close()
+
+
+def test_a_video_ends_where_its_frames_end(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged file can have more packets, which are counted, than frames."""
+    monkeypatch.setattr(videos_module, "FRAMES_AT_ONCE", 8)
+    rows, lengths = [torch.randn(21, 2), torch.randn(5, 2)], [30, 5]
+
+    def videos(positions: list[tuple[int, int]]) -> list[torch.Tensor]:
+        if ended := {row for row, step in positions if step >= len(rows[row])}:
+            raise EndOfSequence({row: len(rows[row]) for row in ended})
+        return [rows[row][step] for row, step in positions]
+
+    out = videos_module._classify_everything(model, videos, lengths, torch.stack)
+    assert lengths == [21, 5]
+    want = whole(model, [row.numpy() for row in rows])
+    assert torch.equal(out.update_gates, want.update_gates)
+    torch.testing.assert_close(out.logits, want.logits)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
