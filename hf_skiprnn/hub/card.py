@@ -25,7 +25,7 @@ from markupsafe import Markup
 from hf_skiprnn.evaluation.paper import PublishedRow, published_rows
 from hf_skiprnn.evaluation.snippets import HUB_TAGS, class_names, input_kind, snippet
 from hf_skiprnn.tasks import TASKS
-from hf_skiprnn.training.card import license_of
+from hf_skiprnn.training.card import license_fields
 
 from .private import public
 
@@ -55,8 +55,8 @@ def render_card(
     """
     folder = Path(folder)
     travels = any(folder.glob("*.py")) if code_travels is None else code_travels
-    license_id = license_id or license_of(folder / "README.md")
-    facts = card_facts(folder, location or folder.resolve().name, license_id, travels)
+    licence = license_fields(folder / "README.md", license_id)
+    facts = card_facts(folder, location or folder.resolve().name, licence, travels)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, finalize=as_text)
     template = environment.from_string(files("hf_skiprnn.hub").joinpath("model_card_template.md").read_text("utf-8"))
     return re.sub(r"\n{3,}", "\n\n", template.render(facts).strip()) + "\n"
@@ -77,7 +77,7 @@ def as_text(value: Any) -> str:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
 
 
-def card_facts(folder: Path, location: str, license_id: str | None, code_travels: bool) -> dict[str, Any]:
+def card_facts(folder: Path, location: str, licence: Mapping[str, Any], code_travels: bool) -> dict[str, Any]:
     """Return the values of the template's variables, from the files in the folder."""
     results, config = public(_json(folder / RESULTS)), _json(folder / "config.json")
     processor = _json(folder / "preprocessor_config.json", {})
@@ -89,7 +89,7 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
     about, page = task_page(task)
     lines = snippet(config, processor, location, task, code_travels)
     return {
-        "metadata": Markup(metadata(folder.resolve().name, config, processor, results, license_id, code_travels)),
+        "metadata": Markup(metadata(folder.resolve().name, config, processor, results, licence, code_travels)),
         "name": folder.resolve().name,
         "kind": f"{'Skip ' if config['gate'] == 'learned' else ''}{config['cell_type'].upper()}",
         "config": config,
@@ -114,7 +114,7 @@ def card_facts(folder: Path, location: str, license_id: str | None, code_travels
         "start": results.get("start", {}).get("model_name_or_path"),
         "commit": results.get("commit") if re.fullmatch(r"[0-9a-f]{7,40}", str(results.get("commit"))) else None,
         "command": Markup(shown_command(results)),  # stands in a code block, where nothing is markup
-        "license": license_id,
+        "license": licence.get("license_name", licence.get("license")),
         "number": number,
         "percent": percent,
         "value_of": published_value,
@@ -218,7 +218,7 @@ def metadata(
     config: Mapping[str, Any],
     processor: Mapping[str, Any],
     results: Mapping[str, Any],
-    license_id: str | None,
+    licence: Mapping[str, Any],
     code_travels: bool,
 ) -> str:
     """Return the YAML metadata that the Hub reads."""
@@ -241,7 +241,7 @@ def metadata(
     ]
     data = ModelCardData(
         library_name="transformers",
-        license=license_id,
+        **licence,
         pipeline_tag=tag,
         tags=["skip-rnn", config["cell_type"], *(["custom_code"] if code_travels else [])],
         datasets=[dataset] if dataset else None,

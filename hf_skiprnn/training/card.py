@@ -20,12 +20,23 @@ def may_write(path: Path) -> bool:
     return not path.is_file() or MARK in path.read_text(encoding="utf-8")
 
 
-def license_of(path: Path) -> str | None:
-    """Return the licence in the metadata of a card; None if there is no card or no licence."""
+def license_fields(path: Path, license_id: str | None = None) -> dict[str, str]:
+    """Return a licence as fields of a card's metadata.
+
+    Args:
+        path: a card, whose licence stays if no other is chosen: license, and license_name and license_link, which the
+            Hub asks for with "other". The card need not exist.
+        license_id: the licence that the user chose, as the Hub names it.
+    """
+    if license_id:
+        return {"license": license_id}
     if not path.is_file():
-        return None
-    named: Any = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
-    return str(named[0] if isinstance(named, list) and named else named) if named else None
+        return {}
+    data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    fields: dict[str, Any] = {name: data.get(name) for name in ("license", "license_name", "license_link")}
+    if isinstance(fields["license"], list):  # one licence is enough for the Hub's filter
+        fields["license"] = next(iter(fields["license"]), None)
+    return {name: str(value) for name, value in fields.items() if value} if fields["license"] else {}
 
 
 def training_card(
@@ -33,7 +44,7 @@ def training_card(
     config: Mapping[str, Any],
     processor: Mapping[str, Any],
     state: TrainerState,
-    license_id: str | None = None,
+    licence: Mapping[str, Any],
     language: str | None = None,
 ) -> str:
     """Return the text of README.md.
@@ -43,13 +54,13 @@ def training_card(
         config: fields of the model's config, `architectures` included.
         processor: fields of its processor; empty if there is none.
         state: the training's state, which holds the last evaluation.
-        license_id: licence that the user chose, as the Hub names it.
+        licence: see license_fields.
         language: language of the texts, if the user named it.
     """
     kind, cell = input_kind(config, processor), config["cell_type"]
     metadata = ModelCardData(
         library_name="transformers",
-        license=license_id,
+        **licence,
         language=language,
         pipeline_tag=HUB_TAGS.get(kind, "other"),
         tags=["skip-rnn", cell, "custom_code"],

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.evaluation.metrics import multiply_accumulates
 
-from .card import license_of, may_write, training_card
+from .card import license_fields, may_write, training_card
 from .checkpoints import (
     delete_older,
     disk_errors_explained,
@@ -425,7 +425,7 @@ class SkipRNNTrainer(Trainer):
             fields = config.to_dict() | {"architectures": [type(self.accelerator.unwrap_model(self.model)).__name__]}
             own: dict[str, Any] = getattr(self.processing_class, "to_dict", dict)()
             location = self.hub_model_id or path.parent.resolve().name
-            text = training_card(location, fields, own, self.state, license or license_of(path), language)
+            text = training_card(location, fields, own, self.state, license_fields(path, license), language)
             write_whole(path, text)
 
 

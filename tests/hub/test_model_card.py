@@ -26,7 +26,7 @@ from hf_skiprnn.evaluation.snippets import EXAMPLES
 from hf_skiprnn.hub.card import INSTRUCTION_SETS, data_fingerprint, number, percent, render_card, task_page, write_card
 from hf_skiprnn.hub.card_checks import card_problems
 from hf_skiprnn.hub.private import public
-from hf_skiprnn.training.card import license_of
+from hf_skiprnn.training.card import license_fields
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w])")
 SPEED_COLUMNS = "date,device,instruction_set,torch,python,hf_skiprnn,commit,level,cell,mode,batch,steps,inputs,units,"
@@ -243,17 +243,23 @@ def test_rivals_of_this_repository_stand_beside_it(folders: dict[str, Path], tmp
 @pytest.mark.parametrize("line", ["license: mit", "license: 'mit'", "license: mit # mine", "license: [mit]"])
 def test_the_licence_of_a_card_is_read_as_yaml(tmp_path: Path, line: str) -> None:
     path = tmp_path / "README.md"
-    assert license_of(path) is None
+    assert license_fields(path) == {}
     path.write_text(f"---\nlibrary_name: x\n{line}\n---\n# A model\nlicense: other\n")
-    assert license_of(path) == "mit"
+    assert license_fields(path) == {"license": "mit"}
     path.write_text("# A model\nlicense: mit\n")
-    assert license_of(path) is None
+    assert license_fields(path) == {}
 
 
 def test_a_licence_is_what_somebody_chose(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["image"], tmp_path / "image")
     assert "license: apache-2.0" in render_card(folder)  # the licence of the existing card
     assert "license: mit" in render_card(folder, license_id="mit")
+    own = "license: other\nlicense_name: quiet\nlicense_link: https://example.org/quiet\n"
+    (folder / "README.md").write_text(f"---\n{own}---\n# A model\n")
+    card = render_card(folder)
+    assert own in card  # the Hub asks for all three
+    assert "Licence of the weights: quiet" in card
+    assert "license_name" not in render_card(folder, license_id="mit")
     (folder / "README.md").unlink()
     assert "icence of the weights" not in render_card(folder)
     assert "license:" not in render_card(folder)
