@@ -112,6 +112,8 @@ def parse(argv: list[str]) -> Settings:
         if budget.steered_update_rate is None and (own := [name for name in OWN_BUDGET if given(rest, name)]):
             name = "dial" if budget.dial else "target_update_rate"
             parser.error(f"--{own[0]} and --{name} both set the budget: give one of them.")
+        if args.load_best_model_at_end and given(rest, "load_best_model_at_end"):
+            parser.error("--load_best_model_at_end: the best checkpoint may read another share of steps. Leave it out.")
         prepare_steering(args, at_logs=budget.steered_update_rate is not None)
     fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     return Settings(start, task, config_of(start, task, fields), args, chosen_of(args, options), budget, stopping)

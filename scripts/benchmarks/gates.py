@@ -3,7 +3,8 @@
     python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # train the missing runs
     python -m scripts.benchmarks.gates --report                                      # print and draw stored results
 
-The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. The
+The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. (On
+imdb and own_imdb, models without a learned gate are taken from their best step on validation data, as they overfit.) The
 tasks own_... load data as a user would, with --dataset_name and the defaults for own data: own_imdb and own_fsdd those
 of imdb and fsdd, own_plaid and own_vowels the folders that archive.py writes. To use a local copy of the data of
 imdb or fsdd, train one such task at a time with --dataset_name FOLDER. A dial is one model for all shares (--dial); it
@@ -41,6 +42,9 @@ OWN_DATA = {
     "own_plaid": ["--dataset_name=runs/data/PLAID"],
     "own_vowels": ["--dataset_name=runs/data/JapaneseVowels"],
 }
+# These trainings are so long that all but the learned gates overfit: they keep the best checkpoint on validation data.
+OVERFIT = {"imdb", "own_imdb"}
+KEEP_BEST = ["--load_best_model_at_end", "--metric_for_best_model=accuracy"]
 TASKS = ("find_digit", "keyword", "mnist", "imdb", "adding", "frequency", "fsdd", *OWN_DATA)
 DIAL = (0.05, 0.9)  # lowest and highest share of a dial
 NAMES = {
@@ -80,7 +84,8 @@ class Job(NamedTuple):
         recipe = "own_data-skip-lstm" if is_own else f"{self.task}-skip-lstm"
         rate = float(read_recipe(RECIPES / f"{recipe}.yaml")["learning_rate"]) * self.rate
         data = OWN_DATA[self.task] if is_own else ["--config", recipe]
-        return [*data, *gate[self.kind], f"--learning_rate={rate:g}", f"--seed={self.seed}"]
+        keep = KEEP_BEST if self.task in OVERFIT and self.kind not in ("learned", "dial") else []
+        return [*data, *gate[self.kind], *keep, f"--learning_rate={rate:g}", f"--seed={self.seed}"]
 
 
 def missing_data(task: str) -> bool:

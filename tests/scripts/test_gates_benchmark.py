@@ -73,6 +73,16 @@ def test_every_model_has_the_same_recipe() -> None:
     assert "--stride=3" in jobs[1]
 
 
+def test_models_without_a_learned_gate_keep_their_best_step_where_they_overfit() -> None:
+    for task in gates.TASKS:
+        kept = {
+            kind
+            for kind, share in gates.kinds_of([0.2])
+            if gates.KEEP_BEST[0] in gates.Job(task, kind, share, 1, 1.0).options()
+        }
+        assert kept == ({"strided", "random", "plain"} if task in ("imdb", "own_imdb") else set())
+
+
 def test_own_data_take_a_data_set_and_the_defaults() -> None:
     options = gates.Job("own_fsdd", "strided", 0.2, 1, 1.0).options()
     assert "--config" not in options  # which would switch off the longer training of small data

@@ -205,6 +205,13 @@ def test_two_ways_to_set_the_budget_are_refused(capsys):
             assert f"{own[0]} and {share[0]} both set the budget" in said
 
 
+def test_the_best_checkpoint_of_a_steered_training_is_refused(capsys):
+    start = ["--task", "frequency", "--use_cpu", "--target_update_rate", "0.3", "--eval_strategy", "epoch"]
+    wanted = [*start, "--save_strategy", "epoch", "--load_best_model_at_end"]
+    assert "may read another share of steps" in refusal(capsys, train.parse, *wanted)
+    assert not train.parse([*wanted, "false"]).args.load_best_model_at_end
+
+
 def test_a_data_folder_of_another_machine_is_not_looked_for(tmp_path, caplog):
     for data, kept in (
         ("../gone/data/mnist", False),
