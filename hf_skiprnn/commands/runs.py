@@ -34,13 +34,27 @@ logger = logging.get_logger(__name__)
 RUN_FILE = "run.json"  # in output_dir; a run can only be resumed with the same settings
 RESULTS = "results.json"
 WRITTEN_TO = ("cache_folder",)  # task options that name a folder to write to: never taken from a checkpoint's files
+# Training arguments that a resumed run cannot change: its state on the disk continues with the old ones, or they mix.
+DEFINING = (
+    *(
+        "seed",
+        "data_seed",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "num_train_epochs",
+        "max_steps",
+    ),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
+)
+LENGTH = ("num_train_epochs", "max_steps")  # defining, too, unless the learning rate is constant
+OF_TRAINING = ("train", "commit", "command", "device", "processes", "versions", "finished")  # facts in results.json
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """Return the settings that define a run: the content of run.json."""
-    training = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
-    fields = [field.name for field in dataclasses.fields(model_arguments())]
+    arguments = settings.args.to_dict()
     options = dataclasses.asdict(settings.task)
     if (data := options.get("dataset_name")) and Path(data).exists():
         options["dataset_name"] = str(Path(data).resolve())  # "data/mine" would look like an id of the Hub
@@ -48,23 +62,34 @@ def describe(settings: Settings) -> dict[str, Any]:
         "task": settings.task.name,
         "start": dataclasses.asdict(settings.start),
         "task_options": options,
-        "model": {name: getattr(settings.config, name) for name in fields},
-        "training": {name: getattr(settings.args, name) for name in training},
+        "model": model_fields(settings.config),
+        "training": {name: arguments[name] for name in (*DEFINING, *LENGTH)},
         "budget": dataclasses.asdict(settings.budget),
     }
 
 
-def check_run(folder: Path, run: dict[str, Any]) -> None:
-    """Exit with the differences if the folder holds checkpoints of a run with other settings."""
+def model_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a config that are options of the command line."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(model_arguments())}
+
+
+def check_run(folder: Path, run: dict[str, Any]) -> list[str]:
+    """Return the commits that trained the run in the folder so far; [] if there is none.
+
+    Raises:
+        SystemExit: the folder holds checkpoints of a run with other settings; the message lists the differences.
+    """
     path = folder / RUN_FILE
     if not path.is_file():
-        return
+        return []
     before = read_object(path)
+    may_change = LENGTH if run["training"]["lr_scheduler_type"].startswith("constant") else ()
     changes = [
         f"{name} was {before.get(group, {}).get(name)!r} and is now {value!r}"
         for group in ("start", "task_options", "model", "training", "budget")
         for name, value in run[group].items()
         if before.get(group, {}).get(name) != value
+        if group != "training" or (name in before.get(group, {}) and name not in may_change)  # older files have fewer
     ]
     if before.get("task") != run["task"]:
         changes.insert(0, f"the task was {before.get('task')} and is now {run['task']}")
@@ -72,19 +97,21 @@ def check_run(folder: Path, run: dict[str, Any]) -> None:
         raise SystemExit(
             f"{folder} holds another run: {'; '.join(changes)}. Choose another --output_dir, or delete that folder."
         )
+    return list(before.get("commits", []))
 
 
 def results_of(
     settings: Settings, trainer: SkipRNNTrainer, train: dict[str, Any], test: dict[str, Any]
 ) -> dict[str, Any]:
     """Evaluate on the validation split, and return the content of results.json."""
-    args = settings.args
+    args, config = settings.args, trainer.accelerator.unwrap_model(trainer.model).config
     validation = plain_names(trainer.evaluate(metric_key_prefix="validation"))
     return {
         **describe(settings),
+        "model": model_fields(config),  # with what training set: the budget and the operating point
         "training": settings.chosen | {"seed": args.seed},
         "metrics": {"validation": validation, "test": test},
-        "multiply_accumulates": operation_counts(settings.config, test),
+        "multiply_accumulates": operation_counts(config, test),
         "train": train,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name(),
         "processes": args.world_size,
@@ -93,6 +120,14 @@ def results_of(
         "command": command_line(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def facts_before(folder: Path) -> dict[str, Any]:
+    """Return the facts about the training in a folder's results.json, if there is one."""
+    if not (folder / RESULTS).is_file():
+        return {}
+    before = read_object(folder / RESULTS)
+    return {name: before[name] for name in OF_TRAINING if name in before}
 
 
 def command_line() -> str:

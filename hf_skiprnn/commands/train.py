@@ -15,10 +15,10 @@ from transformers.utils import logging
 from hf_skiprnn import SkipRNNConfig, SkipRNNForFrameClassification, SkipRNNForSequenceClassification
 from hf_skiprnn.evaluation.files import write_json
 from hf_skiprnn.hub.card import data_fingerprint
-from hf_skiprnn.tasks import Splits, Task
+from hf_skiprnn.tasks import OwnData, Splits, Task
 from hf_skiprnn.training.calibration import calibrate, set_update_rate, share_read
 from hf_skiprnn.training.callbacks import BudgetController, StopWhenSettled
-from hf_skiprnn.training.checkpoints import last_complete_checkpoint
+from hf_skiprnn.training.checkpoints import last_complete_checkpoint, steps_of
 from hf_skiprnn.training.provenance import commit
 from hf_skiprnn.training.rate_controller import RateController
 from hf_skiprnn.training.trainer import SkipRNNTrainer
@@ -26,7 +26,7 @@ from hf_skiprnn.training.trainer import SkipRNNTrainer
 from .classes import start_classifier
 from .evaluate import CALIBRATION_ROWS, draw_rows, spread_rows
 from .option_parser import wrong_input_exits
-from .runs import RESULTS, RUN_FILE, check_run, describe, plain_names, results_of
+from .runs import RESULTS, RUN_FILE, check_run, describe, facts_before, plain_names, results_of
 from .summary import LabelWatch, summary
 from .train_options import Settings, StartArguments, given, parse
 
@@ -99,28 +99,39 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         settings = parse(sys.argv[1:] if argv is None else argv)
         args, folder = settings.args, Path(str(settings.args.output_dir))
         run, code = describe(settings), commit()
-        check_run(folder, run)
+        commits = check_run(folder, run)
         set_seed(args.seed)
         splits = settings.task.load(args.seed if args.data_seed is None else args.data_seed)
-        if settings.task.name == "own_data":
+        if isinstance(settings.task, OwnData):
+            settings.task.check(splits.validation)  # now, not after hours of training
+            settings.task.check(splits.test)
             train_long_enough(settings, splits, sys.argv[1:] if argv is None else argv)
         watch = LabelWatch(settings.task.compute_metrics)
         trainer = trainer_of(settings, splits, watch)
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
     if trainer.is_world_process_zero():
-        write_json(folder / RUN_FILE, run)
+        write_json(folder / RUN_FILE, run | {"commits": list(dict.fromkeys([*commits, code]))})
     if checkpoint:
         print(f"Going on from {checkpoint}.", flush=True)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     train = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"], "resumed_from": checkpoint}
+    was_trained = checkpoint is not None and outcome.global_step == steps_of(Path(checkpoint))  # before this command
+    if was_trained and commits:
+        code = commits[-1]
+    commits = list(dict.fromkeys([*commits, code]))
+    if len(commits) > 1:
+        train["commits"] = commits  # the training went on at other commits
     calibrate_gate(trainer, splits.validation)
+    trainer.save_model()
     test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
     guess = watch.guess()
     results = results_of(settings, trainer, train, test) | {"commit": code} | callback_outcomes(settings, trainer)
     if settings.budget.dial:
         results["operating_points"] = dial_points(trainer, splits.test, settings.budget.dial)
-    trainer.save_model()
+    if was_trained:
+        results |= facts_before(folder)
     if trainer.is_world_process_zero():
+        write_json(folder / RUN_FILE, run | {"commits": commits})
         results["data"] = data_fingerprint(splits.test, "test")
         write_json(folder / RESULTS, results)
         picture = picture_of(trainer, settings.task, splits, folder, results.get("operating_points", []))

@@ -191,7 +191,10 @@ def config_of(start: StartArguments, task: Task, fields: dict[str, Any]) -> Skip
     task.use_processor(start.model_name_or_path)
     fresh = SkipRNNConfig()  # the operating point and the budget are this training's, not the checkpoint's
     point = {name: getattr(fresh, name) for name in OPERATING_POINT}
-    config = SkipRNNConfig.from_pretrained(start.model_name_or_path, **(point | task.model_defaults() | fields))
+    defaults = task.model_defaults()
+    if "vocab_size" in defaults:  # the size of embeddings is the model's own, not the data's
+        defaults.pop("input_size")
+    config = SkipRNNConfig.from_pretrained(start.model_name_or_path, **(point | defaults | fields))
     held = SkipRNNConfig.from_pretrained(start.model_name_or_path)
     if others := [name for name in SHAPE if getattr(held, name) != getattr(config, name)]:
         raise SystemExit(

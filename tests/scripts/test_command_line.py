@@ -19,6 +19,7 @@ from hf_skiprnn.commands import evaluate, option_parser, train
 from hf_skiprnn.commands.recipe_files import RECIPES, read_recipe
 from hf_skiprnn.evaluation.paper import ROWS
 from hf_skiprnn.tasks import TASKS
+from hf_skiprnn.tasks.readers.words import train_tokenizer
 
 ALL_RECIPES = sorted(RECIPES.glob("*.yaml"))
 CPU = ["--use_cpu", "true"]
@@ -315,6 +316,14 @@ def test_fine_tuning_does_not_take_over_an_operating_point(tmp_path):
     config = train.parse([*shape, "--budget_weight", "1e-4"]).config
     assert (config.gate_shift, config.gate_noise, config.gate_calibration) == (0.0, 0.0, None)
     assert train.parse([*shape, "--gate", "always"]).config.gate == "always"
+
+
+def test_fine_tuning_keeps_the_size_of_embeddings(tmp_path):
+    train_tokenizer(["a film"], 30, 10).save_pretrained(tmp_path)
+    small = SkipRNNConfig(vocab_size=30, input_size=7, hidden_size=8)
+    SkipRNNForSequenceClassification(small).save_pretrained(tmp_path)
+    config = train.parse(["--task", "imdb", "--vocabulary", "30", "--model_name_or_path", str(tmp_path), *CPU]).config
+    assert (config.input_size, config.hidden_size) == (7, 8)
 
 
 def test_the_tasks_that_are_read_from_source_are_the_tasks():

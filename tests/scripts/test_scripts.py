@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +37,10 @@ from scripts import demo
 LAUNCHERS = SCRIPTS / "accelerate"
 
 QUIET = ["--disable_tqdm", "true", "--report_to", "none", "--use_cpu"]
+DIGITS_RUN = [
+    *("--task", "digits", "--max_steps", "40", "--hidden_size", "24", "--warmup_steps", "4"),
+    *("--eval_steps", "20", "--save_steps", "20", *QUIET),
+]
 
 
 def refusal(capsys, call, *arguments):
@@ -50,9 +55,8 @@ def refusal(capsys, call, *arguments):
 def digits_run(tmp_path_factory):
     """The results and options of a short training on digits."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--task", "digits", "--output_dir", str(folder), "--max_steps", "40", "--hidden_size", "24"]
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        results = train.main([*options, "--eval_steps", "20", "--save_steps", "20", "--warmup_steps", "4", *QUIET])
+        results = train.main([*DIGITS_RUN, "--output_dir", str(folder)])
     return folder, results, said.getvalue()
 
 
@@ -131,7 +135,41 @@ def test_the_pipeline_takes_the_run(digits_run):
 def test_another_run_in_the_same_folder_is_refused(digits_run, capsys):
     folder, _, _ = digits_run
     said = refusal(capsys, train.main, "--task", "digits", "--output_dir", str(folder), "--hidden_size", "25", *QUIET)
-    assert "holds another run: hidden_size was 24 and is now 25. Choose another --output_dir" in said
+    assert "holds another run: hidden_size was 24 and is now 25; " in said
+    assert "Choose another --output_dir, or delete that folder" in said
+
+
+@pytest.mark.parametrize("option", ["learning_rate=0.5", "optim=sgd", "max_steps=400", "adam_beta2=0.9"])
+def test_a_run_does_not_go_on_with_other_training_options(option, digits_run, capsys):
+    """Its optimizer and schedule would go on as they were, but results.json would name the new ones."""
+    said = refusal(capsys, train.main, *DIGITS_RUN, f"--{option}", "--output_dir", str(digits_run[0]))
+    assert f"holds another run: {option.partition('=')[0]} was" in said
+
+
+def test_a_finished_run_that_is_repeated_keeps_the_facts_of_its_training(tmp_path, monkeypatch):
+    options = ["--task", "digits", "--max_steps", "2", "--save_steps", "2", "--eval_steps", "2", "--warmup_steps", "0"]
+    options += ["--output_dir", str(tmp_path), *QUIET]
+    monkeypatch.setattr(train, "commit", lambda: "1" * 12)
+    first = train.main(options)
+    monkeypatch.setattr(train, "commit", lambda: "2" * 12)
+    again = train.main(options)
+    for name in ("commit", "train", "finished"):
+        assert again[name] == first[name]
+    assert first["train"]["resumed_from"] is None
+    assert json.loads((tmp_path / "run.json").read_text())["commits"] == ["1" * 12]
+    (tmp_path / "results.json").unlink()  # as if evaluation had failed
+    assert train.main(options)["commit"] == "1" * 12
+
+
+def test_a_run_that_goes_on_at_another_commit_names_both(tmp_path, monkeypatch):
+    options = ["--task", "digits", "--max_steps", "4", "--save_steps", "2", "--eval_steps", "2", "--warmup_steps", "0"]
+    options += ["--output_dir", str(tmp_path), *QUIET]
+    monkeypatch.setattr(train, "commit", lambda: "1" * 12)
+    train.main(options)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    monkeypatch.setattr(train, "commit", lambda: "2" * 12)
+    results = train.main(options)
+    assert (results["commit"], results["train"]["commits"]) == ("2" * 12, ["1" * 12, "2" * 12])
 
 
 def test_evaluation_repeats_the_runs_metrics_and_draws(digits_run, tmp_path, capsys):
@@ -390,6 +428,9 @@ def test_a_checkpoint_is_fine_tuned(tmp_path, capsys):
     steps = ["--max_steps", "1", "--learning_rate", "0", "--per_device_train_batch_size", "4"]
     results = train.main([*start, *steps, "--output_dir", str(tmp_path), *QUIET])
     assert results["start"] == {"model_name_or_path": str(CHECKPOINT)}
+    trained = SkipRNNConfig.from_pretrained(tmp_path)
+    assert (results["model"]["budget_loss"], results["model"]["budget_target"]) == ("l2", 0.3)
+    assert all(getattr(trained, name) == value for name, value in results["model"].items())
     assert f"The weights started from {CHECKPOINT.name}." in render_card(tmp_path, "runs/digits")
     before, after = load_file(CHECKPOINT / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()

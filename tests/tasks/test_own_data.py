@@ -14,6 +14,8 @@ from transformers import EvalPrediction
 
 from hf_skiprnn.commands import evaluate, train
 from hf_skiprnn.tasks import OwnData
+from hf_skiprnn.tasks.own_data.inputs import Input
+from hf_skiprnn.tasks.own_data.table import is_held_out, place
 
 
 def test_series_of_several_channels_and_lengths(tmp_path):
@@ -290,6 +292,107 @@ def test_a_stream_holds_the_same_rows_out_in_every_epoch(tmp_path):
     defaults = task.model_defaults()
     assert defaults["label2id"] == {"run": 0, "walk": 1}
     assert task.collate(list(splits.train.take(3)))["input_values"].shape[2] == 2
+
+
+def test_a_stream_of_several_files_holds_the_same_rows_out_in_every_order(tmp_path):
+    for file in range(4):
+        write(
+            tmp_path / "d", [{"x": [float(file), float(row)], "label": row % 2} for row in range(100)], f"train-{file}"
+        )
+    splits = OwnData(dataset_name=str(tmp_path / "d"), streaming=True).load(1)
+    assert splits.train.num_shards == 4
+    held = {tuple(row["x"]) for part in splits[1:] for row in part}
+    assert len(held) == len(splits.validation) + len(splits.test) > 40
+    for epoch, workers in ((0, 0), (1, 0), (0, 2)):
+        splits.train.set_epoch(epoch)
+        loader = torch.utils.data.DataLoader(splits.train, batch_size=None, num_workers=workers)
+        assert {tuple(row["x"]) for row in loader}.isdisjoint(held)
+        assert sum(1 for _ in loader) == 400 - len(held)
+
+
+def test_a_stream_is_evaluated_on_rows_of_every_class(tmp_path):
+    """A split may be sorted by class, as that of imdb is."""
+    folder = tmp_path / "d"
+    write(folder, [{"x": [0.0, row], "label": row // 500} for row in range(1000)], "train")
+    write(folder, [{"x": [0.0, row], "label": row // 1000} for row in range(2000)], "test")
+    splits = OwnData(dataset_name=str(folder), streaming=True, eval_rows=100).load(0)
+    assert [len(part) for part in splits[1:]] == [100, 100]
+    for part in splits[1:]:
+        assert 25 < sum(part["label"]) < 75
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_vocabulary_is_learnt_from_rows_of_every_class(tmp_path, monkeypatch, streaming):
+    monkeypatch.setattr(Input, "fit_rows", 100)
+    rows = [{"text": f"a {['dull', 'good'][row // 200]} film {row}", "label": row // 200} for row in range(400)]
+    task = OwnData(dataset_name=write(tmp_path / "d", rows), streaming=streaming)
+    assert {"dull", "good"} <= set(task.processor().get_vocab())
+
+
+GOOD = [{"x": [float(row), 1.0], "y": "ab"[row % 2]} for row in range(20)]
+IDS = [{"x": [row, 300], "y": "ab"[row % 2]} for row in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "bad", "options", "said"),
+    [
+        (GOOD, {"x": [1.0, 2.0], "y": "c"}, [], "test row 2, column 'y' holds 'c', which is not one of the 2 training"),
+        (GOOD, {"x": [1.0, 2.0], "y": None}, [], "test row 2, column 'y' has no label"),
+        (GOOD, {"x": None, "y": "a"}, [], "test row 2, column 'x' is empty"),
+        (IDS, {"x": [301, 2], "y": "a"}, ["--input_kind", "tokens"], "test row 2, column 'x' holds token id 301; the"),
+    ],
+)
+def test_a_row_that_cannot_be_evaluated_is_refused_before_training(rows, bad, options, said, tmp_path):
+    folder = tmp_path / "d"
+    write(folder, rows)
+    write(folder, [*rows[:2], bad], "test")
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        train.main(["--dataset_name", str(folder), *options, "--output_dir", str(tmp_path / "run"), *QUICK])
+    assert not (tmp_path / "run").exists()
+
+
+def test_token_ids_of_rows_held_out_are_known(tmp_path):
+    rows = [{"x": [row, 2], "y": "ab"[row % 2]} for row in range(100)]
+    task = OwnData(dataset_name=write(tmp_path / "d", rows), input_kind="tokens")
+    splits = task.load(0)
+    assert task.model_defaults()["vocab_size"] == 100
+    for part in splits[1:]:
+        task.check(part)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_too_few_rows_are_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="at least 3 are needed"):
+        OwnData(dataset_name=write(tmp_path / "d", GOOD[:rows])).load(0)
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Rename the folder"):
+        OwnData(dataset_name=write(tmp_path / "a[1]", GOOD)).load(0)
+
+
+def test_r2_of_one_row_is_left_out(tmp_path):
+    rows = [{"x": [float(row)], "y": row / 3} for row in range(20)]
+    task = OwnData(dataset_name=write(tmp_path / "d", rows))
+    fit(task)
+    assert set(task.compute_metrics(EvalPrediction(np.zeros((2, 1)), np.ones(2)))) == {"mse", "r2"}
+    assert set(task.compute_metrics(EvalPrediction(np.zeros((1, 1)), np.ones(1)))) == {"mse"}
+
+
+def test_equal_rows_of_a_stream_are_held_out_together():
+    sound = {"bytes": b"RIFF", "path": "a/1.wav"}
+    same = [{"audio": dict(sound), "label": 1, "row_number": row, "split_name": "train"} for row in (3, 77)]
+    assert place(same[0], 5) == place(same[1], 5)
+    other = [{**same[0], "label": 0}, {**same[0], "audio": {"bytes": None, "path": "a/1.wav"}}]
+    assert len({place(row, 5) for row in (same[0], *other)} | {place(same[0], 6)}) == 4
+
+
+@pytest.mark.parametrize("cell", [[0.5, 1.0], "a text", np.arange(3.0), PILImage.new("L", (2, 2), 7)])
+def test_the_rows_held_out_of_a_stream_are_a_share_of_them(cell):
+    held = [{"x": cell, "label": row} for row in range(2000) if is_held_out({"x": cell, "label": row}, 1000, 0.1, True)]
+    assert 140 < len(held) < 260
+    again = [row for row in held if is_held_out(row, 2000, 0.1, True)]
+    assert len(again) < 60  # the second seed draws anew
 
 
 def test_balanced_loss_is_the_weighted_cross_entropy(tmp_path):

@@ -41,7 +41,7 @@ class Input(ABC):
     """
 
     name: str  # description of the kind, for the log
-    fit_rows: int | None = 10_000  # number of training rows to which the processor is fitted; None: all
+    fit_rows: int | None = 10_000  # number of training rows to which the processor is fitted; None: all of train
     can_label_steps = False  # labels at every step are possible: a cell's length is known without the processor
     processor: Any
 
@@ -237,7 +237,13 @@ class TokenInput(Input):
         self.width = AutoConfig.from_pretrained(checkpoint).vocab_size
 
     def prepare(self, cells: Cells) -> list[np.ndarray]:
-        return [np.asarray(_present(cell, name))[: self.max_length] for cell, name in cells]
+        """Return the token ids of each row; raise ValueError if an id is above those of the training rows."""
+        return [self._known(np.asarray(_present(cell, name))[: self.max_length], name) for cell, name in cells]
+
+    def _known(self, ids: np.ndarray, name: str) -> np.ndarray:
+        if ids.size and ids.max() >= self.width:
+            raise ValueError(f"{name} holds token id {ids.max()}; the training rows hold ids up to {self.width - 1}.")
+        return ids
 
     def join(self, arrays: list[np.ndarray]) -> Batch:
         return pad_tokens(arrays, 0)

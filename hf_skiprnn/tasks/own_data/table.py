@@ -1,7 +1,9 @@
 """The table of the task `own_data`: its input and label columns, and the rows of its three splits."""
 
-import zlib
-from functools import cached_property
+import glob
+import hashlib
+from functools import cached_property, partial
+from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +79,8 @@ class Table:
     def _loaded(self) -> dict[str, Any]:
         name, streaming = self.options.dataset_name, self.options.streaming
         if not any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+            if Path(name).is_dir() and glob.escape(name) != name:
+                raise ValueError(f"{name}: datasets takes [, * and ? in a name for a pattern. Rename the folder.")
             return _as_splits(load_undecoded(name, self.options.dataset_config, streaming))
         splits = _as_splits(load_from_disk(name))
         return {split: part.to_iterable_dataset() for split, part in splits.items()} if streaming else splits
@@ -226,11 +230,12 @@ class Table:
         shares = {"validation": (1, validation), "test": (2, parts.get("test"))}
         found: dict[str, Any] = {}
         for name, (number, part) in shares.items():
+            seed = self.options.split_seed + 1000 * number
             if part is not None and self._is_labelled(part):
-                found[name] = self._stored(part) if self.options.streaming else part
+                found[name] = self._stored(part, seed) if self.options.streaming else part
                 continue
             logger.warning("%s has no labelled %s split: rows of train are held out.", self.options.dataset_name, name)
-            train, found[name] = self._hold_out(train, self.options.split_seed + 1000 * number)
+            train, found[name] = self._hold_out(train, seed)
         return Splits(train, found["validation"], found["test"])
 
     def _is_labelled(self, data: Any) -> bool:
@@ -252,11 +257,16 @@ class Table:
     def _hold_out(self, data: Any, seed: int) -> tuple[Any, Dataset]:
         """Return (rows that stay, rows that are held out)."""
         if self.options.streaming:
-            options = {"seed": seed, "share": self.options.held_out_share}
-            held = data.filter(is_held_out, fn_kwargs={**options, "held": True})
-            return data.filter(is_held_out, fn_kwargs={**options, "held": False}), self._stored(held)
+            limits = {"seed": seed, "share": self.options.held_out_share}
+            held = data.filter(is_held_out, fn_kwargs={**limits, "held": True})
+            return data.filter(is_held_out, fn_kwargs={**limits, "held": False}), self._stored(held, seed)
         from sklearn.model_selection import train_test_split
 
+        if len(data) < 2:
+            raise ValueError(
+                f"{self.options.dataset_name}: train has too few rows to hold some out for validation and test: at "
+                "least 3 are needed."
+            )
         rows, labels = np.arange(len(data)), None if self.target.is_list else data[self.label_column][:]
         if labels is not None and None in labels:
             present(None, f"train row {labels.index(None)}, column {self.label_column!r}")
@@ -272,11 +282,13 @@ class Table:
             stay, held = train_test_split(rows, **options)
         return data.select(np.sort(stay)), data.select(np.sort(held))
 
-    def _stored(self, stream: IterableDataset) -> Dataset:
-        """Store the first rows of a stream as a data set."""
-        rows = list(islice(stream, self.options.eval_rows))
+    def _stored(self, stream: IterableDataset, seed: int) -> Dataset:
+        """Store a random sample of a stream's rows as a data set: the first rows may all be of one class."""
+        rows = nsmallest(self.options.eval_rows, stream, key=partial(place, seed=seed))
         if not rows:
-            raise ValueError(f"{self.options.dataset_name}: too few rows to evaluate on. Raise held_out_share.")
+            raise ValueError(
+                f"{self.options.dataset_name}: too few different rows to evaluate on. Raise held_out_share."
+            )
         return Dataset.from_list(rows, features=stream.features)
 
 
@@ -295,6 +307,29 @@ def number_row(row: Row, index: int, split: str) -> Row:
     return {**row, ROW: index, SPLIT: split}
 
 
+def place(row: Row, seed: int) -> float:
+    """Return a number from 0 to 1 that depends on the row's content and the seed only.
+
+    Not on the row's number: that changes when the files are shuffled, or shared among the workers of a loader.
+    """
+    cells = sorted((name, cell) for name, cell in row.items() if name not in (ROW, SPLIT))
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8)
+    for _, cell in cells:
+        digest.update(_bytes_of(cell))
+    return int.from_bytes(digest.digest()) / 2**64
+
+
+def _bytes_of(cell: Any) -> bytes:
+    """Return bytes that differ where the content of a cell differs."""
+    if isinstance(cell, dict) and cell.get("bytes"):  # an undecoded sound
+        return bytes(cell["bytes"])
+    if isinstance(cell, dict) and cell.get("path"):
+        return Path(cell["path"]).name.encode()
+    return (
+        cell.tobytes() if hasattr(cell, "tobytes") else repr(cell).encode()
+    )  # images and arrays; lists, text, numbers
+
+
 def is_held_out(row: Row, seed: int, share: float, held: bool) -> bool:
-    """Whether a row of a stream belongs to the rows held out (held=True) or to the others; its number decides."""
-    return (zlib.crc32(f"{seed} {row[ROW]}".encode()) < share * 2**32) is held
+    """Whether a row of a stream belongs to the rows held out (held=True) or to the others; its content decides."""
+    return (place(row, seed) < share) is held

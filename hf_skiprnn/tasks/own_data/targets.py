@@ -192,7 +192,8 @@ class Target:
         """
         outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         if self.is_number:
-            return {"mse": mean_squared_error(outputs, labels), "r2": explained_variance(outputs, labels)}
+            found = {"mse": mean_squared_error(outputs, labels)}
+            return found | ({"r2": explained_variance(outputs, labels)} if len(labels) > 1 else {})
         if self.is_list and not self.per_step:
             return {"f1": micro_f1(outputs, labels)}
         if self.per_step:

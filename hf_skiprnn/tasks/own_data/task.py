@@ -11,7 +11,8 @@ tells what was inferred. If the kind of the input is ambiguous, an error asks fo
 - label: integers, strings or class labels (one class), lists of them (several classes, or a class at every step),
   floats (regression);
 - splits: if validation or test is missing, or its labels are hidden (-1), rows of train are held out for it, by seed
-  and stratified. With --streaming true, only `eval_rows` rows of validation and of test are stored.
+  and stratified. With --streaming true, the content of a row decides whether it is held out, and `eval_rows` random
+  rows of validation and of test are stored. This reads each such split once, or train once for each missing split.
 
     python scripts/train.py --dataset_name my_folder --label_column activity
 
@@ -25,8 +26,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 from transformers.utils import logging
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+CHECKED_ROWS = 128  # in one batch
 BUFFER = 1000  # size of the shuffle buffer of a stream, in rows
 
 
@@ -127,8 +131,22 @@ class OwnData(Task):
     def _input(self) -> Input:
         """The Input of the input column, fitted to training rows."""
         kind, name = self._table.kind, self._table.input_column
-        kind.fit(self._cells(islice(self._table.splits.train, kind.fit_rows), name))
+        kind.fit(self._cells(self._sample(kind.fit_rows), name))
         return kind
+
+    def _sample(self, count: int | None) -> Iterable[Row]:
+        """Return `count` training rows from the whole split: the first ones may all be of one class.
+
+        None: all rows of train, also those that are held out of it.
+        """
+        if count is None:
+            return self._table.data["train"]
+        train = self._table.splits.train
+        if self.streaming:
+            return islice(train.shuffle(self.split_seed, buffer_size=BUFFER), count)
+        if len(train) <= count:
+            return train
+        return train.select(np.linspace(0, len(train) - 1, count).astype(np.int64))
 
     @cached_property
     def _labels(self) -> Target:
@@ -188,6 +206,15 @@ class OwnData(Task):
         else:
             labels = self._labels.encode(cells)
         return {**inputs, "labels": labels}
+
+    def check(self, rows: Dataset) -> None:
+        """Make a batch of every row of validation or test, as an evaluation will.
+
+        Raises:
+            ValueError: a row cannot be evaluated, for example because its label is not one of the training rows'.
+        """
+        for _ in DataLoader(rows, CHECKED_ROWS, collate_fn=self.collate):
+            pass
 
     def model_defaults(self) -> dict[str, Any]:
         return self._input.model_defaults() | self._labels.model_defaults()
