@@ -77,7 +77,7 @@ class Compiler:
             signature[param.name] = arguments.describe(value, index)
         if "results" in values:  # what follows goes by them: as if every step were an update
             values["results"].counts.fill_(values["T"])
-            values["results"].gates.fill_(1)
+            values["gates"].fill_(1)
         for target in self.targets:
             for options in self.options:
                 source = ASTSource(self.kernel, signature, arguments.constants, arguments.attributes)

@@ -18,7 +18,7 @@ from hf_skiprnn.model.cells_skip_rnn import CELLS, LayerWeights, gate_slope, pro
 from .buffers import chunk_steps
 from .forward_pass import cut_of, form_of, kernel_weights, partial_sums
 from .kernels_backward import Chunk, Gradients, resident_backward, streamed_backward
-from .kernels_common import Scratch, States
+from .kernels_common import Scratch, States, form_name
 from .kernels_skipped import Runs, Steps, segments
 from .tiling import FUSED, INLINE_INPUTS, LANGUAGE
 
@@ -132,7 +132,8 @@ class BackwardPass:
         cut = cut_of(self.weights, self.name, self.batch)
         blocks = triton.cdiv(self.batch, cut.rows)
         arguments = (chunk, weights, self.steps, runs, gradients, self.carry, self.clock)
-        sizes = (self.batch, self.num_steps, steps, first, form_of(cut, self.weights, self.name, keep=True))
+        form = form_of(cut, self.weights, self.name, keep=True)
+        sizes = (self.batch, self.num_steps, steps, first, form, form_name(form))
         if cut.resident:
             resident_backward[(blocks,)](*arguments, *sizes, **cut.options())
         else:

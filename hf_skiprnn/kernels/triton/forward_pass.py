@@ -11,7 +11,7 @@ from hf_skiprnn.model.cells_skip_rnn import CELLS, state_dtype
 from hf_skiprnn.model.event_forward_skip_rnn import Timeline
 
 from .buffers import check, empty_results
-from .kernels_common import Form, Scratch, States, Weights
+from .kernels_common import Form, Scratch, States, Weights, form_name
 from .kernels_forward import Results, Rows, resident_forward, streamed_forward
 from .tiling import INLINE_INPUTS, LANGUAGE, Tiling, multiprocessors, precision, tiling
 
@@ -94,8 +94,8 @@ def forward(
         increments[:, 0] = increment
     if batch and steps:
         time = Timeline(batch, steps, mask, forced, inputs.device)
-        written = Results(gates, increments if record else None, last_increment, last_steps, counts)
-        launch(inputs, weights, gate, (increment, steps_since_update), time, forced, cell, states, written, keep)
+        written = Results(increments if record else None, last_increment, last_steps, counts)
+        launch(inputs, weights, gate, (increment, steps_since_update), time, forced, cell, states, written, gates, keep)
     else:
         last_increment.copy_(increment)
         last_steps.copy_(steps_since_update)
@@ -128,16 +128,18 @@ def launch(
     cell: str,
     states: States,
     results: Results,
+    gates: Tensor,
     keep: bool,
 ) -> None:
-    """Launch the resident or the streamed kernel once; it writes `states` and `results`."""
+    """Launch the resident or the streamed kernel once; it writes `states`, `results` and `gates`, which are zero."""
     batch, steps, width = inputs.shape
     inline = width <= INLINE_INPUTS
     of_kernel = kernel_weights(weights, gate, cell, inline)
     # Wide inputs are multiplied before the scan, at skipped steps too, because only the scan knows which steps are
     # skipped. In the scan every update would fetch all of W_ih for each block of rows. By calculation, not measurement,
     # that takes longer than one product of all steps if at least a tenth of the steps are updates.
-    read = inputs.contiguous() if inline else F.linear(inputs, weights[0], of_kernel.bias[0])
+    # The kernel adds the bias, because half precision would round the sum.
+    read = inputs.contiguous() if inline else F.linear(inputs, weights[0])
     source = Rows(
         read,
         row_order(time, forced),
@@ -148,8 +150,8 @@ def launch(
     )
     cut = cut_of(weights, cell, batch)
     blocks, h = triton.cdiv(batch, cut.rows), states.h
-    common = (source, of_kernel, states, results)
-    sizes = (batch, steps, width, h.shape[2], form_of(cut, weights, cell, keep))
+    common, form = (source, of_kernel, states, results, gates), form_of(cut, weights, cell, keep)
+    sizes = (batch, steps, width, h.shape[2], form, form_name(form))
     if cut.resident:
         resident_forward[(blocks,)](*common, *sizes, **cut.options())
         return

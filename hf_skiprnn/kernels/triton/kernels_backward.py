@@ -147,6 +147,7 @@ def resident_backward(
     C,
     first_step,
     F,
+    FORM: tl.constexpr,
 ):
     """Process a chunk of a block of rows: one layer, with its recurrent weights on chip and cotangents in registers."""
     rows, ok = row_block(chunk.order, B, F)
@@ -321,7 +322,9 @@ def streamed_products(weights, gradients, carry, above, layer, rows, index, move
 
 @tuned(STREAMED, resets=["arrived"], restores=["carry", "clock"])
 @triton.jit(do_not_specialize=["B", "T", "C", "first_step"])
-def streamed_backward(chunk, weights, steps, runs, gradients, carry, clock, scratch, arrived, B, T, C, first_step, F):
+def streamed_backward(
+    chunk, weights, steps, runs, gradients, carry, clock, scratch, arrived, B, T, C, first_step, F, FORM: tl.constexpr
+):
     """Process a chunk of a block of rows, for any stack; SPLIT programs share the units of a row block."""
     rows, ok = row_block(chunk.order, B, F)
     writes = (rows * 0 + tl.program_id(1)) == 0  # the first of the programs that share a row

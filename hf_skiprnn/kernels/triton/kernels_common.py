@@ -36,6 +36,11 @@ class Form(NamedTuple):
     SPLIT: Any  # number of programs that share the units of a row block
 
 
+def form_name(form: Form) -> str:
+    """Return a text that tells a Form from every other one."""
+    return " ".join(str(constant.value) for constant in form)
+
+
 class Weights(NamedTuple):
     """The weights of all layers."""
 
@@ -178,17 +183,17 @@ def add_transposed(tile, source, ok, matrix, units, K, F):
 def lowest_inputs(inputs, weights, flat, ok, units, FIRST, N: tl.constexpr, I, F):
     """Return W_ih x + b for N gates from FIRST on, in the lowest layer at the steps `flat` [R]: N tiles [R, N].
 
-    If weights.input is None they were computed before and are only loaded.
+    If weights.input is None, W_ih x was computed before and is only loaded.
     """
     tiles = ()
     for g in tl.static_range(N):
         row, unit_ok = units + (FIRST + g) * F.H, units < F.H
+        tile = tl.load(weights.bias + row, mask=unit_ok, other=0.0).to(F.STATE)[None, :]
+        tile += tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
         if weights.input is None:
             place = flat[:, None] * (F.GATES * F.H) + row[None, :]
-            tile = tl.load(inputs + place, mask=ok[:, None] & unit_ok[None, :], other=0.0).to(F.STATE)
+            tile += tl.load(inputs + place, mask=ok[:, None] & unit_ok[None, :], other=0.0).to(F.STATE)
         else:
-            tile = tl.load(weights.bias + row, mask=unit_ok, other=0.0).to(F.STATE)[None, :]
-            tile += tl.zeros([F.BLOCK_ROWS, F.BLOCK_UNITS], F.STATE)
             for i in range(I):
                 x = tl.load(inputs + flat * I + i, mask=ok, other=0.0).to(F.STATE)
                 w = tl.load(weights.input + row.to(tl.int64) * I + i, mask=unit_ok, other=0.0).to(F.STATE)

@@ -38,7 +38,7 @@ from .tiling import RESIDENT, STREAMED, tuned
 class Rows(NamedTuple):
     """The inputs of a scan."""
 
-    inputs: Tensor  # [B * T, I], or input products including the bias [B * T, G * H]
+    inputs: Tensor  # [B * T, I], or input products without the bias [B * T, G * H]
     order: Tensor  # [B], the order in which rows are assigned to blocks
     lengths: Tensor  # [B], real steps
     positions: Tensor | None  # [B, T], of the real steps; None: all are real
@@ -48,9 +48,8 @@ class Rows(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The results of a scan other than the states."""
+    """The results of a scan other than the states and the gates."""
 
-    gates: Tensor  # [B, T], initially zero
     increments: Tensor | None  # [B, T + 1], after every update; for the backward pass
     increment: Tensor  # [B], after the last update
     steps_since_update: Tensor  # [B]
@@ -96,12 +95,12 @@ def slot_of(event, S):
 
 
 @triton.jit
-def advance(source, weights, results, rows, flat, event, new_increment, length, clock, writes, T):
+def advance(source, weights, results, gates, rows, flat, event, new_increment, length, clock, writes, T):
     """Store the update `event` of the rows that are alive, find their next updates, and return the new clock."""
     increment, steps_since_update, ran, count, at, alive = clock
     increment = tl.where(alive, new_increment, increment)
-    one = tl.full(flat.shape, 1, results.gates.dtype.element_ty)
-    tl.store(results.gates + flat, one, mask=alive & writes)
+    one = tl.full(flat.shape, 1, gates.dtype.element_ty)
+    tl.store(gates + flat, one, mask=alive & writes)
     if results.increments is not None:
         tl.store(results.increments + rows * (T + 1) + event, increment, mask=alive & writes)
     count += alive.to(tl.int32)
@@ -134,7 +133,9 @@ def resident_step(tiles, inputs, weights, flat, alive, units, h, c, I, F):
     x = lowest_inputs(inputs, weights, flat, alive, units, 0, F.GATES, I, F)
     a0, a1 = x[0] + product(h, tiles[0], F), x[1] + product(h, tiles[1], F)
     if F.CELL == "lstm":
-        h, c = lstm_step((a0, a1, x[2] + product(h, tiles[2], F), x[3] + product(h, tiles[3], F)), c)
+        a2 = x[2] + product(h, tiles[2], F)
+        tl.debug_barrier()  # else LLVM of Triton 3.9 aborts while it vectorises exact float32 products
+        h, c = lstm_step((a0, a1, a2, x[3] + product(h, tiles[3], F)), c)
     else:
         if F.CELL == "gru":
             a2 = x[2] + product(tl.sigmoid(a0) * h, tiles[2], F)
@@ -145,10 +146,13 @@ def resident_step(tiles, inputs, weights, flat, alive, units, h, c, I, F):
     return h, c
 
 
-@tuned(RESIDENT)
+@tuned(RESIDENT, resets=["gates"])
 @triton.jit(do_not_specialize=["B", "T", "I", "S"])
-def resident_forward(source, weights, states, results, B, T, I, S, F):
-    """Compute all updates of a block of rows: one layer, with recurrent weights on chip and the state in registers."""
+def resident_forward(source, weights, states, results, gates, B, T, I, S, F, FORM: tl.constexpr):
+    """Compute all updates of a block of rows: one layer, with recurrent weights on chip and the state in registers.
+
+    `gates` [B, T] is zero before, and 1 at updates afterwards.
+    """
     rows, ok = row_block(source.order, B, F)
     units, tile_ok = columns(0, F.H, ok, F)
     first = rows[:, None] * S * F.H + units[None, :]
@@ -177,7 +181,7 @@ def resident_forward(source, weights, states, results, B, T, I, S, F):
         if F.KEEP:
             place = first + slot_of(event, S) * F.H
             store_state(states, place, h, c, tile_ok & alive[:, None])
-        clock = advance(source, weights, results, rows, flat, event, increment, length, clock, ok, T)
+        clock = advance(source, weights, results, gates, rows, flat, event, increment, length, clock, ok, T)
     finish(results, rows, ok, length, clock)
     if not F.KEEP:
         moved = tile_ok & (clock[3] > 0)[:, None]
@@ -255,10 +259,13 @@ def streamed_layer(source, weights, reset, states, layer, below, before, after, 
     return gate_sum
 
 
-@tuned(STREAMED, resets=["arrived"])
+@tuned(STREAMED, resets=["gates", "arrived"])
 @triton.jit(do_not_specialize=["B", "T", "I", "S"])
-def streamed_forward(source, weights, states, results, scratch, arrived, B, T, I, S, F):
-    """Compute all updates of a block of rows, for any stack; SPLIT programs share the units of a row block."""
+def streamed_forward(source, weights, states, results, gates, scratch, arrived, B, T, I, S, F, FORM: tl.constexpr):
+    """Compute all updates of a block of rows, for any stack; SPLIT programs share the units of a row block.
+
+    `gates` [B, T] is zero before, and 1 at updates afterwards.
+    """
     rows, ok = row_block(source.order, B, F)
     writes = (rows * 0 + tl.program_id(1)) == 0  # the first of the programs that share a row
     arrived += tl.program_id(0)
@@ -289,5 +296,5 @@ def streamed_forward(source, weights, states, results, scratch, arrived, B, T, I
         if weights.gate is not None:
             gate_sum = gather(gate_sum, scratch.partial, sum_place(event, 0, 1, F), F)
             increment = tl.sigmoid(gate_sum + tl.load(weights.gate_bias).to(F.STATE))
-        clock = advance(source, weights, results, rows, flat, event, increment, length, clock, writes, T)
+        clock = advance(source, weights, results, gates, rows, flat, event, increment, length, clock, writes, T)
     finish(results, rows, ok & writes, length, clock)

@@ -35,12 +35,14 @@ def tuned(
 ) -> Callable[[Any], Any]:
     """Return a decorator that times a kernel with each of `configs`, once for every Form, and keeps the fastest.
 
-    Before every trial the arguments `resets` are set to zero, and `restores`, which the kernel reads and writes, get
-    their old values back. The interpreter only uses the first config.
+    Before every trial, and before the launch that counts, the arguments `resets` are set to zero, and `restores`, which
+    the kernel reads and writes, get their old values back. A trial may round otherwise than the launch that counts, and
+    so have other updates. The interpreter only uses the first config. The key is `form_name`, because Triton stores the
+    results on disk as JSON.
     """
     decorator: Callable[[Any], Any] = triton.autotune(
         configs[:1] if INTERPRETED else configs,
-        key=["F"],
+        key=["FORM"],
         reset_to_zero=list(resets),
         restore_value=list(restores),
         cache_results=True,
