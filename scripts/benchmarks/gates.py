@@ -25,6 +25,8 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from hf_skiprnn.commands.recipe_files import RECIPES, read_recipe
+from hf_skiprnn.commands.runs import check_run, describe
+from hf_skiprnn.commands.train_options import parse
 from hf_skiprnn.evaluation.figures import Runs, accuracy_against_updates
 from hf_skiprnn.evaluation.files import write_whole
 from hf_skiprnn.hub.card import MAIN_METRICS
@@ -101,9 +103,15 @@ def kinds_of(shares: Sequence[float]) -> list[tuple[str, float]]:
 
 
 def make(job: Job, runs: Path, rest: Sequence[str]) -> dict[str, Any] | None:
-    """Return a run's results, after training it if they are missing; None if training failed."""
+    """Return a run's results, after training it if they are missing; None if training failed.
+
+    Raises:
+        SystemExit: the run has other settings than today's recipe and options; the message lists the differences.
+    """
     path = job.folder(runs) / "results.json"
-    if not path.is_file():
+    if path.is_file():
+        check_run(path.parent, describe(parse([*job.options(), f"--output_dir={path.parent}", *rest])))
+    else:
         print(f"== {path.parent}", flush=True)
         command = [sys.executable, os.path.relpath(TRAIN), *job.options(), f"--output_dir={path.parent}", *rest]
         subprocess.run(command, check=False)
@@ -158,6 +166,13 @@ def row_of(job: Job, run: dict[str, Any], test: dict[str, float], tried: int) ->
         "commit": run["commit"],
         "device": run["device"],
     }
+
+
+def is_replaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether a new row replaces a stored one: the same run, or a seed of the same model with other settings."""
+    if any(old[name] != new[name] for name in ("task", "kind", "share")):
+        return False
+    return any(old[name] != new[name] for name in ("rate", "steps")) or old["seed"] == new["seed"]
 
 
 def report(rows: list[dict[str, Any]], folder: Path | None = None) -> str:
@@ -249,8 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     if not chosen.report:
         chosen.results.mkdir(parents=True, exist_ok=True)
         for row in train_all(chosen, rest):
-            key = ("task", "kind", "share", "seed")
-            rows = [old for old in rows if any(old[name] != row[name] for name in key)] + [row]
+            rows = [old for old in rows if not is_replaced(old, row)] + [row]
             write_whole(path, json.dumps(rows, indent=1) + "\n")
     if not rows:
         print(f"{path} holds no runs yet: train first.", file=sys.stderr)

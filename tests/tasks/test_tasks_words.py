@@ -12,6 +12,7 @@ from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.commands import evaluate, train
 from hf_skiprnn.tasks import IMDB
 from hf_skiprnn.tasks.readers.words import pad_tokens, set_vectors, tokenize, train_tokenizer
+from scripts.paper import word_vectors
 
 GOOD, BAD = "A great, great film.<br /><br />I don't regret it!", "dull and $5 too long <b>"
 
@@ -94,6 +95,17 @@ def test_vectors_of_known_words_and_uniform_ones_for_the_others(tmp_path, review
     drawn = after[[i for i in others if i != 0]]
     assert drawn.abs().max() <= 0.25
     assert drawn.std() == pytest.approx(0.25 / np.sqrt(3), rel=0.15)
+
+
+def test_vectors_are_learnt_from_the_training_reviews(tmp_path, reviews, capsys):
+    path = tmp_path / "v.bin"
+    assert word_vectors.main([str(path), "--dataset_name", reviews, "--size", "4", "--epochs", "1"]) == 0
+    task = IMDB(dataset_name=reviews)
+    known = len(task.processor()) - 2  # all but padding and unknown words
+    assert f"{known} vectors of 4 numbers" in capsys.readouterr().out
+    assert set_vectors(torch.zeros(len(task.processor()), 4), task.processor().get_vocab(), str(path)) > 20
+    with pytest.raises(SystemExit):
+        word_vectors.main([str(tmp_path / "v.txt"), "--dataset_name", reviews])
 
 
 def test_vectors_that_do_not_fit_are_refused(tmp_path):
