@@ -101,7 +101,7 @@ class _SkipRecurrent(SkipStack):
         if isinstance(input, PackedSequence):
             padded, lengths = pad_packed_sequence(input, batch_first=True)
             self._check(padded, "a PackedSequence of rows [T, I]")
-            mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
+            mask = torch.arange(padded.shape[1], device=lengths.device) < lengths.unsqueeze(1)
             out, sequence, last = self._run(padded, hx, mask.to(padded.device))
             output: Any = _pack_like(input, sequence, lengths)
             updates = (out.num_updates, out.update_gates)

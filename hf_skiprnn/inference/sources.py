@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from hf_skiprnn.model.pull_skip_rnn import EndOfSequence, Position
 
@@ -40,7 +42,15 @@ class ArraySource:
         return [len(row) for row in self.rows]
 
     def __call__(self, positions: list[Position]) -> npt.NDArray[Any]:
-        return np.stack([np.asarray(self.rows[row][step]) for row, step in positions])
+        return np.stack([as_array(self.rows[row][step]) for row, step in positions])
+
+
+def as_array(step: Any) -> npt.NDArray[Any]:
+    """Return a step as an array; a tensor may be of bfloat16, which numpy lacks, or have a gradient."""
+    if isinstance(step, Tensor):
+        step = step.detach().cpu()
+        return (step.float() if step.dtype == torch.bfloat16 else step).numpy()
+    return np.asarray(step)
 
 
 class IteratorSource:
@@ -58,7 +68,7 @@ class IteratorSource:
         ended = {row: self.taken[row] for row, step in positions if not self._take(row, step)}
         if ended:
             raise EndOfSequence(ended)
-        return [np.asarray(self._waiting.pop(position)) for position in positions]
+        return [as_array(self._waiting.pop(position)) for position in positions]
 
     def _take(self, row: int, step: int) -> bool:
         """Take the row's steps up to `step`, and keep that one in `_waiting`; return False if the row has ended."""
@@ -96,7 +106,10 @@ class ArrowSource:
         """Steps of each row."""
         import pyarrow.compute as pc
 
-        return [int(steps) for steps in pc.list_value_length(self.column).to_pylist()]
+        lengths = pc.list_value_length(self.column).to_pylist()
+        if None in lengths:
+            raise ValueError(f"Row {lengths.index(None)} of the column is empty (None). Fill it, or leave it out.")
+        return lengths
 
     def __call__(self, positions: list[Position]) -> npt.NDArray[Any]:
         steps = np.array([self.column[row].values[step].as_py() for row, step in positions])
@@ -212,7 +225,8 @@ class _Video:
         self.order = sorted(times) if self.can_jump else list(range(len(packets)))
         self.keys = [0]
         if self.can_jump:
-            self.keys = sorted(self.order.index(time) for time, is_key in zip(times, keys, strict=True) if is_key)
+            places = {time: index for index, time in enumerate(self.order)}
+            self.keys = sorted(places[time] for time, is_key in zip(times, keys, strict=True) if is_key)
         self.decoded = 0
         self._last: tuple[int, npt.NDArray[np.uint8]] | None = None
         self._jump(0)

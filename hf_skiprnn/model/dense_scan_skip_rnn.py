@@ -16,6 +16,7 @@ forced_gates  [B, T] bool, gates to use instead of computed ones. With a learned
 sequence      also return the top layer's h at every step, [B, T, H]
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from .cells_skip_rnn import CELLS, Cell, GateWeights, LayerWeights, gate_opens, gate_slope, increment_of, product
 from .outputs_skip_rnn import ScanOutput, SkipRNNState
 
+IMPORTED_IN = os.getpid()  # the process whose threads the native engine shares; a forked child has none of them
 Scan = Callable[..., ScanOutput]  # of the signature above
 
 
@@ -109,7 +111,8 @@ def dense_scan(
     """
     batch, steps, _ = inputs.shape
     real = inputs.new_ones(batch, steps, dtype=torch.bool) if mask is None else mask
-    inputs = inputs.masked_fill(~real.unsqueeze(-1), 0)  # a NaN at a masked step must not reach gradients
+    read = real if gate is not None or forced_gates is None else real & forced_gates
+    inputs = inputs.masked_fill(~read.unsqueeze(-1), 0)  # a NaN at a step without effect must not reach gradients
     carry = Carry.start(state)
     gates, outputs = [], []
     for t in range(steps):

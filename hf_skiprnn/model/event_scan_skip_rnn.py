@@ -101,8 +101,10 @@ class HeldSteps:
             torch.arange(len(events.offsets) - 1, device=gates.device),
             torch.tensor(events.offsets, device=gates.device).diff(),
         )
-        longest = torch.zeros(len(events.offsets) - 1, dtype=torch.long, device=gates.device)
-        self.longest: list[int] = longest.scatter_reduce(0, round_of, skipped_counts, "amax").tolist()
+        zeros = torch.zeros(len(events.offsets) - 1, dtype=torch.long, device=gates.device)
+        # The most skipped steps, and the most steps, of an event in each round.
+        self.longest: list[int] = zeros.scatter_reduce(0, round_of, skipped_counts, "amax").tolist()
+        self.longest_held: list[int] = zeros.scatter_reduce(0, round_of, self.counts, "amax").tolist()
 
         real_index = real.cumsum(1).view(-1)
         waited = (
@@ -208,14 +210,17 @@ class Reverse:
         if self.grad_sequence is None:
             return None, None
         start, end = self.held.bounds[index : index + 2]
-        grad = self.grad_sequence[self.held.order[start:end]]
-        sums = torch.cat(
-            (grad.new_zeros(1, grad.shape[1], dtype=_sum_dtype(grad)), grad.cumsum(0, dtype=_sum_dtype(grad)))
+        order = self.held.order[start:end]
+        grad, local = self.grad_sequence[order], self.held.event[order] - first
+        counts = self.held.counts[first:last]
+        place = torch.arange(end - start, device=grad.device) - (counts.cumsum(0) - counts)[local]
+        # Each event's steps in a row of their own: a NaN or a large number stays there.
+        padded = grad.new_zeros(
+            last - first, max(1, self.held.longest_held[index]), grad.shape[1], dtype=_sum_dtype(grad)
         )
-        ends = self.held.counts[first:last].cumsum(0)
-        total = sums[ends] - sums[ends - self.held.counts[first:last]]
-        suffix = sums[ends[self.held.event[skipped] - first]] - sums[self.held.rank[skipped] - start]
-        return suffix.to(grad.dtype), total.to(grad.dtype)
+        suffix = padded.index_put((local, place), grad.to(padded.dtype)).flip(1).cumsum(1).flip(1)
+        rank = self.held.rank[skipped] - start
+        return suffix[local[rank], place[rank]].to(grad.dtype), suffix[:, 0].to(grad.dtype)
 
     def _gate_terms(
         self, flat: Tensor, event: Tensor, first: int, carry: Cotangents, outputs: Tensor | None

@@ -73,6 +73,14 @@ def plan_gates(
     return (draws >= skip_probability).gather(1, index.clamp(min=0)) | (fresh & (index == 0))
 
 
+def own_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context without autocast: gates are decided in the state's precision.
+
+    Entering autocast takes time, as much as a tenth of a short scan, so it is only entered where it is on.
+    """
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
 class UpdateGate(nn.Linear):
     """The update gate's linear layer (eq. 4). It stays in float32 in half-precision models, since gates need it."""
 
@@ -84,7 +92,7 @@ class UpdateGate(nn.Linear):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_precision(t: Tensor) -> Tensor:
             moved = fn(t)
-            return t.to(moved.device) if moved.dtype in HALF else moved
+            return t.to(moved.device, torch.float32) if moved.dtype in HALF else moved
 
         return super()._apply(keep_precision, recurse)
 
@@ -287,13 +295,8 @@ class SkipStack(nn.Module):
             chance, shape = self.skip_probability, inputs.shape[:2]
             forced_gates = plan_gates(self.gate, state, mask, shape, chance, self.stride, generator)
         current = self.current_layers()
-        num_weights = sum(layer.weight_ih.numel() + layer.weight_hh.numel() for layer in current)
-        engine = select_engine(self.scan_backend, inputs, num_weights) if inputs.shape[1] else DENSE
-        device = inputs.device.type
-        is_autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_autocast and engine.follows_autocast else None
-        # Entering autocast takes time: as much as a tenth of a short scan.
-        with torch.autocast(device, enabled=False) if is_autocast else contextlib.nullcontext():
+        engine, dtype = self._engine(inputs, current), self._scan_dtype(inputs, current)
+        with own_precision(inputs.device.type):
             layers, gate = [layer_weights(layer, dtype) for layer in current], self.gate_weights(gate_shift)
             options = {"cell": self.cell, "mask": mask, "forced_gates": forced_gates, "sequence": sequence}
             if table is not None and engine.scan_tokens is not None:
@@ -301,6 +304,18 @@ class SkipStack(nn.Module):
             if table is not None:
                 inputs = nn.functional.embedding(inputs, table)
             return engine.scan(inputs.to(layers[0].weight_ih.dtype), layers, gate, state, **options)
+
+    def _engine(self, inputs: Tensor, current: Sequence[SkipRNNLayer | LayerParameters]) -> Engine:
+        """Return the backend of a scan over inputs [B, T, I] or [B, T]."""
+        num_weights = sum(layer.weight_ih.numel() + layer.weight_hh.numel() for layer in current)
+        return select_engine(self.scan_backend, inputs, num_weights) if inputs.shape[1] else DENSE
+
+    def _scan_dtype(self, inputs: Tensor, current: Sequence[SkipRNNLayer | LayerParameters]) -> torch.dtype | None:
+        """Return the dtype to which autocast casts the weights of a scan; None: they stay as they are."""
+        device = inputs.device.type
+        if not torch.is_autocast_enabled(device) or not self._engine(inputs, current).follows_autocast:
+            return None
+        return torch.get_autocast_dtype(device)
 
     def layer_sequences(
         self, inputs: Tensor, state: SkipRNNState, mask: Tensor | None, update_gates: Tensor
@@ -310,14 +325,18 @@ class SkipStack(nn.Module):
         A lower layer's h does not leave a scan. Under given gates, layers run one after the other.
         """
         x, gates, sequences = inputs, update_gates.detach() != 0, []
-        for index, layer in enumerate(self.current_layers()[:-1]):
-            h, c = state.h[index : index + 1], None if state.c is None else state.c[index : index + 1]
-            start = SkipRNNState(h, c, state.increment.detach(), state.steps_since_update.detach())
-            options = {"cell": self.cell, "mask": mask, "forced_gates": gates, "sequence": True}
-            engine = EVENTS if inputs.shape[1] else DENSE
-            out = engine.scan(x.to(layer.weight_ih.dtype), [layer_weights(layer)], None, start, **options)
-            x = cast(Tensor, out.sequence)
-            sequences.append(x.to(layer.weight_hh.dtype))
+        current = self.current_layers()
+        dtype = self._scan_dtype(inputs, current)
+        engine = EVENTS if inputs.shape[1] else DENSE
+        options = {"cell": self.cell, "mask": mask, "forced_gates": gates, "sequence": True}
+        with own_precision(inputs.device.type):
+            for index, layer in enumerate(current[:-1]):
+                h, c = state.h[index : index + 1], None if state.c is None else state.c[index : index + 1]
+                start = SkipRNNState(h, c, state.increment.detach(), state.steps_since_update.detach())
+                weights = layer_weights(layer, dtype)
+                out = engine.scan(x.to(weights.weight_ih.dtype), [weights], None, start, **options)
+                x = cast(Tensor, out.sequence)
+                sequences.append(x.to(layer.weight_hh.dtype))
         return sequences
 
 

@@ -8,6 +8,7 @@ shares that were measured on validation rows at several shifts.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def fixed_shifts(model: Any, batch: int, gate_shift: Shift | None, update_rate: 
 def stream_shift(model: Any, batch: int, gate_shift: Shift | None, update_rate: Shift | None) -> Tensor | None:
     """Return `fixed_shifts`, but one number [] where one was given: it also holds for rows that join later."""
     given = update_rate if gate_shift is None else gate_shift
-    if given is None or torch.as_tensor(given).dim():
+    if given is None or np.ndim(given):
         return fixed_shifts(model, batch, gate_shift, update_rate)
     shift = fixed_shifts(model, 1, gate_shift, update_rate)
     return None if shift is None else shift[0]
@@ -75,7 +76,10 @@ def stream_shift(model: Any, batch: int, gate_shift: Shift | None, update_rate: 
 
 def _by_row(name: str, value: Shift, batch: int, like: Tensor) -> Tensor:
     """Return [B] numbers from one number, or from one for each row; they must be finite."""
-    rows = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    try:
+        rows = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a number, or [B] = ({batch},) numbers; got {value!r}.") from error
     if rows.shape not in ((), (batch,)):
         raise ValueError(f"{name} must be a number, or [B] = ({batch},) numbers; got shape {tuple(rows.shape)}.")
     if can_read_values() and not bool(rows.isfinite().all()):

@@ -12,7 +12,7 @@ together.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from .cells_skip_rnn import NEVER
 from .changed_modules_skip_rnn import storage_gap
 from .operating_point_skip_rnn import Shift, fixed_shifts, stream_shift
 from .outputs_skip_rnn import SkipRNNState
-from .reader_skip_rnn import Reader, as_count, as_tensor
+from .reader_skip_rnn import Reader, as_count, as_tensor, lasting, on_cpu
 from .saved_stream_skip_rnn import pack, unpack
 
 
+@lasting()
 def stream(
     model: Any,
     batch_size: int | None = None,
@@ -74,6 +75,7 @@ class _Copies:
     def __getstate__(self) -> dict[str, Any]:
         return {"reader": self._reader, "saved": (self.state, self.step, self.steps_to_skip)}
 
+    @lasting()
     def __setstate__(self, copied: dict[str, Any]) -> None:
         self._reader = copied["reader"]
         self._restore(*copied["saved"])
@@ -150,8 +152,9 @@ class Stream(_Copies):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the stream as tensors that safetensors can save. The generator of a random gate is not included."""
-        return pack(self.state, torch.tensor([self._step]), torch.tensor([self.steps_to_skip]))
+        return pack(self.state, on_cpu([self._step]), on_cpu([self.steps_to_skip]))
 
+    @lasting()
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Continue exactly where another stream of the same model was saved.
 
@@ -190,7 +193,7 @@ class StreamBatch(_Copies):
 
     def __init__(self, reader: Reader, state: SkipRNNState) -> None:
         self._reader = reader
-        self._restore(state, torch.zeros(len(state.increment), dtype=torch.long), torch.tensor(reader.waits(state)))
+        self._restore(state, on_cpu([0] * len(state.increment)), on_cpu(reader.waits(state)))
 
     def _restore(self, state: SkipRNNState, step: Tensor, waits: Tensor) -> None:
         self._state = state
@@ -239,7 +242,7 @@ class StreamBatch(_Copies):
         rows = due.to(reader.device)
         reader.update(state, rows, reader.inputs(x[rows], len(due), f"x of the rows {due.tolist()}"))
         self._updated[due] = self._step[due] + 1
-        waits = torch.tensor([reader.steps_to_skip(d, 0) for d in state.increment[rows].float().tolist()])
+        waits = on_cpu([reader.steps_to_skip(d, 0) for d in state.increment[rows].float().tolist()])
         self._next[due] = next_reads(self._step[due] + 1, waits)
 
     def skip(self, steps: int) -> None:
@@ -254,6 +257,7 @@ class StreamBatch(_Copies):
             raise ValueError(f"Row {row}: {must_read(steps, int(waits[row]), int(self._step[row]))}")
         self._step += steps
 
+    @lasting()
     def join(
         self,
         rows: int = 1,
@@ -299,16 +303,20 @@ class StreamBatch(_Copies):
         old = new.new_tensor(config.gate_shift) if old is None else old
         return torch.cat((old if old.dim() else old.expand(len(self)), new))
 
-    def leave(self, rows: Sequence[int]) -> None:
+    @lasting()
+    def leave(self, rows: Sequence[int] | Tensor) -> None:
         """Remove the sequences in `rows`; those after them move up. Read their logits or state before.
 
         Raises:
             IndexError: there is no such row.
+            ValueError: rows holds something else than whole numbers, or is one number.
         """
-        gone = set(rows)
+        if not isinstance(rows, Iterable) or (isinstance(rows, Tensor) and not rows.dim()):
+            raise ValueError(f"leave takes the row numbers of the sequences as a list; got {rows!r}.")
+        gone = {as_count(row, "a row of leave") for row in rows}
         if not gone <= set(range(len(self))):
             raise IndexError(f"rows must be in [0, {len(self)}); got {sorted(gone)}.")
-        stay = torch.tensor([row for row in range(len(self)) if row not in gone], dtype=torch.long)
+        stay = on_cpu([row for row in range(len(self)) if row not in gone])
         self._step, self._updated, self._next = self._step[stay], self._updated[stay], self._next[stay]
         self._state = self._state.reorder(stay.to(self._reader.device))
         shift = self._reader.shift
@@ -343,6 +351,7 @@ class StreamBatch(_Copies):
         """
         return pack(self.state, self._step.clone(), self.steps_to_skip)
 
+    @lasting()
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Continue exactly where streams of the same model were saved. The number of streams becomes the saved one.
 

@@ -1,7 +1,8 @@
 """Code that pull and push inference share: check steps and states, update rows, and find the next step to read."""
 
+import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,10 +12,22 @@ from torch import Tensor
 from .cells_skip_rnn import CELLS, GateWeights, LayerWeights, state_dtype, steps_to_skip
 from .event_forward_skip_rnn import update
 from .inputs_skip_rnn import check_state, check_storage
-from .layers_skip_rnn import layer_weights
+from .layers_skip_rnn import layer_weights, own_precision
 from .outputs_skip_rnn import SkipRNNState
 
 Weights = TypeVar("Weights", LayerWeights, GateWeights)
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """Make tensors that a stream can change later, in or out of torch.inference_mode; also a decorator."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def on_cpu(numbers: Sequence[int]) -> Tensor:
+    """Return whole numbers as a tensor on the CPU, whatever torch's default device is."""
+    return torch.tensor(numbers, dtype=torch.long, device="cpu")
 
 
 class Reader:
@@ -66,8 +79,8 @@ class Reader:
             return 0
         if self.base.gate == "strided":
             return (-int(steps_since_update) - 1) % self.base.stride
-        skipped = 0
-        while torch.rand((), generator=self.generator).item() < self.base.skip_probability:
+        skipped, where = 0, "cpu" if self.generator is None else self.generator.device
+        while torch.rand((), generator=self.generator, device=where).item() < self.base.skip_probability:
             skipped += 1
         return skipped
 
@@ -114,7 +127,8 @@ class Reader:
     def update(self, state: SkipRNNState, rows: Tensor, x: Tensor) -> None:
         """Update the rows `rows` ([N] integer) of a state in place, from their inputs x [N, input_size]."""
         h, c = list(state.h[:, rows]), [] if state.c is None else list(state.c[:, rows])
-        increment = update(x, h, c, self.layers, self.gate and self.gate.of_rows(rows), self.cell)
+        with own_precision(self.device.type):  # gates equal those of a forward pass
+            increment = update(x, h, c, self.layers, self.gate and self.gate.of_rows(rows), self.cell)
         state.h[:, rows] = torch.stack(h)
         if state.c is not None:
             state.c[:, rows] = torch.stack(c)

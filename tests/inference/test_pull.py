@@ -222,3 +222,13 @@ def test_pull_and_stream_build_no_graph_and_apply_no_dropout() -> None:
     stream.push(x[0, 0])
     assert not stream.logits.requires_grad
     torch.testing.assert_close(stream.logits, forward(model.eval(), x[:, :1]).logits[0])
+
+
+def test_autocast_does_not_move_the_updates_of_pull() -> None:
+    model = build(num_hidden_layers=2)
+    x = draw(model, 3, STEPS)
+    want = forward(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model.pull(answering(x), [STEPS] * 3)
+    assert torch.equal(got.update_gates, want.update_gates)
+    torch.testing.assert_close(got.state.h, want.state.h, rtol=1e-5, atol=1e-6)

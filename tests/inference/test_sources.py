@@ -289,3 +289,14 @@ def test_evaluate_pulls_ucf101(tmp_path: Path, shared_data: Callable[[str], Path
     assert result["clips_with_other_gates"] == 0
     with pytest.raises(SystemExit, match="for task ucf101; got digits"):
         script.main([str(tmp_path / "checkpoint"), "--task", "digits", "--pull"])
+
+
+def test_tensors_of_any_kind_are_steps() -> None:
+    rows = torch.tensor([[[0.5, 2.0], [1.0, 3.0]]])
+    for row in (rows.bfloat16(), rows.clone().requires_grad_(), rows.numpy(), rows.tolist()):
+        assert ArraySource(row)([(0, 1)]).tolist() == [[1.0, 3.0]]
+
+
+def test_an_empty_cell_is_named() -> None:
+    with pytest.raises(ValueError, match=r"Row 1 of the column is empty \(None\)"):
+        _ = ArrowSource(pa.array([[1.0, 2.0], None])).lengths

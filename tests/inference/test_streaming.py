@@ -345,6 +345,65 @@ def test_a_nan_state_goes_on_only_where_nan_may_pass() -> None:
             start(state=state)
 
 
+@pytest.mark.parametrize("batch_size", [None, 1])
+@pytest.mark.parametrize("overrides", VARIANTS, ids=str)
+def test_autocast_does_not_move_the_updates_of_a_stream(overrides: dict, batch_size: int | None) -> None:
+    model = build(**overrides)
+    x = draw(model, 1, STEPS)
+    want = forward(model, x)
+    stream = model.stream(batch_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        read = [bool(stream.push(step if batch_size is None else step[None])) for step in x[0]]
+    assert read == want.update_gates[0].bool().tolist()
+    torch.testing.assert_close(stream.state.h, want.state.h, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_stream_made_in_inference_mode_goes_on_outside_and_the_other_way(batch_size: int | None) -> None:
+    model = build()
+    x = draw(model, STEPS, *([] if batch_size is None else [2]))
+    plain, stream = model.stream(batch_size), None
+    with torch.inference_mode():
+        stream = model.stream(batch_size)
+        stream.push(x[0])
+    stream.push(x[1])
+    with torch.inference_mode():
+        saved = stream.state_dict()
+        stream.load_state_dict(saved)
+        stream.push(x[2])
+        if batch_size:
+            stream.join(1)
+            stream.leave([2])
+    for step in x[3:]:
+        stream.push(step)
+    for step in x:
+        plain.push(step)
+    assert torch.equal(stream.logits, plain.logits)
+
+
+def test_the_default_device_does_not_matter() -> None:
+    model, x = build(), torch.randn(STEPS, 2, 2)
+    plain, stream = model.stream(2), model.stream(2)
+    for step in x:
+        plain.push(step)
+    with torch.device("meta"):
+        stream.load_state_dict(model.stream(2).state_dict())
+        stream.join(1)
+        stream.leave([2])
+        for step in x:
+            stream.push(step)
+    assert torch.equal(stream.logits, plain.logits)
+
+
+@pytest.mark.parametrize("rows", [1, torch.tensor(1), [0.5], "ab"])
+def test_streams_that_leave_are_named_by_a_list_of_whole_numbers(rows) -> None:
+    streams = build().stream(2)
+    with pytest.raises(ValueError, match=r"as a list|whole number"):
+        streams.leave(rows)
+    streams.leave(torch.tensor([0]))
+    assert len(streams) == 1
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_fractions_of_steps_are_refused(batch_size: int | None) -> None:
     stream = build(gate="strided", stride=3).stream(batch_size)
@@ -382,6 +441,14 @@ def test_a_gate_shift_moves_the_updates_and_leaves_the_weights(tmp_path: Path) -
     model.save_pretrained(tmp_path)
     loaded = SkipRNNForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(forward(loaded, x).update_gates, forward(model, x).update_gates)
+
+
+@pytest.mark.parametrize("shift", ["a", [None], {}])
+def test_a_shift_that_is_no_number_is_refused(shift) -> None:
+    model = build()
+    for call in (lambda: model.stream(gate_shift=shift), lambda: model(torch.randn(1, 3, 2), gate_shift=shift)):
+        with pytest.raises(ValueError, match=r"gate_shift must be"):
+            call()
 
 
 def test_a_gate_shift_needs_a_learned_gate_and_a_number() -> None:

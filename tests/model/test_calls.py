@@ -48,6 +48,15 @@ def test_inputs_embeds_are_what_the_embeddings_return(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_hidden_states_under_autocast_are_those_of_the_scan(backend: str) -> None:
+    model = classifier(num_hidden_layers=2)
+    model.set_scan_backend(backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(X, output_hidden_states=True, output_update_gates=True)
+    torch.testing.assert_close(out.hidden_states[1][:, -1], out.state.h[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_hidden_states_are_those_of_each_layer(variant: dict, backend: str) -> None:
     model = classifier(**variant | {"num_hidden_layers": 3}).eval()

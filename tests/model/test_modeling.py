@@ -219,3 +219,9 @@ def test_float16_inference() -> None:
     logits = model(torch.rand(3, 20, 2, dtype=torch.float16)).logits
     assert logits.dtype == torch.float16
     assert logits.isfinite().all()
+
+
+def test_the_gate_stays_in_float32_from_any_precision() -> None:
+    for model in (classifier().double().bfloat16(), classifier().double().half(), classifier().bfloat16()):
+        assert model.base_model.update_gate.weight.dtype == torch.float32
+    assert classifier().double().base_model.update_gate.weight.dtype == torch.float64

@@ -315,3 +315,24 @@ def test_state_reorder_and_detach() -> None:
     assert torch.equal(state.increment, out.state.increment[index])
     assert out.state.h.requires_grad
     assert not any(part.requires_grad for part in state.detach())
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("value", [math.nan, 1e25])
+def test_a_cotangent_stays_in_its_row(scan, value: float) -> None:
+    case = Case(sequence=True)
+    problem = make_problem(case)
+    grad = torch.ones(case.batch, case.steps, case.hidden, dtype=torch.float64)
+    want = torch.autograd.grad(problem.run(dense_scan).sequence, problem.inputs, grad)[0]
+    grad[0, 3] = value
+    got = torch.autograd.grad(problem.run(scan).sequence, problem.inputs, grad)[0]
+    torch.testing.assert_close(got[1:], want[1:])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_after"])
+def test_a_nan_at_a_step_that_a_forced_gate_skips_has_no_effect(scan, cell: str) -> None:
+    problem = make_problem(Case(cell=cell, gate="planned"))
+    problem.inputs = problem.inputs.detach().masked_fill(~problem.forced_gates.unsqueeze(-1), math.nan).requires_grad_()
+    out = problem.run(scan)
+    assert all(bool(g.isfinite().all()) for g in gradients(problem, out).values())

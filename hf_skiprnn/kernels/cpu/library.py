@@ -19,6 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_skiprnn.model.dense_scan_skip_rnn import IMPORTED_IN
+
 ABI = 8  # csrc/call.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")  # by `skip_rnn_cpu_level`
 LIBRARIES = {"amx": "avx512"}  # of a set that has no library of its own
@@ -115,7 +117,7 @@ def _load(isa: str) -> ctypes.CDLL:
     try:
         _refuse_part_of_a_file(path)
         library = ctypes.CDLL(str(path))
-        abi, built_of = library.skip_rnn_abi(), library.skip_rnn_source
+        abi, built_of, use_team_of = library.skip_rnn_abi(), library.skip_rnn_source, library.skip_rnn_use_team_of
     except (OSError, AttributeError) as error:  # no library, one for another machine, a folder mounted noexec, ...
         raise RuntimeError(f"The native CPU engine ({isa}) cannot be loaded: {error}. {REMEDY}") from error
     if abi != ABI:
@@ -124,6 +126,7 @@ def _load(isa: str) -> ctypes.CDLL:
     source = Path(__file__).parent / "csrc"
     if source.is_dir() and built_of() != source_hash(source):  # only a checkout has the source
         raise RuntimeError(f"The native CPU engine ({isa}) was built of another source than {source}. {REMEDY}")
+    use_team_of(IMPORTED_IN)
     for function in (library.skip_rnn_forward, library.skip_rnn_backward):
         function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int
     library.skip_rnn_watch_interrupt.restype = ctypes.c_void_p

@@ -26,6 +26,8 @@ int guarded(const SkipRnnCall* call, const Run& run) noexcept {
 
 }  // namespace
 
+SKIP_RNN_EXPORT void skip_rnn_use_team_of(int process) { team_of = process; }
+
 SKIP_RNN_EXPORT std::int64_t skip_rnn_abi() { return kAbi; }
 
 // A hash of these files, from build_native.py: library.py refuses a library that is older than the source beside it.

@@ -34,7 +34,9 @@ class DenormalsAreZero {
 #endif
 };
 
-const pid_t kLoadedIn = getpid();
+// The process whose OpenMP team may be used: a forked child inherits only the belief that there is one. The Python package
+// sets it to the process that imported the package, which may have forked before this library was loaded.
+pid_t team_of = getpid();
 
 // Calls body(i) once for each i = 0 .. n - 1, in up to n threads.
 template <class Body>
@@ -52,7 +54,7 @@ void run_threads(int n, const Body& body) {
   using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
   static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 #ifndef SKIP_RNN_STD_THREADS
-  if (parallel && getpid() == kLoadedIn) {  // in a forked child the parent's team hangs
+  if (parallel && getpid() == team_of) {
     parallel([](void* p) { static_cast<Team*>(p)->pull(); }, &team, unsigned(n), 0);
     return;
   }
