@@ -49,7 +49,7 @@ def pixels_read(images: np.ndarray, gates: np.ndarray, predicted: Sequence[str],
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(_tinted(image, read), interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(_verdict(predicted[index], labels[index]), fontsize=9, color=INK, pad=3)
+        axes.set_title(_verdict(predicted[index], labels[index]), fontsize=9, color=INK, pad=3, parse_math=False)
         axes.text(0.5, -0.03, _count(read), transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
     figure.suptitle("Pixels read in red, skipped pixels in gray", fontsize=10, color=INK)
     return figure
@@ -160,7 +160,13 @@ def words_read(
     for index, (lines, read) in enumerate(zip(pages, gates, strict=True)):
         _check("words_read", read, (len(texts[index]),))
         axes.text(
-            0, row, f"{_verdict(predicted[index], labels[index])}; {_count(read)}", fontsize=8, color=INK, va="top"
+            0,
+            row,
+            f"{_verdict(predicted[index], labels[index])}; {_count(read)}",
+            fontsize=8,
+            color=INK,
+            va="top",
+            parse_math=False,
         )
         for line in lines:
             row += 1
@@ -351,7 +357,7 @@ def _strip(figure: Figure, count: int, index: int, title: str) -> Axes:
 
 def _style_strip(axes: Axes, title: str) -> Axes:
     """Give a wide, low plot its title and thin axes."""
-    axes.set_title(title, fontsize=9, color=INK, loc="left", pad=3)
+    axes.set_title(title, fontsize=9, color=INK, loc="left", pad=3, parse_math=False)
     axes.tick_params(labelsize=7, colors=INK)
     axes.margins(x=0.01)
     for side in ("top", "right"):

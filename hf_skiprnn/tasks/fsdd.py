@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SAMPLING_RATE = 8000
 MEL_BANDS = 32
 HELD_OUT_ROWS = 300
+VERSION = 1  # of the cached rows of fsdd and keyword: raise it with every change of the code that makes them
 STEPS = "steps"  # column of the extracted steps, not yet standardised
 
 
@@ -151,7 +152,7 @@ class FSDD(SpokenTask):
         features = Features({"label": data.features["label"], STEPS: kind})
         data = data.map(
             extract_steps,
-            fn_kwargs={"extractor": self.extractor},
+            fn_kwargs={"extractor": self.extractor, "version": VERSION},
             with_indices=True,
             remove_columns="audio",
             features=features,
@@ -180,8 +181,15 @@ def hold_out(data: DatasetDict, speaker: str, name: str) -> DatasetDict:
     return DatasetDict(train=others, test=concatenate_datasets(theirs))
 
 
-def extract_steps(row: Row, index: int, extractor: SkipRNNFeatureExtractor) -> Row:
-    """Return the steps of a row's sound. `index`: number of the row, for errors."""
+def extract_steps(row: Row, index: int, extractor: SkipRNNFeatureExtractor, version: int) -> Row:
+    """Return the steps of a row's sound.
+
+    Args:
+        row: holds the sound.
+        index: number of the row, for errors.
+        extractor: makes the steps.
+        version: not used here; `datasets` keeps the rows of each version apart.
+    """
     name = f"row {index}, column 'audio'"
     samples, _ = read_sound(row["audio"], name, SAMPLING_RATE)
     return {STEPS: extractor.extract(samples, name)}

@@ -21,7 +21,7 @@ from hf_skiprnn.tasks.readers.arrow_cache import cached_rows
 from hf_skiprnn.tasks.readers.sounds import read_sound
 
 from .base import TEST, TRAIN, VALIDATION, Splits
-from .fsdd import SAMPLING_RATE, STEPS, SpokenTask
+from .fsdd import SAMPLING_RATE, STEPS, VERSION, SpokenTask
 
 SECONDS = 3.0
 NONE = 10  # the class of rows without a digit
@@ -90,6 +90,7 @@ class Keyword(SpokenTask):
         kind = Array2D((None, self.extractor.feature_size), "float32")
         features = Features({STEPS: kind, "label": ClassLabel(names=list(self.labels))})
         facts = {"recordings": recordings._fingerprint, "split": split, "copies": copies, "features": self.features}
+        facts["version"] = VERSION
         return cached_rows(self.name, parts, row, features, facts, self.cache_folder).with_format("numpy")
 
 

@@ -67,6 +67,12 @@ PARTS = {
 }
 
 
+def as_in_parts(shape: Shape) -> Shape:
+    """Return the shape of the same sizes in PARTS, if there is one: rows of the CSV do not tell input_gradients."""
+    known = (part for each in PARTS.values() for part in each.shapes)
+    return next((part for part in known if part.columns() == shape.columns()), shape)
+
+
 def operations(workload: Workload) -> float:
     """Return the number of floating-point operations that a run needs; a multiply-add counts as two.
 
@@ -158,7 +164,7 @@ def workloads(options: argparse.Namespace) -> list[tuple[Workload, Sequence[str]
             if has_weights(folder)
             for mode in options.modes
         ]
-    parts = [Part(options.shapes)] if options.shapes else [PARTS[name] for name in options.parts]
+    parts = [Part([*map(as_in_parts, options.shapes)])] if options.shapes else [PARTS[name] for name in options.parts]
     return [
         (
             Workload(shape, cell, mode, rate, part.spread, threads),

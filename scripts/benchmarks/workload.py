@@ -114,8 +114,24 @@ def bias_of_interval(interval: int) -> float:
     return math.log(increment / (1 - increment))
 
 
+def of_one_length(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch without padding, whose labels have one for each row; see `of_checkpoint`."""
+    if (mask := batch.get("attention_mask")) is None:
+        return batch
+    lengths = mask.sum(1)
+    steps = int(lengths.median())
+    rows = (lengths >= steps).nonzero().flatten()
+    rows = rows[torch.arange(len(mask)) % len(rows)]
+    inputs = {name: part[rows, :steps].contiguous() for name, part in batch.items() if name.startswith("input")}
+    return {**inputs, "labels": batch["labels"][rows]}
+
+
 def of_checkpoint(folder: str, mode: str) -> Workload:
-    """Load a trained model and 256 test rows of its task. The peers get random inputs of the same shape."""
+    """Load a trained model and 256 test rows of its task. The peers get random inputs of the same shape.
+
+    If rows differ in length, those of at least the median length are cropped to it, and repeated up to 256. A peer
+    would compute padding, and our engine would not: the times would compare lengths.
+    """
     from transformers import AutoModelForSequenceClassification
 
     from hf_skiprnn.commands import evaluate
@@ -123,7 +139,7 @@ def of_checkpoint(folder: str, mode: str) -> Workload:
     _, task = evaluate.parse([folder])
     task.use_processor(folder)
     rows = task.load(seed=0).test
-    batch = task.collate([rows[i] for i in range(min(256, len(rows)))])
+    batch = of_one_length(task.collate([rows[i] for i in range(min(256, len(rows)))]))
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         gates = model(**batch, output_update_gates=True).update_gates

@@ -27,7 +27,7 @@ from hf_skiprnn.hub.private import public
 GATES = {"learned": "Skip {}", "always": "{}", "random": "{}, random skips", "strided": "{}, strided"}
 # Fields of a run's results.json that are stored.
 KEPT = ["task", "task_options", "model", "training", "budget", "metrics", "train", "device", "versions", "commit"]
-KEPT += ["command", "finished"]
+KEPT += ["command", "finished", "start"]
 
 
 def curve_of(model: dict[str, Any]) -> str:
@@ -36,17 +36,25 @@ def curve_of(model: dict[str, Any]) -> str:
 
 
 def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
-    """Return folder name -> results of every run; exit unless all have the same task and the metric."""
-    runs = {}
+    """Return name -> results of every run; exit unless all have the same task and the metric, and names differ.
+
+    A run's name is that of its folder; where several folders have that name, with the parent's name: ROW-seed-1.
+    """
+    runs, names = {}, {folder: folder.name for folder in folders}
+    if len(set(names.values())) < len(names):
+        names = {folder: "-".join(folder.resolve().parts[-2:]) for folder in names}
+    if len(set(names.values())) < len(names):
+        raise SystemExit(f"Several folders have the same name: {', '.join(sorted(names.values()))}. Rename them.")
     for folder in folders:
         path = folder / "results.json"
+        name = names[folder]
         if not path.is_file():
             raise SystemExit(f"{folder} holds no results.json: it is not a finished run of scripts/train.py.")
         run = json.loads(path.read_text(encoding="utf-8"))
         if metric not in (test := run["metrics"]["test"]):
             raise SystemExit(f"{path} has no metric {metric!r}; it has {', '.join(sorted(test))}.")
-        runs[folder.name] = public({name: run[name] for name in KEPT if name in run})
-        runs[folder.name].get("training", {}).pop("output_dir", None)
+        runs[name] = public({fact: run[fact] for fact in KEPT if fact in run})
+        runs[name].get("training", {}).pop("output_dir", None)
     tasks = {run["task"] for run in runs.values()}
     if len(tasks) > 1:
         raise SystemExit(f"The runs are of several tasks ({', '.join(sorted(tasks))}); give runs of one task.")
@@ -55,7 +63,7 @@ def read_runs(folders: list[Path], metric: str) -> dict[str, dict[str, Any]]:
 
 def setting_of(run: dict[str, Any]) -> str:
     """Return what a run's settings are but for its seed, as text."""
-    kept = {name: run.get(name) for name in ("task_options", "model", "training", "budget")}
+    kept = {name: run.get(name) for name in ("task_options", "model", "training", "budget", "start")}
     kept["training"] = {name: value for name, value in (kept["training"] or {}).items() if "seed" not in name}
     return json.dumps(kept, sort_keys=True)
 

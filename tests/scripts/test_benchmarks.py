@@ -15,7 +15,7 @@ from scripts import benchmark
 from scripts.benchmarks import cpu, peak, rows, streaming, targets
 from scripts.benchmarks.peers import skip_layer
 from scripts.benchmarks.timing import interleaved
-from scripts.benchmarks.workload import Shape, Workload
+from scripts.benchmarks.workload import Shape, Workload, of_one_length
 
 
 def test_the_launcher_holds_every_library_to_one_set(tmp_path: Path) -> None:
@@ -136,3 +136,20 @@ def test_streams_are_timed_by_the_step() -> None:
     assert [item["name"] for item in measured] == ["nn.LSTMCell", "stream lstm"]
     assert measured[0]["times_faster"] == 1.0
     assert {item["unit"] for item in measured} == {"us/step"}
+
+
+def test_a_shape_of_the_parts_is_the_same_workload_by_itself() -> None:
+    assert cpu.as_in_parts(Shape.parse("32,400,300,128")).input_gradients
+    assert cpu.as_in_parts(Shape.parse("5,6,7,8")) == Shape(5, 6, 7, 8)
+
+
+def test_a_trained_model_is_timed_without_padding() -> None:
+    lengths = torch.tensor([3, 9, 5, 7])
+    x = torch.arange(4 * 9).view(4, 9, 1).float()
+    batch = {"input_values": x, "attention_mask": (torch.arange(9) < lengths[:, None]).long(), "labels": lengths}
+    cropped = of_one_length(batch)
+    assert cropped["labels"].tolist() == [9, 5, 7, 9]
+    assert torch.equal(cropped["input_values"], x[[1, 2, 3, 1], :5])
+    assert cropped.keys() == {"input_values", "labels"}
+    whole = {"input_values": x, "labels": lengths}
+    assert of_one_length(whole) is whole

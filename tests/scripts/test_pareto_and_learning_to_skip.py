@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_skiprnn.evaluation.figures import channels_read, pareto_front, words_read
+from hf_skiprnn.evaluation.figures import channels_read, pareto_front, pixels_read, words_read
 from hf_skiprnn.tasks import IMDB
 from scripts.paper import learn_to_skip, pareto
 
@@ -54,6 +54,29 @@ def test_curves_are_of_gates_and_cells(tmp_path, capsys):
     assert (tmp_path / "front" / "pareto.png").is_file()
 
 
+def test_runs_of_the_same_name_are_told_apart_by_their_parents(tmp_path):
+    for row, gate in (("a", "learned"), ("b", "always")):
+        (tmp_path / row).mkdir()
+        for seed in (1, 2):
+            write_run(tmp_path / row / f"seed-{seed}", gate, 1.0, 0.5, seed=seed)
+    folders = [str(path) for path in sorted(tmp_path.glob("*/seed-*"))]
+    found = pareto.main([*folders, "--output", str(tmp_path / "front")])
+    assert {curve: [len(runs) for runs in points] for curve, points in found.items()} == {"Skip LSTM": [2], "LSTM": [2]}
+    assert set(json.loads((tmp_path / "front/results.json").read_text())) == {
+        "a-seed-1",
+        "a-seed-2",
+        "b-seed-1",
+        "b-seed-2",
+    }
+
+
+def test_a_run_that_started_from_a_checkpoint_is_a_point_of_its_own(tmp_path):
+    folders = [write_run(tmp_path / f"run{seed}", "learned", 1.0, 0.5, seed=seed) for seed in (1, 2)]
+    run = json.loads((tmp_path / "run2/results.json").read_text()) | {"start": {"model_name_or_path": "x"}}
+    (tmp_path / "run2/results.json").write_text(json.dumps(run))
+    assert pareto.main([*folders, "--output", str(tmp_path / "front")])["Skip LSTM"] == [[(1.0, 0.5)], [(1.0, 0.5)]]
+
+
 def test_runs_that_do_not_go_together_are_refused(tmp_path):
     one, other = write_run(tmp_path / "a", "learned", 1.0, 0.5), write_run(tmp_path / "b", "learned", 1.0, 0.5, "imdb")
     with pytest.raises(SystemExit, match=r"several tasks \(fsdd, imdb\)"):
@@ -64,6 +87,13 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path):
         pareto.main([str(tmp_path)])
     with pytest.raises(SystemExit):
         pareto.main(["--output", str(tmp_path)])  # no runs, and none are stored
+
+
+def test_class_names_are_shown_as_they_are(tmp_path):
+    names, gates = ["$x^$", "$5_{"], np.ones((2, 3), bool)
+    channels_read([np.zeros((3, 1))] * 2, gates, names, names).savefig(tmp_path / "series.png")
+    words_read([["a", "b", "c"]] * 2, gates, names, names).savefig(tmp_path / "words.png")
+    pixels_read(np.zeros((2, 2, 2)), np.ones((2, 4), bool), names, names).savefig(tmp_path / "pixels.png")
 
 
 def test_series_are_drawn_as_lines():
