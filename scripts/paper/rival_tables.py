@@ -4,8 +4,9 @@ The runs were stored by `python -m scripts.paper.pareto` and `python -m scripts.
 """
 
 import json
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from statistics import fmean
 from typing import Any
 
@@ -20,7 +21,7 @@ GATES = {
     "random": "{cell}, random skips",
     "strided": "{cell}, one step in {stride}",
 }
-COLUMNS = ["what", "run", "test accuracy", "steps read", "share of steps", "commit"]
+COLUMNS = ["what", "run", "test accuracy", "steps read", "share of steps", "optimizer steps", "started from", "commit"]
 
 
 def pareto_table(cards: Path, folder: str) -> str:
@@ -75,7 +76,9 @@ def run_cells(name: str, run: dict[str, Any]) -> list[str]:
     model, test = run["model"], run["metrics"]["test"]
     what = GATES[model["gate"]].format(cell=model["cell_type"].upper(), stride=model["stride"])
     read = [number(test["updates"]), percent(test["update_rate"])]
-    return [what, name, percent(test["accuracy"]), *read, run["commit"]]
+    start = re.search(r"--model_name_or_path[ =](\S+)", run.get("command", ""))
+    training = [str(run["train"]["steps"]), PurePath(start[1]).name if start else ""]
+    return [what, name, percent(test["accuracy"]), *read, *training, run["commit"]]
 
 
 def share_of(run: dict[str, Any]) -> float:

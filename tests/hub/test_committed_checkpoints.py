@@ -112,6 +112,12 @@ def test_the_command_on_its_card_trains_such_a_model(folder: Path, monkeypatch: 
 
 
 @each
+def test_its_results_tell_of_the_trained_model(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert {name: config.get(name) for name in results_in(folder)["model"]} == results_in(folder)["model"]
+
+
+@each
 def test_the_folder_is_complete_and_small(folder: Path, tmp_path: Path) -> None:
     assert ship.problems_of(folder, tmp_path) == []
     assert sum(file.size for file in checkpoint_files(folder)) <= ship.LARGEST
