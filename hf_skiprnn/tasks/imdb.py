@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel
-from transformers.utils import logging
 
 from hf_skiprnn.evaluation.metrics import accuracy
 from hf_skiprnn.tasks.readers.words import (
     PAD_ID,
     pad_tokens,
     real_gates,
-    set_vectors,
+    start_from_vectors,
     tokenize,
     train_tokenizer,
     words_of,
@@ -37,8 +36,6 @@ from .base import Batch, PreparedRows, Ready, Row, Splits, Task, label_names, lo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -96,9 +93,7 @@ class IMDB(Task):
     def initialise(self, model: PreTrainedModel) -> None:
         """Copy word vectors into the embeddings."""
         if self.vectors is not None:
-            weight: Any = model.get_input_embeddings().weight
-            found = set_vectors(weight, self._tokenizer.get_vocab(), self.vectors)
-            logger.warning("%d of %d words have a vector in %s.", found, len(self._tokenizer), self.vectors)
+            start_from_vectors(model, self._tokenizer, self.vectors)
 
     def prepared(self, rows: Dataset) -> PreparedRows:
         """Return the rows with token ids."""

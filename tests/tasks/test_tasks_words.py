@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, EvalPrediction
 
 from hf_skiprnn import SkipRNNConfig, SkipRNNForSequenceClassification
 from hf_skiprnn.commands import evaluate, train
-from hf_skiprnn.tasks import IMDB
+from hf_skiprnn.tasks import IMDB, OwnData
 from hf_skiprnn.tasks.readers.words import pad_tokens, set_vectors, tokenize, train_tokenizer
 from scripts.paper import word_vectors
 
@@ -95,6 +95,21 @@ def test_vectors_of_known_words_and_uniform_ones_for_the_others(tmp_path, review
     drawn = after[[i for i in others if i != 0]]
     assert drawn.abs().max() <= 0.25
     assert drawn.std() == pytest.approx(0.25 / np.sqrt(3), rel=0.15)
+
+
+def test_own_texts_start_from_vectors(tmp_path):
+    rows = [{"text": f"a {'great' if row % 2 else 'dull'} film", "label": row % 2} for row in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = OwnData(dataset_name=str(tmp_path), vectors=word2vec_file(tmp_path / "v.txt", binary=False))
+    model = SkipRNNForSequenceClassification(
+        SkipRNNConfig(**{**task.model_defaults(), "input_size": 4, "hidden_size": 3})
+    )
+    task.initialise(model)
+    assert model.get_input_embeddings().weight[task.processor().get_vocab()["great"]].tolist() == [0, 1, 2, 3]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"x": [1.0, 2.0], "label": r["label"]}) for r in rows))
+    other = OwnData(dataset_name=str(tmp_path), vectors=task.vectors)
+    with pytest.raises(ValueError, match="vectors are for texts; column x holds series of numbers"):
+        other.initialise(model)
 
 
 def test_vectors_are_learnt_from_the_training_reviews(tmp_path, reviews, capsys):

@@ -30,13 +30,14 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.utils import logging
 
 from hf_skiprnn.tasks.base import Batch, PreparedRows, Ready, Row, Splits, Task
+from hf_skiprnn.tasks.readers.words import start_from_vectors
 
 from .columns import ROW, shortened
-from .inputs import Input, Kind
+from .inputs import Input, Kind, TextInput
 from .table import SPLIT, Table
 from .targets import Target
 
@@ -78,6 +79,9 @@ class OwnData(Task):
     )
     streaming: bool = field(
         default=False, metadata={"help": "Stream the data instead of storing it. Needs --max_steps."}
+    )
+    vectors: str | None = field(
+        default=None, metadata={"help": "Texts: word2vec file (.bin, or text) to start the embeddings from."}
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Keep only so many steps of a sequence, from its start."}
@@ -206,6 +210,19 @@ class OwnData(Task):
         else:
             labels = self._labels.encode(cells)
         return {**inputs, "labels": labels}
+
+    def initialise(self, model: PreTrainedModel) -> None:
+        """Copy word vectors into the embeddings.
+
+        Raises:
+            ValueError: the input is not text, or the file does not fit; see set_vectors.
+        """
+        if self.vectors is None:
+            return
+        if not isinstance(self._input, TextInput):
+            kind = f"column {self._table.input_column} holds {self._input.name}"
+            raise ValueError(f"vectors are for texts; {kind}. Leave --vectors out, or choose a column of texts.")
+        start_from_vectors(model, self._input.processor, self.vectors)
 
     def check(self, rows: Dataset) -> None:
         """Make a batch of every row of validation or test, as an evaluation will.

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 PAD_ID = 0
@@ -62,6 +65,13 @@ def words_of(tokenizer: Any, batch: dict[str, Tensor]) -> list[list[str]]:
 def real_gates(gates: np.ndarray, mask: Tensor) -> list[np.ndarray]:
     """Return the gates of the real steps of each row, from gates [B, T] and mask [B, T]."""
     return [g[m] for g, m in zip(gates, mask.numpy() != 0, strict=True)]
+
+
+def start_from_vectors(model: PreTrainedModel, tokenizer: Any, path: str) -> None:
+    """Copy word vectors into a new model's embeddings, and log how many; errors as set_vectors'."""
+    weight: Any = model.get_input_embeddings().weight
+    found = set_vectors(weight, tokenizer.get_vocab(), path)
+    logger.warning("%d of %d words have a vector in %s.", found, len(tokenizer), path)
 
 
 @torch.no_grad()
