@@ -36,16 +36,9 @@ RESULTS = "results.json"
 WRITTEN_TO = ("cache_folder",)  # task options that name a folder to write to: never taken from a checkpoint's files
 # Training arguments that a resumed run cannot change: its state on the disk continues with the old ones, or they mix.
 DEFINING = (
-    *(
-        "seed",
-        "data_seed",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "num_train_epochs",
-        "max_steps",
-    ),
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
+    *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
 )
 LENGTH = ("num_train_epochs", "max_steps")  # defining, too, unless the learning rate is constant
 OF_TRAINING = ("train", "commit", "command", "device", "processes", "versions", "finished")  # facts in results.json
@@ -63,7 +56,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "start": dataclasses.asdict(settings.start),
         "task_options": options,
         "model": model_fields(settings.config),
-        "training": {name: arguments[name] for name in (*DEFINING, *LENGTH)},
+        "training": {name: arguments.get(name) for name in (*DEFINING, *LENGTH)},
         "budget": dataclasses.asdict(settings.budget),
     }
 
