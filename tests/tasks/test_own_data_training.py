@@ -26,10 +26,11 @@ def test_a_run_infers_all_and_the_checkpoint_repeats_the_standardisation(tmp_pat
 @pytest.mark.parametrize(
     ("column", "cell", "auto"),
     [
-        ("words", "a good film", AutoTokenizer),
-        ("image", None, AutoImageProcessor),
-        ("wave", [1.0] * 5, AutoFeatureExtractor),
+        ("words", "a good film {}".format, AutoTokenizer),
+        ("image", lambda row: PILImage.new("L", (3, 2), row), AutoImageProcessor),
+        ("wave", lambda row: [1.0] * 4 + [row], AutoFeatureExtractor),
     ],
+    ids=["words", "image", "wave"],
 )
 def test_streams_of_every_kind_train(monkeypatch, tmp_path, column, cell, auto):
     features = Features(
@@ -38,7 +39,7 @@ def test_streams_of_every_kind_train(monkeypatch, tmp_path, column, cell, auto):
             "label": Value("string"),
         }
     )
-    cells = [PILImage.new("L", (3, 2), i) if cell is None else cell for i in range(60)]
+    cells = [cell(row) for row in range(60)]
     Dataset.from_dict({column: cells, "label": ["a", "b"] * 30}, features=features).to_parquet(
         tmp_path / "train.parquet"
     )
