@@ -325,9 +325,9 @@ def _bytes_of(cell: Any) -> bytes:
         return bytes(cell["bytes"])
     if isinstance(cell, dict) and cell.get("path"):
         return Path(cell["path"]).name.encode()
-    return (
-        cell.tobytes() if hasattr(cell, "tobytes") else repr(cell).encode()
-    )  # images and arrays; lists, text, numbers
+    if hasattr(cell, "tobytes"):  # an image or array
+        return bytes(cell.tobytes())
+    return repr(cell).encode()  # lists, text, numbers
 
 
 def is_held_out(row: Row, seed: int, share: float, held: bool) -> bool:
