@@ -132,9 +132,7 @@ def updates_with_padding(
 def operating_points(
     model: PreTrainedModel, task: Task, splits: Splits, options: Namespace, folder: Path
 ) -> list[dict[str, float]]:
-    """Return the metrics at every gate shift and update rate, and draw them; the model stays as it was."""
-    from hf_skiprnn.evaluation.figures import draw_operating_points
-
+    """Return the metrics at every gate shift and update rate, and print them; the model stays as it was."""
     points, shifted, rows = [], cast(Any, model), getattr(splits, options.split)
     config = shifted.config
     before = config.gate_shift, config.gate_calibration
@@ -151,7 +149,6 @@ def operating_points(
         points.append({"gate_shift": shift} | named | evaluate(model, task, rows, options.batch_size, folder))
     config.gate_shift, config.gate_calibration = before
     metric = "accuracy" if "accuracy" in points[0] else "task_loss"
-    draw_operating_points(points, folder / f"operating-points-{options.split}.png")
     for point in points:
         read = f"updates {point['updates']:.2f} ({point['update_rate']:.1%})"
         print(f"gate shift {point['gate_shift']:+.3g}: {metric} {point[metric]:.4g}, {read}")
@@ -238,6 +235,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result["operating_points"] = operating_points(model, task, splits, options, folder)
     write_json(folder / f"evaluation-{options.split}.json", result)
     print(report(result))
+    if "operating_points" in result:
+        from hf_skiprnn.evaluation.figures import draw_operating_points
+
+        draw_operating_points(result["operating_points"], folder / f"operating-points-{options.split}.png")
     if options.figure_rows:
         path = folder / f"steps-read-{options.split}.png"
         draw_rows(model, task, rows, path, options.figure_rows)

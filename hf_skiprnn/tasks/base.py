@@ -1,8 +1,10 @@
 """The interface of a task: it loads rows, makes batches of them, and computes metrics and figures."""
 
+import glob
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -94,14 +96,21 @@ def load_splits(dataset_name: str, *columns: str) -> DatasetDict:
     """Load a data set from the Hub or a local folder.
 
     Raises:
-        ValueError: it lacks the splits train and test, or one of these columns.
+        ValueError: it lacks the splits train and test, or one of these columns; or see `refuse_pattern`.
     """
+    refuse_pattern(dataset_name)
     data = load_dataset(dataset_name)
     if not isinstance(data, DatasetDict) or not {"train", "test"} <= set(data):
         raise ValueError(f"{dataset_name} must have splits train and test; got {data}.")
     if not set(columns) <= set(data["train"].column_names):
         raise ValueError(f"{dataset_name} must have columns {' and '.join(columns)}; got {data['train'].column_names}.")
     return data
+
+
+def refuse_pattern(dataset_name: str) -> None:
+    """Raise ValueError if `datasets` would take a folder's name for a pattern, and load no file or other files."""
+    if Path(dataset_name).is_dir() and glob.escape(dataset_name) != dataset_name:
+        raise ValueError(f"{dataset_name}: datasets takes [, * and ? in a name for a pattern. Rename the folder.")
 
 
 def label_names(names: tuple[str, ...]) -> dict[str, Any]:

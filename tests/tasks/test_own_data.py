@@ -337,7 +337,7 @@ IDS = [{"x": [row, 300], "y": "ab"[row % 2]} for row in range(20)]
     ("rows", "bad", "options", "said"),
     [
         (GOOD, {"x": [1.0, 2.0], "y": "c"}, [], "test row 2, column 'y' holds 'c', which is not one of the 2 training"),
-        (GOOD, {"x": [1.0, 2.0], "y": None}, [], "test row 2, column 'y' has no label"),
+        (GOOD, {"x": [1.0, 2.0], "y": None}, [], "test row 2, column 'y' is empty"),
         (GOOD, {"x": None, "y": "a"}, [], "test row 2, column 'x' is empty"),
         (IDS, {"x": [301, 2], "y": "a"}, ["--input_kind", "tokens"], "test row 2, column 'x' holds token id 301; the"),
     ],

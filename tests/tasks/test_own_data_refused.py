@@ -18,7 +18,7 @@ GOOD = [{"x": [[0.5, 1.0]] * 3, "label": "a"}, {"x": [[1.5, 1.0]] * 2, "label": 
         ({"x": [], "label": "a"}, r"train row 40, column 'x'.* got \(0,\)"),
         ({"x": None, "label": "a"}, r"train row 40, column 'x' is empty \(None\)"),
         ({"x": [[0.5, None]], "label": "a"}, r"train row 40, column 'x' holds nan at step 0, channel 1"),
-        ({"x": [[0.5, 1.0]], "label": None}, r"train row 40, column 'label' has no label"),
+        ({"x": [[0.5, 1.0]], "label": None}, r"train row 40, column 'label' is empty"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, bad, message):
@@ -34,7 +34,7 @@ def test_bad_rows_are_named(tmp_path, bad, message):
 def test_a_missing_label_is_named_also_where_rows_are_held_out(tmp_path, labels):
     rows = [{"x": [0.5, 1.0], "label": label} for label in labels] * 20
     folder = write(tmp_path / "d", [*rows[:7], {"x": [0.5, 1.0], "label": None}, *rows])
-    with pytest.raises(ValueError, match=r"train row 7, column 'label' has no label \(None\)"):
+    with pytest.raises(ValueError, match=r"train row 7, column 'label' is empty \(None\)"):
         fit(OwnData(dataset_name=folder))
 
 
@@ -93,7 +93,7 @@ def test_columns_are_asked_for(tmp_path, options, message):
         (
             [{"x": [1.0, 2.0], "label": None}] * 5,
             "train",
-            r"train row 0, column 'label' has no label|cannot be the label",
+            r"train row 0, column 'label' is empty|cannot be the label",
         ),
         ([], "test", "(?i)(Split 'test'|A split) of .* has no rows"),
     ],

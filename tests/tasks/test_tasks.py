@@ -290,6 +290,9 @@ def test_mnist_of_another_layout_is_refused(tmp_path):
     (tmp_path / "test.csv").write_text("text,label\nfive,5\n")
     with pytest.raises(ValueError, match=r"must have columns image and label.*got \['text', 'label'\]"):
         MNIST(dataset_name=str(tmp_path)).load(0)
+    tmp_path.joinpath("runs[1]").mkdir()
+    with pytest.raises(ValueError, match=r"runs\[1\]: datasets takes \[, \* and \? in a name for a pattern"):
+        MNIST(dataset_name=str(tmp_path / "runs[1]")).load(0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,13 @@ LARGEST_PIXEL = 255  # integers of 0 to 255 may well be measurements; larger one
 ROW = "row_number"  # added column: number of a row in its split, for error messages
 
 
+def present(cell: Any, name: str) -> Any:
+    """Return a cell; raise ValueError if it is None. `name` is its row and column."""
+    if cell is None:
+        raise ValueError(f"{name} is empty (None). Fill it, or leave such rows out.")
+    return cell
+
+
 def is_list(feature: Any) -> bool:
     """Whether a column holds lists."""
     return isinstance(feature, (List, LargeList))

@@ -20,7 +20,7 @@ from hf_skiprnn.tasks.base import Batch
 from hf_skiprnn.tasks.readers.sounds import read_sound
 from hf_skiprnn.tasks.readers.words import pad_tokens, real_gates, tokenize, train_tokenizer, words_of
 
-from .columns import is_list, is_number, is_series, is_text, numbers_in
+from .columns import is_list, is_number, is_series, is_text, numbers_in, present
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ class ImageInput(Input):
 
     def fit(self, cells: Cells) -> None:
         (cell, name), _ = _peek(cells)
-        first = _present(cell, name)
+        first = present(cell, name)
         width, height = first.size
         channels = 1 if first.mode in ("1", "L", "LA") else 3
         self.processor = SkipRNNImageProcessor(channels, {"height": height, "width": width})
@@ -136,7 +136,7 @@ class ImageInput(Input):
         pixels = []
         for cell, name in cells:
             try:
-                pixels.append(self.processor.pixels(_present(cell, name)))
+                pixels.append(self.processor.pixels(present(cell, name)))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         return pixels
@@ -203,7 +203,7 @@ class SeriesInput(Input):
     def _numbers(self, cell: Any, name: str) -> Any:
         """Return the numbers [T] or [T][I] of a cell, which holds lists or, from a CSV file, a text."""
         try:
-            numbers = numbers_in(cell) if isinstance(_present(cell, name), str) else cell
+            numbers = numbers_in(cell) if isinstance(present(cell, name), str) else cell
             return list(zip(*numbers, strict=True)) if self.channels_first else numbers
         except (ValueError, TypeError) as error:
             raise ValueError(
@@ -231,14 +231,14 @@ class TokenInput(Input):
     width = 0  # size of the vocabulary
 
     def fit(self, cells: Cells) -> None:
-        self.width = 1 + max(max(_present(cell, name)) for cell, name in cells)
+        self.width = 1 + max(max(present(cell, name)) for cell, name in cells)
 
     def load(self, checkpoint: str) -> None:
         self.width = AutoConfig.from_pretrained(checkpoint).vocab_size
 
     def prepare(self, cells: Cells) -> list[np.ndarray]:
         """Return the token ids of each row; raise ValueError if an id is above those of the training rows."""
-        return [self._known(np.asarray(_present(cell, name))[: self.max_length], name) for cell, name in cells]
+        return [self._known(np.asarray(present(cell, name))[: self.max_length], name) for cell, name in cells]
 
     def _known(self, ids: np.ndarray, name: str) -> np.ndarray:
         if ids.size and ids.max() >= self.width:
@@ -323,13 +323,7 @@ def _peek(cells: Cells) -> tuple[tuple[Any, str], Cells]:
     return first, chain([first], rest)
 
 
-def _present(cell: Any, name: str) -> Any:
-    if cell is None:
-        raise ValueError(f"{name} is empty (None). Fill it, or leave such rows out.")
-    return cell
-
-
 def _of_type(cell: Any, name: str, kind: type, what: str) -> Any:
-    if not isinstance(_present(cell, name), kind):
+    if not isinstance(present(cell, name), kind):
         raise ValueError(f"{name} must hold {what}; got {type(cell).__name__}.")
     return cell

@@ -1,6 +1,5 @@
 """The table of the task `own_data`: its input and label columns, and the rows of its three splits."""
 
-import glob
 import hashlib
 from functools import cached_property, partial
 from heapq import nsmallest
@@ -22,7 +21,7 @@ from datasets import (
 )
 from transformers.utils import logging
 
-from hf_skiprnn.tasks.base import Row, Splits
+from hf_skiprnn.tasks.base import Row, Splits, refuse_pattern
 from hf_skiprnn.tasks.readers.sounds import SoundFile, load_undecoded
 
 from .columns import (
@@ -35,12 +34,13 @@ from .columns import (
     is_text,
     join_row,
     joined,
+    present,
     sequences,
     shortened,
     with_first_labels,
 )
 from .inputs import Input, input_of
-from .targets import Target, are_per_step, present
+from .targets import Target, are_per_step
 
 if TYPE_CHECKING:
     from .task import OwnData
@@ -79,8 +79,7 @@ class Table:
     def _loaded(self) -> dict[str, Any]:
         name, streaming = self.options.dataset_name, self.options.streaming
         if not any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
-            if Path(name).is_dir() and glob.escape(name) != name:
-                raise ValueError(f"{name}: datasets takes [, * and ? in a name for a pattern. Rename the folder.")
+            refuse_pattern(name)
             return _as_splits(load_undecoded(name, self.options.dataset_config, streaming))
         splits = _as_splits(load_from_disk(name))
         return {split: part.to_iterable_dataset() for split, part in splits.items()} if streaming else splits

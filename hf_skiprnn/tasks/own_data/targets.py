@@ -20,7 +20,7 @@ from hf_skiprnn.evaluation.metrics import (
 from hf_skiprnn.model.losses_skip_rnn import IGNORED
 from hf_skiprnn.tasks.base import label_names
 
-from .columns import is_list
+from .columns import is_list, present
 
 NUMBERS = ("float16", "float32", "float64")
 CLASSES = ("int", "uint", "bool", "string", "large_string")
@@ -222,10 +222,3 @@ class Target:
 def _most_common(names: Sequence[str]) -> str:
     """Return the three most common classes of a row's steps."""
     return ", ".join(name for name, _ in Counter(names).most_common(3))
-
-
-def present(value: Any, name: str) -> Any:
-    """Return a label; raise ValueError if it is None. `name` is the label's row and column."""
-    if value is None:
-        raise ValueError(f"{name} has no label (None). Fill it, or leave such rows out.")
-    return value
