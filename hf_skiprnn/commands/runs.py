@@ -27,7 +27,7 @@ from hf_skiprnn.training.provenance import cpu_name
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
 from .option_parser import model_arguments
-from .train_options import Settings
+from .train_options import LENGTH, Settings
 
 logger = logging.get_logger(__name__)
 
@@ -40,7 +40,6 @@ DEFINING = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
 )
-LENGTH = ("num_train_epochs", "max_steps")  # defining, too, unless the learning rate is constant
 OF_TRAINING = ("train", "commit", "command", "device", "processes", "versions", "finished")  # facts in results.json
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 

@@ -28,7 +28,7 @@ from .evaluate import CALIBRATION_ROWS, draw_rows, spread_rows
 from .option_parser import wrong_input_exits
 from .runs import RESULTS, RUN_FILE, check_run, describe, facts_before, plain_names, results_of
 from .summary import LabelWatch, summary
-from .train_options import Settings, StartArguments, given, parse
+from .train_options import DIAL_LENGTH, LENGTH, Settings, StartArguments, given, parse
 
 logger = logging.get_logger(__name__)
 
@@ -70,13 +70,14 @@ def train_long_enough(settings: Settings, splits: Splits, options: list[str]) ->
     A gate needs steps to learn. A recipe of the user's own (--config) says it too.
     """
     args = settings.args
-    if any(given(options, name) for name in ("num_train_epochs", "max_steps", "config")):
+    if any(given(options, name) for name in (*LENGTH, "config")):
         return
     if not isinstance(splits.train, Sized):
         return
     rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = -(-len(splits.train) // rows_a_step)
-    epochs = min(-(-LEAST_STEPS // steps), MOST_EPOCHS)
+    least = LEAST_STEPS * (DIAL_LENGTH if settings.budget.dial else 1)
+    epochs = min(-(-least // steps), MOST_EPOCHS)
     if epochs > args.num_train_epochs:
         print(f"{len(splits.train)} training rows: {epochs} epochs, which are {epochs * steps} optimizer steps.")
         args.num_train_epochs = settings.chosen["num_train_epochs"] = float(epochs)

@@ -31,6 +31,8 @@ After an interruption, the same command resumes from the last complete checkpoin
 folder holds the model, its processor, results.json and a picture of the steps read.
 """
 STEERING_STEPS = 25  # largest logging_steps with --steered_update_rate, which changes lambda at every log
+LENGTH = ("num_train_epochs", "max_steps")  # options that say how long to train
+DIAL_LENGTH = 2  # a --dial trains for so many times as long as the recipe says, as it learns many shares
 # Settings of a recipe that --target_update_rate and --steered_update_rate replace.
 STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
 # Options that replace a recipe's --target_update_rate; so do a --gate that is not learned, and a --dial without it.
@@ -148,7 +150,7 @@ def given(options: list[str], name: str) -> bool:
 
 
 def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
-    """Return the recipe without the settings that an option replaces."""
+    """Return the recipe without the settings that an option replaces; a dial trains for longer."""
     left_out: set[str] = set()
     if any(given(options, name) for name in ("target_update_rate", "dial", "steered_update_rate")):  # they find lambda
         left_out |= set(STEERED)
@@ -159,7 +161,10 @@ def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
         left_out.add("target_update_rate")
     if given(options, "model_name_or_path"):  # the shape is the checkpoint's
         left_out |= set(SHAPE)
-    return {name: value for name, value in recipe.items() if name not in left_out}
+    kept = {name: value for name, value in recipe.items() if name not in left_out}
+    if given(options, "dial") and not any(given(options, name) for name in LENGTH):
+        kept |= {name: DIAL_LENGTH * value for name, value in kept.items() if name in LENGTH}
+    return kept
 
 
 def in_dial(target: float | None, options: list[str]) -> bool:

@@ -232,6 +232,21 @@ def test_a_budget_or_gate_of_the_command_line_takes_the_place_of_a_recipes_share
     assert settings.budget.target_update_rate == target
 
 
+@pytest.mark.parametrize(
+    ("options", "epochs", "steps"),
+    [
+        ("--config adding-skip-lstm", 3.0, 4000),
+        ("--config adding-skip-lstm --dial 0.1 0.9", 3.0, 8000),
+        ("--config adding-skip-lstm --dial 0.1 0.9 --max_steps=50", 3.0, 50),
+        ("--config find_digit-skip-lstm --dial 0.1 0.9", 14, -1),
+        ("--task find_digit --dial 0.1 0.9 --num_train_epochs 7", 7, -1),
+    ],
+)
+def test_a_dial_trains_for_twice_as_long_as_its_recipe(options, epochs, steps):
+    args = train.parse([*options.split(), *CPU]).args
+    assert (args.num_train_epochs, args.max_steps) == (epochs, steps)
+
+
 def test_every_field_of_the_configuration_is_an_option(tmp_path):
     own = {field.name for field in dataclasses.fields(SkipRNNConfig)} & set(SkipRNNConfig.__annotations__)
     offered = dataclasses.fields(option_parser.model_arguments())
@@ -334,6 +349,7 @@ def test_the_tasks_that_are_read_from_source_are_the_tasks():
     ("rows", "options", "epochs"),
     [
         (20, [], 500),  # the most
+        (243, ["--dial", "0.1", "0.9"], 250),
         (60, [], 500),  # 2 steps an epoch: 1000 steps
         (243, [], 125),
         (40_000, [], 10),  # as the recipe says
@@ -344,5 +360,7 @@ def test_the_tasks_that_are_read_from_source_are_the_tasks():
 )
 def test_small_data_are_read_until_a_gate_can_have_learned(rows, options, epochs):
     args = SimpleNamespace(train_batch_size=32, gradient_accumulation_steps=1, world_size=1, num_train_epochs=10)
-    train.train_long_enough(SimpleNamespace(args=args, chosen={}), SimpleNamespace(train=range(rows)), options)
+    budget = SimpleNamespace(dial=[0.1, 0.9] if "--dial" in options else None)
+    settings = SimpleNamespace(args=args, chosen={}, budget=budget)
+    train.train_long_enough(settings, SimpleNamespace(train=range(rows)), options)
     assert args.num_train_epochs == epochs
