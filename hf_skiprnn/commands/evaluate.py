@@ -48,7 +48,10 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
     known, known_options = run_of(given.checkpoint)
     name = given.task or known
     if not {"-h", "--help"} & set(argv) and (given.checkpoint is None or name is None):
-        first.error("give a checkpoint" if name else f"no {RUN_FILE} or {RESULTS} at the checkpoint: give --task too")
+        missing = f"no {RUN_FILE} or {RESULTS} at the checkpoint: give --task too"
+        if given.checkpoint and not Path(given.checkpoint).is_dir():
+            missing = f"there is no folder {given.checkpoint}; if it is an id of the Hub, give --task too"
+        first.error("give a checkpoint" if given.checkpoint is None else missing)
     groups: dict[str, Any] = {f"task {name}": TASKS[name]} if name else {}
     parser = OptionParser(
         groups, usage="hf-skiprnn evaluate CHECKPOINT [options]", parents=[first], description=DESCRIPTION

@@ -18,6 +18,12 @@ EXAMPLES = {
         "picture",
         "np.rint(load_digits().images[0] * 255 / 16).astype(np.uint8)  # 8 x 8 pixels: a zero",
     ),
+    "find_digit": Example(
+        "from sklearn.datasets import load_digits",
+        "picture",
+        "np.zeros((16, 16), np.uint8)  # a black canvas\n"
+        "picture[4:12, 6:14] = np.rint(load_digits().images[0] * 255 / 16)  # with a zero",
+    ),
     "mnist": Example(
         "from datasets import load_dataset",
         "picture",
@@ -26,11 +32,17 @@ EXAMPLES = {
     "fsdd": Example(
         "import soundfile", "sound", 'soundfile.read("seven.wav", dtype="float32")[0]  # yours: one spoken digit'
     ),
+    "keyword": Example(
+        "", "sound", "0.001 * np.random.default_rng(0).standard_normal(24_000)  # yours: 3 s, 8000 samples per second"
+    ),
     "frequency": Example(
         "", "series", "np.sin(2 * np.pi * np.arange(100)[:, None] / 5.5)  # 100 ms of a sine with a period of 5.5 ms"
     ),
     "adding": Example(
-        "", "series", "np.array([[0.14, 0], [-0.23, 1], [0.4, 0], [-0.4, 0], [0.3, 1]])  # value, whether it is marked"
+        "",
+        "series",
+        "np.random.default_rng(0).uniform(-0.5, 0.5, (50, 1)) * [1, 0]  # value, whether it is marked\n"
+        "series[[3, 30], 1] = 1  # so the answer should be near series[3, 0] + series[30, 0]",
     ),
 }
 TASK_OF_KIND = {"image": "image-classification", "audio": "audio-classification", "series": "sequence-classification"}
@@ -104,7 +116,8 @@ def _pipeline(
     if kind == "text":
         example = Example("", "review", '"A quiet film that stays with you."')
     else:
-        example = EXAMPLES.get(task or "") or _made_up(kind, config, processor)
+        other_canvas = task == "find_digit" and processor.get("size") != {"height": 16, "width": 16}
+        example = EXAMPLES.get("" if other_canvas else task or "") or _made_up(kind, config, processor)
     imports = [line for line in (example.imports, "from transformers import pipeline") if line]
     if "np." in example.lines:
         imports.insert(0, "import numpy as np")
@@ -125,7 +138,7 @@ def _made_up(kind: str, config: Mapping[str, Any], processor: Mapping[str, Any])
         return Example("", "picture", f"np.zeros({shape}, np.uint8)  # yours: a file, PIL image or array")
     if kind == "audio":
         rate = int(processor["sampling_rate"])
-        return Example("", "sound", f"np.zeros({rate}, np.float32)  # yours: samples at this many per second")
+        return Example("", "sound", f"np.zeros({rate}, np.float32)  # yours: here one second of silence")
     return Example("", "series", f"np.zeros((50, {int(config['input_size'])}), np.float32)  # yours: [time, size]")
 
 

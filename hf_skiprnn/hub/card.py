@@ -11,10 +11,12 @@ import hashlib
 import html
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -103,7 +105,8 @@ def card_facts(folder: Path, location: str, licence: Mapping[str, Any], code_tra
         "data": results.get("data"),
         "options": shown_options(results["task_options"]),
         "published": published_rows(task, config["cell_type"], results["task_options"]),
-        "rivals": rivals(folder.parent / f"{task}-pareto" / RESULTS, metric),
+        "rivals": same_recipe_rivals(folder.parent / "gates" / RESULTS, results)
+        or rivals(folder.parent / f"{task}-pareto" / RESULTS, metric),
         "metric": metric,
         "test": test,
         "operations": results["multiply_accumulates"],
@@ -112,7 +115,11 @@ def card_facts(folder: Path, location: str, licence: Mapping[str, Any], code_tra
         "speed": speed_rows(folder.parent / "speed", folder.resolve().name),
         "points": results.get("operating_points", []),
         "start": results.get("start", {}).get("model_name_or_path"),
+        "start_made": results.get("start", {}).get("made_by"),
+        "budget": results.get("budget", {}),
+        "steered": steered(results.get("budget", {}), config),
         "commit": results.get("commit") if re.fullmatch(r"[0-9a-f]{7,40}", str(results.get("commit"))) else None,
+        "lost": results.get("commit") == "commit lost",
         "command": Markup(shown_command(results)),  # stands in a code block, where nothing is markup
         "license": licence.get("license_name", licence.get("license")),
         "number": number,
@@ -128,9 +135,19 @@ def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {n: value for n, value in options.items() if value is not None and not (local and n == "dataset_name")}
 
 
+def steered(budget: Mapping[str, Any], config: Mapping[str, Any]) -> float | None:
+    """Return the share to which BudgetController steered; None if it was not used."""
+    share = budget.get("steered_update_rate")  # version 0.1.0 named it target_update_rate
+    return share or (budget.get("target_update_rate") if config["budget_loss"] == "cost" else None)
+
+
 def shown_command(results: dict[str, Any]) -> str:
-    """Return the training's command on one line, without a data folder of this machine if the task has a default."""
-    command, data = " ".join(results["command"].split()), str(results["task_options"].get("dataset_name"))
+    """Return the training's command on one line, without a data folder of this machine if the task has a default.
+
+    `command_today` in results.json has the same settings as `command`, whose options or recipe have changed since.
+    """
+    command = " ".join(results.get("command_today", results["command"]).split())
+    data = str(results["task_options"].get("dataset_name"))
     if re.fullmatch(HUB_ID, data) or not getattr(TASKS[results["task"]], "dataset_name", None):
         return command
     return re.sub(r""" --dataset_name[= ]('[^']*'|"[^"]*"|\S+)""", "", command)
@@ -140,6 +157,29 @@ def task_page(task: str) -> tuple[str, str]:
     """Return the first sentence and the second paragraph (source and licence of the data) of a task's docstring."""
     title, _, rest = (inspect.getdoc(inspect.getmodule(TASKS[task])) or "").partition("\n\n")
     return title.partition(": ")[2] or title, rest.split("\n\n")[0]
+
+
+def same_recipe_rivals(path: Path, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the mean results of strided and plain LSTMs of `make gates`, trained with the task's recipe.
+
+    None are returned for a GRU, or if the task's options give sequences of another length.
+    """
+    test = results["metrics"]["test"]
+    rows = [
+        row
+        for row in _json(path, [])
+        if (row["task"], "lstm") == (results["task"], results["model"]["cell_type"])
+        and math.isclose(row["updates"] / row["read"], test["updates"] / test["update_rate"], rel_tol=0.01)
+    ]
+    found = []
+    for kind, share in dict.fromkeys((row["kind"], row["share"]) for row in rows):
+        runs = [row for row in rows if (row["kind"], row["share"]) == (kind, share)]
+        if kind in ("strided", "plain"):
+            name = "plain LSTM" if kind == "plain" else f"LSTM, one step in {round(1 / share)}"
+            means = [fmean(run[field] for run in runs) for field in ("value", "updates", "read")]
+            many = f", mean of {len(runs)} runs" if len(runs) > 1 else ""
+            found.append({"model": name + many} | dict(zip(("value", "updates", "rate"), means, strict=True)))
+    return found
 
 
 def rivals(path: Path, metric: str | None) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ class SkipRNNConfig(PreTrainedConfig):
         num_hidden_layers: layers stacked under one shared gate.
         vocab_size: number of tokens; where set, the model takes `input_ids` and embeds them.
         pad_token_id: token whose embedding stays zero.
-        budget_weight: lambda of the budget loss (section 3.3), per update of a sequence.
+        budget_weight: lambda, the factor of the budget loss (section 3.3).
         budget_loss: "cost": lambda * N; "l1": lambda * |N - budget_target * L|; "l2": its square times lambda; with N
             updates over the L real steps of a row. "rate": lambda * N / L, the share of steps read. It has no scale of
             its own, so one lambda serves sequences of any length; it may be negative (a reward for reading), as
@@ -117,7 +117,7 @@ class SkipRNNConfig(PreTrainedConfig):
         gate_calibration: pairs [share of steps read, gate_shift] that were measured on validation rows, both
             increasing; `update_rate=` looks its shift up here. None: not calibrated.
         learn_initial_state: learn s_0, drawn from N(0, 1); otherwise it is zero.
-        update_bias: initial value of b_p; at 1 every step is an update at the start of training.
+        update_bias: initial value of b_p; at 1 nearly every step is an update at the start of training.
         forget_bias: initial value of an LSTM's forget gate bias.
         input_noise: standard deviation of the Gaussian noise added to input_values and pixel_values in training;
             0 switches it off. With few rows, noise keeps the model from memorising them.

@@ -135,7 +135,7 @@ def readme_speed(cards: Path) -> str:
         for (cell, mode), same in grouped(rows, "cell", "mode").items()
     ]
     columns = [f"{INSTRUCTION_SETS[isa]}, {share}" for isa, _ in machines for share in SHARES]
-    head = ["times faster, at a share of steps read of", "mode", *columns]
+    head = ["times as fast as the native layer, at a share read of", "mode", *columns]
     where = "; ".join(f"{INSTRUCTION_SETS[isa]}: {processor(device)}" for isa, device in machines)
     return f"{table(head, lines)}\n\n{where}; 1 thread; size: {shape_of(rows[0])}. {origin(rows)}"
 

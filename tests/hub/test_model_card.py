@@ -23,7 +23,16 @@ from small_checkpoints import KINDS, small_checkpoint
 
 from hf_skiprnn.evaluation.paper import ROWS, published_rows
 from hf_skiprnn.evaluation.snippets import EXAMPLES
-from hf_skiprnn.hub.card import INSTRUCTION_SETS, data_fingerprint, number, percent, render_card, task_page, write_card
+from hf_skiprnn.hub.card import (
+    INSTRUCTION_SETS,
+    data_fingerprint,
+    number,
+    percent,
+    render_card,
+    same_recipe_rivals,
+    task_page,
+    write_card,
+)
 from hf_skiprnn.hub.card_checks import card_problems
 from hf_skiprnn.hub.private import public
 from hf_skiprnn.training.card import license_fields
@@ -82,7 +91,8 @@ def sources(folder: Path) -> list[Any]:
             found += [cell, float(cell)] if re.fullmatch(r"\d+\.\d+", cell) else [cell]
     for pareto in folder.parent.glob("*-pareto/results.json"):
         found += leaves(json.loads(pareto.read_text()))
-    return found
+    results = json.loads((folder / "results.json").read_text())
+    return found + list(leaves(same_recipe_rivals(folder.parent / "gates/results.json", results)))
 
 
 def untraced(folder: Path, card: str) -> set[str]:
@@ -237,6 +247,20 @@ def test_rivals_of_this_repository_stand_beside_it(folders: dict[str, Path], tmp
     card = render_card(folder)
     assert card.count("(measured here)") == 1
     assert "| LSTM, one step in 7 (measured here) | 0.8181 | 112 | 14.3 % |" in card
+    assert untraced(folder, card) == set()
+    test = json.loads((folder / "results.json").read_text())["metrics"]["test"]
+    read = test["update_rate"] * 0.875
+    row = {"task": "mnist", "kind": "strided", "share": 0.2, "value": 0.9}
+    row |= {"updates": test["updates"] * 0.875, "read": read}
+    longer = row | {"updates": row["updates"] * 2, "kind": "plain", "share": 1.0}  # of sequences of another length
+    rows = [row, row | {"value": 0.7}, longer, row | {"kind": "learned"}, row | {"task": "imdb"}]
+    (tmp_path / "gates").mkdir()
+    (tmp_path / "gates/results.json").write_text(json.dumps([*rows, row | {"kind": "plain", "share": 1.0}]))
+    card = render_card(folder)  # those of the same recipe take the place of the others
+    told = f"{number(row['updates'])} | {percent(read)} |"
+    assert card.count("(measured here)") == 2
+    assert f"| LSTM, one step in 5, mean of 2 runs (measured here) | 0.8 | {told}" in card
+    assert f"| plain LSTM (measured here) | 0.9 | {told}" in card
     assert untraced(folder, card) == set()
 
 

@@ -292,6 +292,9 @@ def test_evaluation_of_a_checkpoint_without_a_run(tmp_path, capsys):
     assert "no run.json or results.json at the checkpoint: give --task too" in refusal(
         capsys, evaluate.main, str(tmp_path)
     )
+    assert "there is no folder absent; if it is an id of the Hub, give --task" in refusal(
+        capsys, evaluate.main, "absent"
+    )
     found = evaluate.main([str(tmp_path), "--task", "frequency", "--eval_rows", "64", "--split", "validation"])
     assert found["rows"] == 64
     assert (tmp_path / "steps-read-validation.png").stat().st_size > 10_000

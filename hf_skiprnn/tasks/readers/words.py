@@ -87,8 +87,14 @@ def set_vectors(embedding: Tensor, vocabulary: dict[str, int], path: str) -> int
 
     Raises:
         ValueError: the file is absent or damaged, or the width of its vectors is not D.
+        ImportError: gensim is not installed.
     """
-    from gensim.models import KeyedVectors
+    try:
+        from gensim.models import KeyedVectors
+    except ImportError as error:
+        raise ImportError(
+            f'Word vectors are read with gensim. Run: pip install "hf_skiprnn[vectors]" ({error})'
+        ) from error
 
     if not Path(path).is_file():
         raise ValueError(f"There is no vectors file {path!r}.")
