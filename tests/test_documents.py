@@ -92,6 +92,7 @@ import os, pathlib, runpy
 for path in sorted(pathlib.Path.cwd().glob("*.py")):
     folder = path.with_suffix("")
     folder.mkdir()
+    (folder / "model_cards").symlink_to(os.environ["MODEL_CARDS"])
     os.chdir(folder)
     runpy.run_path(str(path), run_name="__main__")
 """
@@ -123,13 +124,12 @@ def test_the_readme_and_most_pages_show_code() -> None:
 
 def test_code_in_the_documents_runs(tmp_path: Path) -> None:
     """Each block runs in a folder that only has model_cards. One process runs all, because an import takes seconds."""
-    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     for document in WITH_CODE:
         blocks = python_blocks(document.read_text(encoding="utf-8"))
         for part in [blocks] if document.stem in ONE_PROGRAM else [{line: code} for line, code in blocks.items()]:
             name = tmp_path / f"{document.stem}-{min(part):04}.py"  # an error names the document and its line
             name.write_text(program(part), encoding="utf-8")
-    run_python(OFFLINE + RUN_BLOCKS, tmp_path)
+    run_python(OFFLINE + RUN_BLOCKS, tmp_path, MODEL_CARDS=str(ROOT / "model_cards"))
 
 
 def test_network_is_refused_to_the_documents(tmp_path: Path) -> None:
