@@ -104,7 +104,7 @@ def card_facts(folder: Path, location: str, licence: Mapping[str, Any], code_tra
         "classes": class_names(config.get("id2label")),
         "data": results.get("data"),
         "options": shown_options(results["task_options"]),
-        "published": published_rows(task, config["cell_type"], results["task_options"]),
+        "published": nearest_rows(published_rows(task, config["cell_type"], results["task_options"]), test["updates"]),
         "rivals": same_recipe_rivals(folder.parent / "gates" / RESULTS, results)
         or rivals(folder.parent / f"{task}-pareto" / RESULTS, metric),
         "metric": metric,
@@ -159,10 +159,17 @@ def task_page(task: str) -> tuple[str, str]:
     return title.partition(": ")[2] or title, rest.split("\n\n")[0]
 
 
+def nearest_rows(rows: list[PublishedRow], updates: float) -> list[PublishedRow]:
+    """Return the paper's plain model and the two rows that read about as many steps as `updates`, in their order."""
+    nearest = sorted(rows[1:], key=lambda row: abs(row.updates - updates))[:2]
+    return [*rows[:1], *(row for row in rows[1:] if row in nearest)]
+
+
 def same_recipe_rivals(path: Path, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the mean results of strided and plain LSTMs of `make gates`, trained with the task's recipe.
 
-    None are returned for a GRU, or if the task's options give sequences of another length.
+    Beside a dial stand all strides, beside another model the one that reads the nearest share. None are returned for a
+    GRU, or if the task's options give sequences of another length.
     """
     test = results["metrics"]["test"]
     rows = [
@@ -172,9 +179,12 @@ def same_recipe_rivals(path: Path, results: Mapping[str, Any]) -> list[dict[str,
         and math.isclose(row["updates"] / row["read"], test["updates"] / test["update_rate"], rel_tol=0.01)
     ]
     found = []
+    shares = sorted({row["share"] for row in rows if row["kind"] == "strided"})
+    if not results.get("budget", {}).get("dial"):
+        shares = [min(shares, key=lambda share: abs(share - test["update_rate"]), default=1.0)]
     for kind, share in dict.fromkeys((row["kind"], row["share"]) for row in rows):
         runs = [row for row in rows if (row["kind"], row["share"]) == (kind, share)]
-        if kind in ("strided", "plain"):
+        if kind == "plain" or (kind == "strided" and share in shares):
             name = "plain LSTM" if kind == "plain" else f"LSTM, one step in {round(1 / share)}"
             means = [fmean(run[field] for run in runs) for field in ("value", "updates", "read")]
             many = f", mean of {len(runs)} runs" if len(runs) > 1 else ""
