@@ -50,7 +50,10 @@ def parse(argv: list[str]) -> tuple[Namespace, Task]:
     if not {"-h", "--help"} & set(argv) and (given.checkpoint is None or name is None):
         missing = f"no {RUN_FILE} or {RESULTS} at the checkpoint: give --task too"
         if given.checkpoint and not Path(given.checkpoint).is_dir():
-            missing = f"there is no folder {given.checkpoint}; if it is an id of the Hub, give --task too"
+            missing = (
+                f"there is no folder {given.checkpoint} (the checkpoint stands before the options); if it is an id of "
+                "the Hub, give --task too"
+            )
         first.error("give a checkpoint" if given.checkpoint is None else missing)
     groups: dict[str, Any] = {f"task {name}": TASKS[name]} if name else {}
     parser = OptionParser(

@@ -109,6 +109,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             train_long_enough(settings, splits, sys.argv[1:] if argv is None else argv)
         watch = LabelWatch(settings.task.compute_metrics)
         trainer = trainer_of(settings, splits, watch)
+    if settings.budget.dial:
+        length = f"{args.max_steps} optimizer steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+        print(f"A model for every share from {settings.budget.dial[0]:.0%} to {settings.budget.dial[1]:.0%}: {length}.")
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(folder)
     if trainer.is_world_process_zero():
         write_json(folder / RUN_FILE, run | {"commits": list(dict.fromkeys([*commits, code]))})

@@ -32,7 +32,7 @@ folder holds the model, its processor, results.json and a picture of the steps r
 """
 STEERING_STEPS = 25  # largest logging_steps with --steered_update_rate, which changes lambda at every log
 LENGTH = ("num_train_epochs", "max_steps")  # options that say how long to train
-DIAL_LENGTH = 2  # a --dial trains for so many times as long as the recipe says, as it learns many shares
+DIAL_LENGTH = 2  # a --dial trains for so many times as long as our recipes say, as it learns many shares
 # Settings of a recipe that --target_update_rate and --steered_update_rate replace.
 STEERED = ("budget_loss", "budget_target", "budget_weight", "budget_warmup_steps", "update_bias")
 # Options that replace a recipe's --target_update_rate; so do a --gate that is not learned, and a --dial without it.
@@ -110,6 +110,10 @@ def parse(argv: list[str]) -> Settings:
     if unknown:
         near = did_you_mean(unknown[0].partition("=")[0].lstrip("-"), names)
         parser.error(f"unknown: {' '.join(unknown)}.{near} --task {task_class.name} --help lists every option")
+    is_ours = path.parent == RECIPES or (RECIPES / f"{path}.yaml").is_file()  # a recipe of the user's own says how long
+    if given(rest, "dial") and is_ours and not any(given(rest, name) for name in LENGTH):
+        args.num_train_epochs *= DIAL_LENGTH
+        args.max_steps *= DIAL_LENGTH if args.max_steps > 0 else 1
     if any(value is not None for value in (budget.target_update_rate, budget.dial, budget.steered_update_rate)):
         if budget.steered_update_rate is None and (own := [name for name in OWN_BUDGET if given(rest, name)]):
             name = "dial" if budget.dial else "target_update_rate"
@@ -150,7 +154,7 @@ def given(options: list[str], name: str) -> bool:
 
 
 def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
-    """Return the recipe without the settings that an option replaces; a dial trains for longer."""
+    """Return the recipe without the settings that an option replaces."""
     left_out: set[str] = set()
     if any(given(options, name) for name in ("target_update_rate", "dial", "steered_update_rate")):  # they find lambda
         left_out |= set(STEERED)
@@ -161,10 +165,9 @@ def fitted(recipe: dict[str, Any], options: list[str]) -> dict[str, Any]:
         left_out.add("target_update_rate")
     if given(options, "model_name_or_path"):  # the shape is the checkpoint's
         left_out |= set(SHAPE)
-    kept = {name: value for name, value in recipe.items() if name not in left_out}
-    if given(options, "dial") and not any(given(options, name) for name in LENGTH):
-        kept |= {name: DIAL_LENGTH * value for name, value in kept.items() if name in LENGTH}
-    return kept
+    if given(options, "num_train_epochs"):  # max_steps would win
+        left_out.add("max_steps")
+    return {name: value for name, value in recipe.items() if name not in left_out}
 
 
 def in_dial(target: float | None, options: list[str]) -> bool:

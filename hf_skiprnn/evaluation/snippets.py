@@ -42,7 +42,7 @@ EXAMPLES = {
         "",
         "series",
         "np.random.default_rng(0).uniform(-0.5, 0.5, (50, 1)) * [1, 0]  # value, whether it is marked\n"
-        "series[[3, 30], 1] = 1  # so the answer should be near series[3, 0] + series[30, 0]",
+        "series[[3, 30], 1] = 1  # of 50 steps; the answer should be near series[3, 0] + series[30, 0]",
     ),
 }
 TASK_OF_KIND = {"image": "image-classification", "audio": "audio-classification", "series": "sequence-classification"}
@@ -116,8 +116,8 @@ def _pipeline(
     if kind == "text":
         example = Example("", "review", '"A quiet film that stays with you."')
     else:
-        other_canvas = task == "find_digit" and processor.get("size") != {"height": 16, "width": 16}
-        example = EXAMPLES.get("" if other_canvas else task or "") or _made_up(kind, config, processor)
+        is_other = task == "find_digit" and processor.get("size") != {"height": 16, "width": 16}
+        example = EXAMPLES.get("" if is_other else task or "") or _made_up(kind, config, processor)
     imports = [line for line in (example.imports, "from transformers import pipeline") if line]
     if "np." in example.lines:
         imports.insert(0, "import numpy as np")

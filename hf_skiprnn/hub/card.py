@@ -93,7 +93,8 @@ def card_facts(folder: Path, location: str, licence: Mapping[str, Any], code_tra
     return {
         "metadata": Markup(metadata(folder.resolve().name, config, processor, results, licence, code_travels)),
         "name": folder.resolve().name,
-        "kind": f"{'Skip ' if config['gate'] == 'learned' else ''}{config['cell_type'].upper()}",
+        "kind": kind_of(config),
+        "input": input_kind(config, processor),
         "config": config,
         "code_travels": code_travels,
         "has_weights": has_weights,
@@ -105,7 +106,7 @@ def card_facts(folder: Path, location: str, licence: Mapping[str, Any], code_tra
         "data": results.get("data"),
         "options": shown_options(results["task_options"]),
         "published": nearest_rows(published_rows(task, config["cell_type"], results["task_options"]), test["updates"]),
-        "rivals": same_recipe_rivals(folder.parent / "gates" / RESULTS, results)
+        "rivals": gates_rivals(folder.parent / "gates" / RESULTS, results, metric)
         or rivals(folder.parent / f"{task}-pareto" / RESULTS, metric),
         "metric": metric,
         "test": test,
@@ -129,6 +130,12 @@ def card_facts(folder: Path, location: str, licence: Mapping[str, Any], code_tra
     }
 
 
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Return what a model is, with its article."""
+    cell = config["cell_type"].upper()
+    return f"A Skip {cell}" if config["gate"] == "learned" else f"{'An' if cell == 'LSTM' else 'A'} {cell}"
+
+
 def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the task's options to show: those that are set and are not folders of this machine."""
     local = not re.fullmatch(HUB_ID, str(options.get("dataset_name")))
@@ -144,7 +151,8 @@ def steered(budget: Mapping[str, Any], config: Mapping[str, Any]) -> float | Non
 def shown_command(results: dict[str, Any]) -> str:
     """Return the training's command on one line, without a data folder of this machine if the task has a default.
 
-    `command_today` in results.json has the same settings as `command`, whose options or recipe have changed since.
+    `command_today` in results.json stands for `command`, whose options or recipe have changed since. It has the same
+    settings, but keeps the last model where `command` kept the best one.
     """
     command = " ".join(results.get("command_today", results["command"]).split())
     data = str(results["task_options"].get("dataset_name"))
@@ -160,24 +168,29 @@ def task_page(task: str) -> tuple[str, str]:
 
 
 def nearest_rows(rows: list[PublishedRow], updates: float) -> list[PublishedRow]:
-    """Return the paper's plain model and the two rows that read about as many steps as `updates`, in their order."""
-    nearest = sorted(rows[1:], key=lambda row: abs(row.updates - updates))[:2]
-    return [*rows[:1], *(row for row in rows[1:] if row in nearest)]
+    """Return the paper's models that read most, and the two that read about as many steps as `updates`, in order."""
+    most = max((row.updates for row in rows), default=0.0)
+    nearest = sorted(rows, key=lambda row: (abs(row.updates - updates), row.updates == most))[:2]
+    return [row for row in rows if row.updates == most or row in nearest]
 
 
-def same_recipe_rivals(path: Path, results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the mean results of strided and plain LSTMs of `make gates`, trained with the task's recipe.
+def gates_rivals(path: Path, results: Mapping[str, Any], metric: str | None) -> list[dict[str, Any]]:
+    """Return the mean results of strided and plain LSTMs of `make gates`, which has trained them by the task's recipe.
 
     Beside a dial stand all strides, beside another model the one that reads the nearest share. None are returned for a
-    GRU, or if the task's options give sequences of another length.
+    GRU, if sequences have another length, or if the file holds other things. Other options of a task are not compared.
     """
     test = results["metrics"]["test"]
-    rows = [
-        row
-        for row in _json(path, [])
-        if (row["task"], "lstm") == (results["task"], results["model"]["cell_type"])
-        and math.isclose(row["updates"] / row["read"], test["updates"] / test["update_rate"], rel_tol=0.01)
-    ]
+    length = test["updates"] / test["update_rate"] if test["update_rate"] else math.inf
+    try:
+        rows = [
+            row
+            for row in _json(path, [])
+            if (row["task"], row["metric"], "lstm") == (results["task"], metric, results["model"]["cell_type"])
+            and math.isclose(row["updates"] / row["read"], length, rel_tol=0.01)
+        ]
+    except (TypeError, ValueError, KeyError, ZeroDivisionError):  # a folder of that name which is not ours
+        return []
     found = []
     shares = sorted({row["share"] for row in rows if row["kind"] == "strided"})
     if not results.get("budget", {}).get("dial"):
@@ -187,8 +200,11 @@ def same_recipe_rivals(path: Path, results: Mapping[str, Any]) -> list[dict[str,
         if kind == "plain" or (kind == "strided" and share in shares):
             name = "plain LSTM" if kind == "plain" else f"LSTM, one step in {round(1 / share)}"
             means = [fmean(run[field] for run in runs) for field in ("value", "updates", "read")]
-            many = f", mean of {len(runs)} runs" if len(runs) > 1 else ""
-            found.append({"model": name + many} | dict(zip(("value", "updates", "rate"), means, strict=True)))
+            many = f"mean of {len(runs)} runs" if len(runs) > 1 else "one run"
+            found.append(
+                {"model": f"{name}, {many} of {runs[0]['steps']} steps"}
+                | dict(zip(("value", "updates", "rate"), means, strict=True))
+            )
     return found
 
 

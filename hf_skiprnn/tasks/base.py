@@ -108,9 +108,12 @@ def load_splits(dataset_name: str, *columns: str) -> DatasetDict:
 
 
 def refuse_pattern(dataset_name: str) -> None:
-    """Raise ValueError if `datasets` would take a folder's name for a pattern, and load no file or other files."""
-    if Path(dataset_name).is_dir() and glob.escape(dataset_name) != dataset_name:
-        raise ValueError(f"{dataset_name}: datasets takes [, * and ? in a name for a pattern. Rename the folder.")
+    """Raise ValueError if `datasets` would take a folder's path for a pattern, and load no file or other files."""
+    if not Path(dataset_name).is_dir():
+        return
+    for path in (str(Path(dataset_name).absolute()), str(Path(dataset_name).resolve())):
+        if glob.escape(path) != path:
+            raise ValueError(f"{path}: datasets takes [, * and ? in a path for a pattern. Rename the folder.")
 
 
 def label_names(names: tuple[str, ...]) -> dict[str, Any]:

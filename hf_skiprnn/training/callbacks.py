@@ -50,7 +50,7 @@ class BudgetArguments:
             "help": "Train one model for all shares of the steps between these two, for example 0.05 0.9: "
             "model(..., update_rate=0.1) then reads a tenth. A call without update_rate reads target_update_rate; its "
             "default is the recipe's share, or the geometric mean of the two if that share is outside them. The "
-            "training takes twice the recipe's epochs or steps, unless you choose their number.",
+            "training takes twice the epochs or steps of our recipes, unless you choose their number.",
         },
     )
     steered_update_rate: float | None = field(

@@ -25,11 +25,12 @@ from hf_skiprnn.evaluation.paper import ROWS, published_rows
 from hf_skiprnn.evaluation.snippets import EXAMPLES
 from hf_skiprnn.hub.card import (
     INSTRUCTION_SETS,
+    MAIN_METRICS,
     data_fingerprint,
+    gates_rivals,
     number,
     percent,
     render_card,
-    same_recipe_rivals,
     task_page,
     write_card,
 )
@@ -92,7 +93,11 @@ def sources(folder: Path) -> list[Any]:
     for pareto in folder.parent.glob("*-pareto/results.json"):
         found += leaves(json.loads(pareto.read_text()))
     results = json.loads((folder / "results.json").read_text())
-    return found + list(leaves(same_recipe_rivals(folder.parent / "gates/results.json", results)))
+    return found + list(leaves(gates_rivals(folder.parent / "gates/results.json", results, main_metric(results))))
+
+
+def main_metric(results: dict[str, Any]) -> str | None:
+    return next((name for name in MAIN_METRICS if name in results["metrics"]["test"]), None)
 
 
 def untraced(folder: Path, card: str) -> set[str]:
@@ -251,17 +256,20 @@ def test_rivals_of_this_repository_stand_beside_it(folders: dict[str, Path], tmp
     test = json.loads((folder / "results.json").read_text())["metrics"]["test"]
     read = test["update_rate"] * 0.875
     row = {"task": "mnist", "kind": "strided", "share": 0.2, "value": 0.9}
-    row |= {"updates": test["updates"] * 0.875, "read": read}
+    row |= {"updates": test["updates"] * 0.875, "read": read, "metric": "accuracy", "steps": 99}
     longer = row | {"updates": row["updates"] * 2, "kind": "plain", "share": 1.0}  # of sequences of another length
     rows = [row, row | {"value": 0.7}, longer, row | {"kind": "learned"}, row | {"task": "imdb"}]
     (tmp_path / "gates").mkdir()
     (tmp_path / "gates/results.json").write_text(json.dumps([*rows, row | {"kind": "plain", "share": 1.0}]))
-    card = render_card(folder)  # those of the same recipe take the place of the others
+    card = render_card(folder)  # these take the place of the others
     told = f"{number(row['updates'])} | {percent(read)} |"
     assert card.count("(measured here)") == 2
-    assert f"| LSTM, one step in 5, mean of 2 runs (measured here) | 0.8 | {told}" in card
-    assert f"| plain LSTM (measured here) | 0.9 | {told}" in card
+    assert f"| LSTM, one step in 5, mean of 2 runs of 99 steps (measured here) | 0.8 | {told}" in card
+    assert f"| plain LSTM, one run of 99 steps (measured here) | 0.9 | {told}" in card
     assert untraced(folder, card) == set()
+    for other in ('{"task": "mnist"}', "[1]", "{broken"):  # somebody's own folder of this name
+        (tmp_path / "gates/results.json").write_text(other)
+        assert "one step in 7 (measured here)" in render_card(folder)
 
 
 @pytest.mark.parametrize("line", ["license: mit", "license: 'mit'", "license: mit # mine", "license: [mit]"])

@@ -236,14 +236,18 @@ def test_a_budget_or_gate_of_the_command_line_takes_the_place_of_a_recipes_share
     ("options", "epochs", "steps"),
     [
         ("--config adding-skip-lstm", 3.0, 4000),
-        ("--config adding-skip-lstm --dial 0.1 0.9", 3.0, 8000),
+        ("--config adding-skip-lstm --dial 0.1 0.9", 6.0, 8000),
+        ("--config adding-skip-lstm --num_train_epochs 2", 2, -1),
+        ("--config adding-skip-lstm --dial 0.1 0.9 --num-train-epochs=2", 2, -1),
+        ("--config MINE --dial 0.1 0.9", 3.0, 500),
         ("--config adding-skip-lstm --dial 0.1 0.9 --max_steps=50", 3.0, 50),
         ("--config find_digit-skip-lstm --dial 0.1 0.9", 14, -1),
         ("--task find_digit --dial 0.1 0.9 --num_train_epochs 7", 7, -1),
     ],
 )
-def test_a_dial_trains_for_twice_as_long_as_its_recipe(options, epochs, steps):
-    args = train.parse([*options.split(), *CPU]).args
+def test_a_dial_trains_for_twice_as_long_as_our_recipe(options, epochs, steps, tmp_path):
+    (tmp_path / "mine.yaml").write_text("task: adding\nmax_steps: '500'\n")
+    args = train.parse([*options.replace("MINE", str(tmp_path / "mine.yaml")).split(), *CPU]).args
     assert (args.num_train_epochs, args.max_steps) == (epochs, steps)
 
 

@@ -292,7 +292,7 @@ def test_evaluation_of_a_checkpoint_without_a_run(tmp_path, capsys):
     assert "no run.json or results.json at the checkpoint: give --task too" in refusal(
         capsys, evaluate.main, str(tmp_path)
     )
-    assert "there is no folder absent; if it is an id of the Hub, give --task" in refusal(
+    assert "there is no folder absent (the checkpoint stands before the options); if it is an id" in refusal(
         capsys, evaluate.main, "absent"
     )
     found = evaluate.main([str(tmp_path), "--task", "frequency", "--eval_rows", "64", "--split", "validation"])

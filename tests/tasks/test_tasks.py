@@ -283,7 +283,7 @@ def test_mnist_holds_5000_training_images_out(shared_data):
     assert batch["pixel_values"].shape == (1, 1, 28, 28)
 
 
-def test_mnist_of_another_layout_is_refused(tmp_path):
+def test_mnist_of_another_layout_is_refused(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("text,label\nfive,5\n")
     with pytest.raises(ValueError, match="must have splits train and test"):
         MNIST(dataset_name=str(tmp_path)).load(0)
@@ -291,8 +291,12 @@ def test_mnist_of_another_layout_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must have columns image and label.*got \['text', 'label'\]"):
         MNIST(dataset_name=str(tmp_path)).load(0)
     tmp_path.joinpath("runs[1]").mkdir()
-    with pytest.raises(ValueError, match=r"runs\[1\]: datasets takes \[, \* and \? in a name for a pattern"):
+    with pytest.raises(ValueError, match=r"runs\[1\]: datasets takes \[, \* and \? in a path for a pattern"):
         MNIST(dataset_name=str(tmp_path / "runs[1]")).load(0)
+    (tmp_path / "runs[1]" / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "runs[1]")
+    with pytest.raises(ValueError, match=r"runs\[1\]/data: datasets takes"):
+        MNIST(dataset_name="data").load(0)
 
 
 @pytest.mark.parametrize(
