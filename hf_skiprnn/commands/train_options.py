@@ -110,7 +110,8 @@ def parse(argv: list[str]) -> Settings:
     if unknown:
         near = did_you_mean(unknown[0].partition("=")[0].lstrip("-"), names)
         parser.error(f"unknown: {' '.join(unknown)}.{near} --task {task_class.name} --help lists every option")
-    is_ours = path.resolve().parent == RECIPES.resolve() or (RECIPES / f"{path}.yaml").is_file()  # a recipe of the user's own says how long
+    # A recipe of the user's own says how long.
+    is_ours = path.resolve().parent == RECIPES.resolve() or (RECIPES / f"{path}.yaml").is_file()
     if given(rest, "dial") and is_ours and not any(given(rest, name) for name in LENGTH):
         args.num_train_epochs *= DIAL_LENGTH
         args.max_steps *= DIAL_LENGTH if args.max_steps > 0 else 1
