@@ -23,7 +23,6 @@ EXCEPTIONS = {
     "imdb-learned-to-skip/gate-shifts.json": (1, NOT_KEPT),
     "imdb-learned-to-skip/learned-to-skip.json": (1, NOT_KEPT),
     "skip-gru-mnist/results.json": (1, NOT_KEPT),
-    "skip-lstm-imdb/results.json": (1, REBASED),
     "table1-adding/results.json": (2, f"{REBASED}; {NOT_KEPT}"),
     "table2-mnist/results.json": (2, NOT_KEPT),
     "table4-frequency/results.json": (7, f"{REBASED}; {DIRTY}"),
