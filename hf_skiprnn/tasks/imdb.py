@@ -2,8 +2,8 @@
 
 Source: 25000 reviews for training, 25000 for test; `stanfordnlp/imdb` on the Hub (no licence stated), or a local folder
 in the same layout. As in the paper, 15 % of the training reviews are held out for validation (here by seed and
-stratified), and a review is cropped to its first 200 or 400 words. A word's vector (300 numbers in the paper, here 100)
-starts as in a word2vec file, if one is given and holds the word, else it is drawn from U(-0.25, 0.25).
+stratified), and a review is cropped to its first 200 or 400 words. A word's vector (in the paper 300 numbers) starts
+as in a word2vec file, if one is given and holds the word, else it is drawn from U(-0.25, 0.25).
 
 The tokenizer knows the most frequent lower-case words and punctuation marks of the training split, and is saved with
 every checkpoint. Padding is neither read nor counted. In the paper it is both: `hf-skiprnn evaluate --count_padding`
