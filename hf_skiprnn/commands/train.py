@@ -103,9 +103,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         commits = check_run(folder, run)
         set_seed(args.seed)
         splits = settings.task.load(args.seed if args.data_seed is None else args.data_seed)
+        _, validation, test_rows = splits  # made now: what is wrong with them should not stop after hours of training
         if isinstance(settings.task, OwnData):
-            settings.task.check(splits.validation)  # now, not after hours of training
-            settings.task.check(splits.test)
+            settings.task.check(validation)
+            settings.task.check(test_rows)
             train_long_enough(settings, splits, sys.argv[1:] if argv is None else argv)
         watch = LabelWatch(settings.task.compute_metrics)
         trainer = trainer_of(settings, splits, watch)
@@ -125,18 +126,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     commits = list(dict.fromkeys([*commits, code]))
     if len(commits) > 1:
         train["commits"] = commits  # the training went on at other commits
-    calibrate_gate(trainer, splits.validation)
+    calibrate_gate(trainer, validation)
     trainer.save_model()
-    test = plain_names(trainer.evaluate(splits.test, metric_key_prefix="test"))
+    test = plain_names(trainer.evaluate(test_rows, metric_key_prefix="test"))
     guess = watch.guess()
     results = results_of(settings, trainer, train, test) | {"commit": code} | callback_outcomes(settings, trainer)
     if settings.budget.dial:
-        results["operating_points"] = dial_points(trainer, splits.test, settings.budget.dial)
+        results["operating_points"] = dial_points(trainer, test_rows, settings.budget.dial)
     if was_trained:
         results |= facts_before(folder)
     if trainer.is_world_process_zero():
         write_json(folder / RUN_FILE, run | {"commits": commits})
-        results["data"] = data_fingerprint(splits.test, "test")
+        results["data"] = data_fingerprint(test_rows, "test")
         write_json(folder / RESULTS, results)
         picture = picture_of(trainer, settings.task, splits, folder, results.get("operating_points", []))
         print(summary(results, guess, folder, picture), flush=True)

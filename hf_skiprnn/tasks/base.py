@@ -4,6 +4,7 @@ import glob
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -30,12 +31,37 @@ BLOCK_ROWS = 256  # rows drawn at once; even, because the labels of generated ro
 TRAIN, VALIDATION, TEST = range(3)
 
 
-class Splits(NamedTuple):
-    """The rows of a task. `train` may be endless (an IterableDataset); the other two have a length."""
+class Splits:
+    """The rows of a task: splits `train`, `validation` and `test`, in this order.
 
-    train: Any  # Dataset, IterableDataset, or a map-style data set of PyTorch
-    validation: Dataset
-    test: Dataset
+    `train` may be endless (an IterableDataset) or a map-style data set of PyTorch; the other two have a length.
+
+    Args:
+        train, validation, test: the rows, or a function that makes them. It is called when the split is first asked
+            for, so that an evaluation does not wait for training rows.
+    """
+
+    def __init__(self, train: Any, validation: Any, test: Any) -> None:
+        self._given = (train, validation, test)
+
+    def _rows(self, split: int) -> Any:
+        given = self._given[split]
+        return given() if callable(given) else given
+
+    @cached_property
+    def train(self) -> Any:
+        return self._rows(TRAIN)
+
+    @cached_property
+    def validation(self) -> Dataset:
+        return self._rows(VALIDATION)
+
+    @cached_property
+    def test(self) -> Dataset:
+        return self._rows(TEST)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.train, self.validation, self.test))
 
 
 @dataclass
@@ -290,7 +316,7 @@ class GeneratedTask(Task):
         train = IterableDataset.from_generator(
             endless_rows, gen_kwargs={"task": self, "seed": seed, "streams": list(range(NUM_STREAMS))}
         )
-        return Splits(train, self._fixed(VALIDATION), self._fixed(TEST))
+        return Splits(train, partial(self._fixed, VALIDATION), partial(self._fixed, TEST))
 
     def _fixed(self, split: int) -> Dataset:
         columns = self.draw(np.random.default_rng([split]), self.eval_rows)

@@ -9,6 +9,7 @@ for training, 360 for validation, 360 for test.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
@@ -40,7 +41,7 @@ class Digits(ImageTask):
         )
         test = self._hold_out(data)
         validation = self._hold_out(test["train"])
-        return Splits(self.training_rows(validation["train"]), validation["test"], test["test"])
+        return Splits(partial(self.training_rows, validation["train"]), validation["test"], test["test"])
 
     def _hold_out(self, data: Dataset) -> dict[str, Dataset]:
         return data.train_test_split(test_size=HELD_OUT_ROWS, seed=self.split_seed, stratify_by_column="label")

@@ -11,6 +11,7 @@ images.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from datasets import Dataset
@@ -45,11 +46,15 @@ class FindDigit(ImageTask):
     def load(self, seed: int) -> Splits:
         """Return the splits; `seed` decides the places of the training images."""
         train, validation, test = Digits().load(0)
-        held_out = [
-            Dataset.from_list(list(self._pasted(rows, EVALUATED_PLACES, [split])), features=test.features)
-            for rows, split in ((validation, VALIDATION), (test, TEST))
-        ]
-        return Splits(self.training_rows(self._pasted(train, self.places, [TRAIN, seed])), *held_out)
+
+        def held_out(rows: Dataset, split: int) -> Dataset:
+            return Dataset.from_list(list(self._pasted(rows, EVALUATED_PLACES, [split])), features=rows.features)
+
+        return Splits(
+            partial(self.training_rows, self._pasted(train, self.places, [TRAIN, seed])),
+            partial(held_out, validation, VALIDATION),
+            partial(held_out, test, TEST),
+        )
 
     def _pasted(self, rows: Iterable[Row], places: int, seed: list[int]) -> Iterator[Row]:
         """Yield every image at `places` random places."""

@@ -15,7 +15,7 @@ feature extractor stores these.
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -144,7 +144,7 @@ class FSDD(SpokenTask):
         data = data.select_columns(["audio", "label"]).cast_column("audio", Audio(decode=False))
         data = data.cast_column("label", ClassLabel(names=list(self.labels)))
         train = data["train"].train_test_split(HELD_OUT_ROWS, seed=self.split_seed, stratify_by_column="label")
-        return Splits(self._extract(train["train"]), self._extract(train["test"]), self._extract(data["test"]))
+        return Splits(*(partial(self._extract, rows) for rows in (train["train"], train["test"], data["test"])))
 
     def _extract(self, data: Dataset) -> Dataset:
         """Extract the steps of all sounds once; `datasets` caches them."""

@@ -12,6 +12,7 @@ Steps are log-mel frames (25 ms every 10 ms, 32 bands): 298 steps, about 40 of t
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,9 @@ class Keyword(SpokenTask):
         train = everything.select(np.flatnonzero(~np.isin(speakers, held_out)))
         validation, test = (everything.select(np.flatnonzero(speakers == speaker)) for speaker in held_out)
         return Splits(
-            self._rows(train, TRAIN, self.copies), self._rows(validation, VALIDATION, 1), self._rows(test, TEST, 1)
+            partial(self._rows, train, TRAIN, self.copies),
+            partial(self._rows, validation, VALIDATION, 1),
+            partial(self._rows, test, TEST, 1),
         )
 
     def _rows(self, recordings: Dataset, split: int, copies: int) -> Dataset:

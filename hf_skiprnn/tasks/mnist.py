@@ -8,6 +8,7 @@ Hub (licence according to its page: MIT), or a local folder in the same layout. 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from .base import ImageTask, Splits, load_splits
 
@@ -29,4 +30,4 @@ class MNIST(ImageTask):
         """Return the splits. `seed` is not used, because the trainer shuffles the rows."""
         data = load_splits(self.dataset_name, "image", "label")
         held_out = data["train"].train_test_split(test_size=self.validation_rows, seed=self.split_seed)
-        return Splits(self.training_rows(held_out["train"]), held_out["test"], data["test"])
+        return Splits(partial(self.training_rows, held_out["train"]), held_out["test"], data["test"])

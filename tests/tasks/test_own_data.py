@@ -279,7 +279,7 @@ def test_a_class_of_one_row_does_not_stop_the_run(tmp_path):
 def test_a_stream_holds_the_same_rows_out_in_every_epoch(tmp_path):
     task = OwnData(dataset_name=write(tmp_path / "d", series(300)), streaming=True, eval_rows=20)
     splits = task.load(0)
-    held = {row["row_number"] for part in splits[1:] for row in part}
+    held = {row["row_number"] for part in (splits.validation, splits.test) for row in part}
     assert len(held) == len(splits.validation) + len(splits.test) == 40
     epochs = []
     for epoch in (0, 1):
@@ -301,7 +301,7 @@ def test_a_stream_of_several_files_holds_the_same_rows_out_in_every_order(tmp_pa
         )
     splits = OwnData(dataset_name=str(tmp_path / "d"), streaming=True).load(1)
     assert splits.train.num_shards == 4
-    held = {tuple(row["x"]) for part in splits[1:] for row in part}
+    held = {tuple(row["x"]) for part in (splits.validation, splits.test) for row in part}
     assert len(held) == len(splits.validation) + len(splits.test) > 40
     for epoch, workers in ((0, 0), (1, 0), (0, 2)):
         splits.train.set_epoch(epoch)
@@ -316,8 +316,8 @@ def test_a_stream_is_evaluated_on_rows_of_every_class(tmp_path):
     write(folder, [{"x": [0.0, row], "label": row // 500} for row in range(1000)], "train")
     write(folder, [{"x": [0.0, row], "label": row // 1000} for row in range(2000)], "test")
     splits = OwnData(dataset_name=str(folder), streaming=True, eval_rows=100).load(0)
-    assert [len(part) for part in splits[1:]] == [100, 100]
-    for part in splits[1:]:
+    assert [len(part) for part in (splits.validation, splits.test)] == [100, 100]
+    for part in (splits.validation, splits.test):
         assert 25 < sum(part["label"]) < 75
 
 
@@ -356,7 +356,7 @@ def test_token_ids_of_rows_held_out_are_known(tmp_path):
     task = OwnData(dataset_name=write(tmp_path / "d", rows), input_kind="tokens")
     splits = task.load(0)
     assert task.model_defaults()["vocab_size"] == 100
-    for part in splits[1:]:
+    for part in (splits.validation, splits.test):
         task.check(part)
 
 
