@@ -17,7 +17,8 @@ from transformers import (
 
 from hf_skiprnn.evaluation.files import write_json
 from hf_skiprnn.evaluation.metrics import operation_counts
-from hf_skiprnn.tasks import TASKS, Splits, Task
+from hf_skiprnn.tasks import TASKS, Task
+from hf_skiprnn.tasks.base import Row
 from hf_skiprnn.training.calibration import calibrate, set_update_rate
 from hf_skiprnn.training.trainer import SkipRNNTrainer
 
@@ -136,15 +137,18 @@ def updates_with_padding(
 
 
 def operating_points(
-    model: PreTrainedModel, task: Task, splits: Splits, options: Namespace, folder: Path
+    model: PreTrainedModel, task: Task, rows: Dataset, kept: list[Row], options: Namespace, folder: Path
 ) -> list[dict[str, float]]:
-    """Return the metrics at every gate shift and update rate, and print them; the model stays as it was."""
-    points, shifted, rows = [], cast(Any, model), getattr(splits, options.split)
+    """Return the metrics at every gate shift and update rate, and print them; the model stays as it was.
+
+    A model without a calibration is calibrated with the rows `kept`.
+    """
+    points, shifted = [], cast(Any, model)
     config = shifted.config
     before = config.gate_shift, config.gate_calibration
     asked: list[tuple[float, dict[str, float]]] = [(shift, {}) for shift in options.gate_shifts or ()]
-    if options.update_rates and config.gate_calibration is None:
-        kept, size = list(spread_rows(splits.validation, CALIBRATION_ROWS)), options.batch_size
+    if kept:
+        size = options.batch_size
         calibrate(shifted, [task.collate(kept[start : start + size]) for start in range(0, len(kept), size)])
     for rate in options.update_rates or ():
         if (found := set_update_rate(shifted, rate)) != rate:
@@ -225,6 +229,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         task.use_processor(options.checkpoint)
         splits = task.load(seed=0)
         rows = getattr(splits, options.split)
+        kept: list[Row] = []  # rows for a calibration, which a checkpoint may lack
+        if options.update_rates and model.config.gate_calibration is None:
+            kept = list(spread_rows(splits.validation, CALIBRATION_ROWS))
         match_task(model, task, options.checkpoint)
     metrics = evaluate(model, task, rows, options.batch_size, folder)
     if options.count_padding:
@@ -238,7 +245,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "multiply_accumulates": operation_counts(model.config, metrics),
     }
     if options.gate_shifts or options.update_rates:
-        result["operating_points"] = operating_points(model, task, splits, options, folder)
+        result["operating_points"] = operating_points(model, task, rows, kept, options, folder)
     write_json(folder / f"evaluation-{options.split}.json", result)
     print(report(result))
     if "operating_points" in result:
