@@ -87,7 +87,8 @@ def check_run(folder: Path, run: dict[str, Any]) -> list[str]:
         changes.insert(0, f"the task was {before.get('task')} and is now {run['task']}")
     if changes:
         raise SystemExit(
-            f"{folder} holds another run: {'; '.join(changes)}. Choose another --output_dir, or delete that folder."
+            f"{folder} holds another run: {'; '.join(changes)}. To go on with it, give it the old values. To train a "
+            "new model, choose another --output_dir, or delete that folder."
         )
     return list(before.get("commits", []))
 

@@ -136,7 +136,7 @@ def test_another_run_in_the_same_folder_is_refused(digits_run, capsys):
     folder, _, _ = digits_run
     said = refusal(capsys, train.main, "--task", "digits", "--output_dir", str(folder), "--hidden_size", "25", *QUIET)
     assert "holds another run: hidden_size was 24 and is now 25; " in said
-    assert "Choose another --output_dir, or delete that folder" in said
+    assert "To go on with it, give it the old values." in said
 
 
 @pytest.mark.parametrize("option", ["learning_rate=0.5", "optim=sgd", "max_steps=400", "adam_beta2=0.9"])
