@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         commits = check_run(folder, run)
         set_seed(args.seed)
         splits = settings.task.load(args.seed if args.data_seed is None else args.data_seed)
-        _, validation, test_rows = splits  # made now: what is wrong with them should not stop after hours of training
+        _, validation, test_rows = splits  # made now, so that a bad row stops this command before the training
         if isinstance(settings.task, OwnData):
             settings.task.check(validation)
             settings.task.check(test_rows)

@@ -37,8 +37,8 @@ class Splits:
     `train` may be endless (an IterableDataset) or a map-style data set of PyTorch; the other two have a length.
 
     Args:
-        train, validation, test: the rows, or a function that makes them. It is called when the split is first asked
-            for, so that an evaluation does not wait for training rows.
+        train, validation, test: the rows, or a function that returns them. The function is called when the split is
+            first read, so that an evaluation does not wait for training rows.
     """
 
     def __init__(self, train: Any, validation: Any, test: Any) -> None:

@@ -3,16 +3,16 @@
     python -m scripts.benchmarks.gates --tasks find_digit frequency --seeds 3       # train the missing runs
     python -m scripts.benchmarks.gates --report                                      # print and draw stored results
 
-The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs.
-Shares with one stride, 0.33 and 0.35, have the same strided runs. On imdb and own_imdb, models without a learned gate
-are taken from their best step on validation data, as they overfit. The tasks own_... load data as a user would, with
---dataset_name and the defaults for own data: own_imdb and own_fsdd those of imdb and fsdd, own_plaid and own_vowels the
-folders that archive.py writes. To use a local copy of the data of imdb or fsdd, train one such task at a time with
---dataset_name FOLDER. A dial is one model for all shares (--dial), trained for twice the steps unless --max_steps is
-given; it is evaluated at each share. Each kind of model gets the learning rate, of three around the recipe's, that is
-best on validation data with seed 1. A run whose folder under --runs holds a results.json is finished; the same command
-then trains the other runs. Unknown options, such as --max_steps, are passed to scripts/train.py. Results:
-model_cards/gates/results.json.
+The same recipe, TASK-skip-lstm, trains every model of a task for the same number of steps; only the gate differs. A
+strided model of 0.33 and one of 0.35 are the same: both read every third step. On imdb and own_imdb, models without a
+learned gate are taken from their best step on validation data, as they overfit. The tasks own_... load data as a user
+would, with --dataset_name and the defaults for own data: own_imdb and own_fsdd those of imdb and fsdd, own_plaid and
+own_vowels the folders that archive.py writes. To use a local copy of the data of imdb or fsdd, train one such task at a
+time with --dataset_name FOLDER. A dial is one model for all shares (--dial), trained for twice the steps unless
+--max_steps is given; it is evaluated at each share. Each kind of model gets the learning rate, of three around the
+recipe's, that is best on validation data with seed 1. A run whose folder under --runs holds a results.json is finished;
+the same command then trains the other runs. Unknown options, such as --max_steps, are passed to scripts/train.py.
+Results: model_cards/gates/results.json.
 """
 
 import json
